@@ -1,0 +1,81 @@
+# The stages of the data flywheel, chained; nothing here but wiring.
+#   make data sweep evaluate               the real job
+#   PROFILE=demo make sweep                another profile of params.yaml
+#   make sweep SET="sweep.trials=4"        single values
+#   make evaluate FORCE=1                  run though up to date
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+
+PYTHON ?= python3
+PROFILE ?= cifar10
+SET ?=
+ARGS ?=
+export PROFILE SET
+
+# The stamp's name holds a checksum of what is installed: the environment is refreshed when the content
+# of these files changes, never because of a time stamp.
+READY := .venv/ready-$(shell cat pyproject.toml requirements.lock | cksum | tr ' ' '-')
+VENV_PYTHON := .venv/bin/python
+# FORCE=1 forces the goals that were typed, not the stages they depend on.
+STAGE = exec $(VENV_PYTHON) scripts/$@.py $(if $(FORCE),$(if $(filter $@,$(MAKECMDGOALS)),--force)) $(ARGS)
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PROFILE=cifar10|laptop|demo   SET="sweep.trials=4 sweep.epochs=2"   FORCE=1   see params.yaml'
+
+.PHONY: demo
+demo: $(READY) ## the whole wheel on digits that ship with scikit-learn: no account, GPU or download
+	@exec $(MAKE) --no-print-directory evaluate status PROFILE=demo
+
+.PHONY: data sweep evaluate
+data: $(READY) ## build the data set and its splits: the artifact cifar10_dataset
+	@$(STAGE)
+
+sweep: data ## search for the best model; publishes model-<run_id>, linked as best
+	@$(STAGE)
+
+evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
+	@$(STAGE)
+
+.PHONY: status artifacts lineage
+status: $(READY) ## where each stage stands, and why
+	@$(STAGE)
+
+artifacts: $(READY) ## every artifact version, with its aliases
+	@$(STAGE)
+
+lineage: $(READY) ## what came from what (ARGS=name:version for one artifact)
+	@$(STAGE)
+
+.PHONY: lint test test-all
+lint: $(READY) ## ruff (lint and format) and mypy
+	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
+
+test: lint ## lint, types and tests (about 8 minutes on two cores)
+	@exec $(VENV_PYTHON) -m pytest -m "not long" $(ARGS)
+
+test-all: lint ## the same and the long tests
+	@exec $(VENV_PYTHON) -m pytest $(ARGS)
+
+.PHONY: setup lock format
+setup: $(READY) ## create or refresh .venv (every target does)
+
+format: $(READY) ## format the code
+	@$(VENV_PYTHON) -m ruff check --fix . && $(VENV_PYTHON) -m ruff format .
+
+lock: $(READY) ## write requirements.lock anew from .venv
+	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \
+	  && mv .lock-new requirements.lock
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  'Python 3.11 or newer is needed: name one, for example: make PYTHON=python3.11 setup' >&2; exit 1; }
+	@echo 'setup: installing into .venv (about 7 GB with CUDA builds; 2 to 10 minutes)'
+	@test -x $(VENV_PYTHON) || $(PYTHON) -m venv .venv
+	@rm -f .venv/ready-*
+	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@

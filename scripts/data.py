@@ -1,0 +1,27 @@
+"""Build the data set and its splits.
+
+    python scripts/data.py --profile demo          (make data PROFILE=demo)
+
+Reads   the section data of params.yaml; CIFAR-10's archive, data.path, or scikit-learn's digits
+Writes  the artifact <data.name>_dataset; reports/<profile>/samples_<split>.png
+"""
+
+from flywheel import command
+from flywheel.registry import Registry
+from flywheel.stages import data
+
+
+def main() -> None:
+    """Run the stage and print what it made."""
+    arguments = command.stage_parser(__doc__).parse_args()
+    params = command.load_params(arguments)
+    receipt = data.run(params, Registry(params.store), force=arguments.force)
+    counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
+    print(f"data: {Registry(params.store).resolve(receipt['outputs'][0]).label}: {counts}")
+    for pair, count in receipt["metrics"]["duplicates"]["across"].items():
+        kept, dropped = pair.split("/")
+        print(f"data: {count} images of {dropped} left out: {kept} has the same")
+
+
+if __name__ == "__main__":
+    command.main(main)

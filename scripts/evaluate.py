@@ -1,0 +1,33 @@
+"""Judge the sweep's best model on the test set; a first model that passes the gate goes into production.
+
+    python scripts/evaluate.py --profile demo       (make evaluate PROFILE=demo)
+
+Reads   the sections gate and promotion of params.yaml; the data set and the model linked as best
+Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst.png in reports/<profile>;
+        the alias production of <data.name>-classifier
+"""
+
+from flywheel import command
+from flywheel.registry import Registry
+from flywheel.stages import evaluate
+
+
+def main() -> None:
+    """Run the stage and print accuracy and decision."""
+    arguments = command.stage_parser(__doc__).parse_args()
+    params = command.load_params(arguments)
+    registry = Registry(params.store)
+    receipt = evaluate.run(params, registry, force=arguments.force)
+    metrics = receipt["metrics"]
+    low, high = metrics["interval"]
+    print(
+        f"evaluate: {registry.resolve(receipt['inputs']['model']).label}: {metrics['accuracy']:.2%} of "
+        f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
+    )
+    outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
+    print(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
+    print(f"reports: {params.reports}")
+
+
+if __name__ == "__main__":
+    command.main(main)

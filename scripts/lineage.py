@@ -1,0 +1,24 @@
+"""What an artifact was made from, back to the data; of the production model if none is named.
+
+    python scripts/lineage.py digits-classifier:best --profile demo
+                            (make lineage PROFILE=demo ARGS=digits-classifier:best)
+
+Reads   the registry
+Writes  nothing
+"""
+
+from flywheel import command, overview
+from flywheel.registry import Registry
+
+
+def main() -> None:
+    """Print the tree."""
+    parser = command.parser(__doc__)
+    parser.add_argument("artifact", nargs="?", help="name, name:alias, name:vN or name@digest")
+    arguments = parser.parse_args()
+    params = command.load_params(arguments)
+    print("\n".join(overview.lineage(params, Registry(params.store), arguments.artifact)))
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,32 @@
+"""Search for the best recipe with Ray Tune and publish the best model.
+
+    python scripts/sweep.py --profile demo                          (make sweep PROFILE=demo)
+    RAY_ADDRESS=host:6379 python scripts/sweep.py                   on a cluster, from one of its nodes
+
+Reads   the sections sweep and recipe of params.yaml; the artifact <data.name>_dataset
+Writes  the artifact model-<run_id>, linked as best; sweep.json, sweep.csv and pictures in reports/<profile>;
+        store/<profile>/journal/<sweep_id>.jsonl
+"""
+
+from flywheel import command
+from flywheel.files import human_size
+from flywheel.registry import Registry
+from flywheel.stages import sweep
+
+
+def main() -> None:
+    """Run the stage and print the best trial."""
+    arguments = command.stage_parser(__doc__).parse_args()
+    params = command.load_params(arguments)
+    registry = Registry(params.store)
+    receipt = sweep.run(params, registry, force=arguments.force)
+    metrics = receipt["metrics"]
+    model = registry.resolve(receipt["outputs"][0])
+    print(
+        f"sweep: best of {metrics['trials']} trials: {model.label}, {metrics['accuracy']:.2%} on validation "
+        f"({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
+    )
+
+
+if __name__ == "__main__":
+    command.main(main)

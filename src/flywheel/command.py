@@ -1,0 +1,57 @@
+"""What every script shares: the same arguments, and errors as one line with an exit code.
+
+Exit codes: 0 done or up to date; 1 an error, said in one line; 75 another run holds the lock; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from flywheel import FlywheelError, params_file
+from flywheel.files import Locked
+from flywheel.params import Params
+
+LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a script; its help is the script's docstring."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--profile", help="profile of params.yaml (default: $PROFILE, else cifar10)")
+    result.add_argument("--set", help='overrides such as "sweep.trials=4 sweep.epochs=2" (default: $SET)')
+    result.add_argument("--params", default="params.yaml", help="the params file (default: params.yaml)")
+    return result
+
+
+def stage_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a stage's script."""
+    result = parser(description)
+    result.add_argument("--force", action="store_true", help="run though up to date")
+    return result
+
+
+def load_params(arguments: argparse.Namespace) -> Params:
+    """Return the params that the command line and the environment ask for."""
+    profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
+    overrides = os.environ.get("SET", "") if arguments.set is None else arguments.set
+    return params_file.load(arguments.params, profile, overrides)
+
+
+def main(script: Callable[[], None]) -> None:
+    """Run a script's main function; an expected error becomes one line on stderr and exit code 1."""
+    try:
+        script()
+    except Locked as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(LOCKED)
+    except FlywheelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; run the same command to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,80 @@
+"""Batches from images that stay resident on the device as uint8, augmented there for a batch at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+
+def resident(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on the device; on the CPU it shares the memory (Ray's, read-only) of the array."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(device, non_blocking=True)
+
+
+class Batches:
+    """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
+
+    Images (n, h, w, 3) uint8 are padded once by reflection; shift and flip are then one gather of rows and
+    columns. What does not fill a batch is left out of an epoch, other images each time.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        batch_size: int,
+        *,
+        flip: bool,
+        translate: int,
+        seed: int,
+        device: torch.device,
+    ):
+        self.size = images.shape[1]
+        self.padding = min(translate, self.size - 1)
+        self.flip = flip
+        self.labels = resident(labels, device)
+        self.images = _padded(resident(images, device), self.padding)
+        self.batch_size = min(batch_size, len(labels))
+        self.device = device
+        self.random = torch.Generator(device).manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device."""
+        order = torch.randperm(len(self.labels), generator=self.random, device=self.device)
+        for index in order[: len(self) * self.batch_size].reshape(-1, self.batch_size):
+            yield self._augmented(index), self.labels[index]
+
+    def _augmented(self, index: Tensor) -> Tensor:
+        if not self.padding and not self.flip:
+            return self.images[index]
+        rows, columns = self._offsets(len(index)), self._offsets(len(index))
+        if self.flip:
+            flipped = torch.rand(len(index), 1, generator=self.random, device=self.device) < 0.5
+            columns = torch.where(flipped, columns.flip(1), columns)
+        return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _offsets(self, count: int) -> Tensor:
+        """Return the rows (or columns) of `count` crops, (count, size)."""
+        span = torch.arange(self.size, device=self.device)
+        shifts = torch.randint(2 * self.padding + 1, (count, 1), generator=self.random, device=self.device)
+        return shifts + span
+
+
+def _padded(images: Tensor, padding: int) -> Tensor:
+    if not padding:
+        return images
+    framed = functional.pad(images.permute(0, 3, 1, 2), (padding,) * 4, mode="reflect")
+    return framed.permute(0, 2, 3, 1).contiguous()

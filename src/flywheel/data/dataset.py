@@ -1,0 +1,120 @@
+"""The data set as an artifact: arrays that are memory-mapped, index sets, and a description for people.
+
+images.npy   (n, s, s, 3) uint8      labels.npy  (n,) int64
+hashes.npy   (n, 32) uint8           ids.npy     (n,) int64, index in the source's train or test images
+train.npy, validation.npy, test.npy, simulation.npy   indices into the above, int64
+dataset.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flywheel import files
+from flywheel.data import DataError, splits
+from flywheel.data.images import Pixels
+
+FORMAT = 1
+ARRAYS = ("images", "labels", "hashes", "ids", *splits.SPLITS)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, gathered: images (n, s, s, 3) uint8, labels (n,) int64, ids (n,) int64."""
+
+    images: Pixels
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, in memory or memory-mapped. `description` is dataset.json."""
+
+    images: Pixels
+    labels: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+    ids: NDArray[np.int64]
+    indices: Mapping[str, NDArray[np.int64]]
+    description: Mapping[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; a label is an index into them."""
+        return tuple(self.description["class_names"])
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of each channel over train and validation, of pixels in [0, 1]."""
+        return tuple(self.description["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel over train and validation, of pixels in [0, 1]."""
+        return tuple(self.description["std"])
+
+    @property
+    def image_size(self) -> int:
+        """The side of the images in pixels."""
+        return int(self.images.shape[1])
+
+    @cached_property
+    def holdout(self) -> NDArray[np.bool_]:
+        """Which of the simulation images are on the side `holdout`."""
+        return splits.is_holdout(self.hashes[self.indices["simulation"]])
+
+    def split(self, name: str) -> Split:
+        """Return the images of a split (a copy)."""
+        index = self.indices[name]
+        return Split(self.images[index], self.labels[index], self.ids[index])
+
+
+def statistics(images: Pixels) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel of uint8 images, as parts of 255.
+
+    Exact: from the counts of the 256 values. For CIFAR-10's 50,000 training images 0.4914 0.4822 0.4465 and
+    0.2470 0.2435 0.2616; the often copied 0.2023 0.1994 0.2010 is the mean of single images' deviations.
+    """
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        average = float(counts @ values / counts.sum())
+        mean.append(average)
+        std.append(float(np.sqrt(counts @ (values - average) ** 2 / counts.sum())))
+    return mean, std
+
+
+def save(dataset: Dataset, directory: Path) -> None:
+    """Write the files of a data set into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, NDArray[Any]] = {
+        "images": dataset.images,
+        "labels": dataset.labels,
+        "hashes": dataset.hashes,
+        "ids": dataset.ids,
+        **dataset.indices,
+    }
+    for name, array in arrays.items():
+        np.save(directory / f"{name}.npy", array, allow_pickle=False)
+    files.write_json(directory / "dataset.json", {"format": FORMAT, **dataset.description})
+
+
+def open_directory(directory: Path) -> Dataset:
+    """Return the data set in a directory, its arrays memory-mapped. Raises DataError."""
+    try:
+        description = files.read_json(directory / "dataset.json")
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory} is not a data set ({error}); run make data FORCE=1") from None
+    if description.get("format") != FORMAT:
+        raise DataError(f"{directory} is of format {description.get('format')}, not {FORMAT}; run make data FORCE=1")
+    indices = {name: arrays[name] for name in splits.SPLITS}
+    return Dataset(arrays["images"], arrays["labels"], arrays["hashes"], arrays["ids"], indices, description)

@@ -1,0 +1,51 @@
+"""Seeded corruptions that make production look different from training.
+
+In the manner of ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261): kinds with a severity of 0 to 5,
+drawn for each image anew.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from flywheel import params
+from flywheel.data.images import Pixels
+
+ROTATION_DEGREES = 7.0
+NOISE_STD = 0.047 * 255
+BLUR_RADIUS = 0.3 / 32  # of the image's side
+BRIGHTNESS, CONTRAST = 0.12, 0.15
+
+
+def apply(images: Pixels, ids: NDArray[np.int64], drift: params.Drift, seed: int) -> Pixels:
+    """Return images (n, s, s, 3) uint8 corrupted as `drift` says; the draw depends on seed and id alone."""
+    if not any(drift.model_dump().values()):
+        return images
+    return np.stack([_corrupt(image, int(id_), drift, seed) for image, id_ in zip(images, ids, strict=True)])
+
+
+def _corrupt(image: Pixels, id_: int, drift: params.Drift, seed: int) -> Pixels:
+    random = np.random.default_rng([seed, id_])
+    degrees, brightness, contrast = random.uniform(-1, 1, size=3)
+    picture = Image.fromarray(image)
+    if drift.rotation:
+        border = tuple(int(value) for value in np.median(_border(image), axis=0))
+        angle = degrees * ROTATION_DEGREES * drift.rotation
+        picture = picture.rotate(angle, Image.Resampling.BILINEAR, fillcolor=border)
+    if drift.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(BLUR_RADIUS * image.shape[0] * drift.blur))
+    values = np.asarray(picture, np.float32)
+    if drift.contrast:
+        mean = values.mean()
+        values = mean + (values - mean) * (1 + contrast * CONTRAST * drift.contrast)
+    if drift.brightness:
+        values = values * (1 + brightness * BRIGHTNESS * drift.brightness)
+    if drift.noise:
+        values = values + random.normal(0, NOISE_STD * drift.noise, size=values.shape).astype(np.float32)
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def _border(image: Pixels) -> Pixels:
+    return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])

@@ -1,0 +1,127 @@
+"""Fetch an archive once: resumed, retried, verified, extracted safely, and never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from flywheel import files
+from flywheel.data import DataError
+
+ATTEMPTS = 4
+BACKOFF_S = 1.0  # doubled after each attempt
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
+CHUNK_BYTES = 1 << 16
+
+
+class _TryAgainError(Exception):
+    """A failure that another attempt may mend."""
+
+
+def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], None] = print) -> None:
+    """Make sure that `folder` lies beside `path`, from the archive at `path`, fetched from `url` if it is absent.
+
+    Raises DataError, one sentence, with the ways on; nothing half-written is left under the final names.
+    """
+    target = path.parent / folder
+    if target.is_dir():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(path.with_name(path.name + ".lock"), wait=True):
+        if target.is_dir():
+            return
+        if not path.exists():
+            say(f"data: fetching {url}")
+            download(url, path, md5)
+        elif _md5(path) != md5:
+            raise DataError(f"{path} does not match its checksum {md5}; remove it and run make data again")
+        extract(path, folder)
+
+
+def download(url: str, path: Path, md5: str) -> None:
+    """Fetch `url` to `path`, resuming what an earlier attempt left in `<path>.part`. Raises DataError."""
+    part = path.with_name(path.name + ".part")
+    failure = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        try:
+            _fetch_rest(url, part)
+            found = _md5(part)
+            if found == md5:
+                part.replace(path)
+                return
+            part.unlink()
+            failure = f"its checksum is {found}, not {md5}"
+        except (requests.RequestException, _TryAgainError) as error:
+            failure = str(error) if isinstance(error, _TryAgainError) else _short(error)
+    raise DataError(
+        f"cannot fetch {url}: {failure}; put the file at {path}, or use your own images "
+        "(data.source=folder data.path=…), or try PROFILE=demo, which needs no download"
+    )
+
+
+def extract(path: Path, folder: str) -> None:
+    """Extract `folder` of a tar archive beside it, whole or not at all. Raises DataError.
+
+    Python's "data" filter refuses absolute and outside paths, links that leave, and devices (PEP 706).
+    """
+    temporary = path.with_name(path.name + ".extracting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(path) as opened:
+            opened.extractall(temporary, filter="data")
+        (temporary / folder).rename(path.parent / folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be extracted ({error}); free space or remove it, and run again") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fetch_rest(url: str, part: Path) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+    with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # all of it is here; the checksum decides
+        if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+            raise _TryAgainError(f"the server answered {response.status_code} {response.reason}")
+        resumed = response.status_code == requests.codes.partial_content
+        start = have if resumed else 0
+        length = int(response.headers.get("Content-Length", 0))
+        with (
+            part.open("ab" if resumed else "wb") as writing,
+            tqdm(
+                desc="data: fetching", total=start + length or None, initial=start,
+                unit="B", unit_scale=True, mininterval=0.5, disable=None,
+            ) as bar,
+        ):  # fmt: skip
+            for chunk in response.iter_content(CHUNK_BYTES):
+                writing.write(chunk)
+                bar.update(len(chunk))
+        if length and part.stat().st_size < start + length:
+            raise _TryAgainError("the connection closed before the end")
+
+
+def _md5(path: Path) -> str:
+    hasher = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as reading:
+        while chunk := reading.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _short(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return type(error).__name__

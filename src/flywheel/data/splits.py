@@ -1,0 +1,82 @@
+"""Splits: stratified validation, sides of the simulation images, disjointness by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flywheel.data import DataError
+from flywheel.data.images import Pixels
+
+Indices = NDArray[np.int64]
+
+SPLITS = ("train", "validation", "test", "simulation")
+PRECEDENCE = ("test", "validation", "simulation", "train")  # a duplicate stays in the first of these
+HOLDOUT_PERCENT = 30
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What `disjoint` left out: copies within a split stay, copies in a later split are dropped."""
+
+    within: Mapping[str, int]
+    across: Mapping[str, int]  # "test/train": images dropped from train because test has them
+
+
+def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Return indices (rest, held out), each sorted, with `fraction` of the images held out, every class alike.
+
+    Raises DataError when there are too few images for that.
+    """
+    from sklearn.model_selection import train_test_split
+
+    count = max(round(len(labels) * fraction), 1)
+    try:
+        rest, held_out = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(
+            f"cannot hold out {count} of {len(labels)} training images for validation, every class alike ({error}); "
+            "add images or change data.validation_fraction"
+        ) from None
+    return np.sort(rest), np.sort(held_out)
+
+
+def content_hashes(images: Pixels) -> NDArray[np.uint8]:
+    """Return the SHA-256 of each image's pixels, (n, 32) uint8."""
+    rows = [np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images]
+    return np.stack(rows)
+
+
+def is_holdout(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which images, by content hash (n, 32), are on the side `holdout` (30 %) for ever; others: `train`."""
+    numbers = hashes[:, :4].astype(np.uint64) @ np.array([1 << 24, 1 << 16, 1 << 8, 1], np.uint64)
+    result: NDArray[np.bool_] = numbers % 100 < HOLDOUT_PERCENT
+    return result
+
+
+def disjoint(splits: Mapping[str, Indices], hashes: NDArray[np.uint8]) -> tuple[dict[str, Indices], Duplicates]:
+    """Return the splits with every content in one split only, and what was found."""
+    keys = [row.tobytes() for row in hashes]
+    owner: dict[bytes, str] = {}
+    kept: dict[str, Indices] = {}
+    within: dict[str, int] = {}
+    across: dict[str, int] = {}
+    for name in PRECEDENCE:
+        stays = []
+        for index in splits[name]:
+            first = owner.setdefault(keys[index], name)
+            if first == name:
+                stays.append(index)
+            else:
+                across[f"{first}/{name}"] = across.get(f"{first}/{name}", 0) + 1
+        kept[name] = np.array(stays, np.int64)
+        copies = len(stays) - len({keys[index] for index in stays})
+        if copies:
+            within[name] = copies
+        if not stays:
+            raise DataError(f"the split {name} is empty: every image of it also stands in {PRECEDENCE[0]} or others")
+    return {name: kept[name] for name in SPLITS}, Duplicates(within, across)

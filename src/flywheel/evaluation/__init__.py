@@ -1,0 +1,1 @@
+"""Predictions -> metrics, comparison of two models, pictures."""

@@ -1,0 +1,161 @@
+"""The only copy of what every room needs of the file system: atomic writes, digests, appends, locks."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from flywheel import FlywheelError
+
+CHUNK_BYTES = 1 << 20
+
+
+class Locked(FlywheelError):
+    """Another process holds the lock; the message names it."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Size and both digests of a file: SHA-256 (hex) addresses it here, MD5 (base64) is W&B's."""
+
+    size: int
+    sha256: str
+    md5: str
+
+
+def digest_stream(source: BinaryIO, copy_to: BinaryIO | None = None) -> Digests:
+    """Read `source` once and return its digests; write what was read to `copy_to` if given."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    while chunk := source.read(CHUNK_BYTES):
+        sha256.update(chunk)
+        md5.update(chunk)
+        size += len(chunk)
+        if copy_to is not None:
+            copy_to.write(chunk)
+    return Digests(size, sha256.hexdigest(), base64.b64encode(md5.digest()).decode())
+
+
+def digest_file(path: Path) -> Digests:
+    """Return the digests of a file."""
+    with path.open("rb") as source:
+        return digest_stream(source)
+
+
+def digest_json(value: object) -> str:
+    """Return the SHA-256 (hex) of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names in a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: libraries (matplotlib) choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, readable by people. NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_json_lines(path: Path, *values: object) -> None:
+    """Append lines of JSON by a single write (all or none), on disk when this returns."""
+    lines = [json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values]
+    data = "".join(lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            data = b"\n" + data  # a power failure tore the last line; leave it behind as a line of its own
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; a line torn by a power failure is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock that dies with its process. Raises Locked at once unless `wait`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_suffix(".pid")  # beside the lock: opening the lock file itself empties it
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        pid = owner.read_text() if owner.exists() else "unknown"
+        raise Locked(f"another run holds {path.stem} (pid {pid}); wait for it to end") from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        held.release()
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of all files below a directory; files that vanish meanwhile count nothing."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(folder) / name).lstat().st_size
+    return total
+
+
+def human_size(size_bytes: float) -> str:
+    """Return a size for people: 1.4 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

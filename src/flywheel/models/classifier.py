@@ -1,0 +1,132 @@
+"""Preprocessing, network and class names in one: uint8 images in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flywheel import files
+from flywheel.models import ModelError
+from flywheel.models import device as devices
+from flywheel.models.architectures import architecture
+
+FORMAT = 1
+PREDICT_BATCH = 256
+
+
+class Classifier(nn.Module):
+    """A network with its preprocessing. `precision` (float32 or bfloat16) holds for all it computes."""
+
+    def __init__(
+        self,
+        architecture_name: str,
+        class_names: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        precision: str = "auto",
+        seed: int = 0,
+    ):
+        super().__init__()
+        form = architecture(architecture_name)
+        self.architecture = architecture_name
+        self.class_names = tuple(class_names)
+        self.image_size = image_size
+        self.input_size = form.input_size
+        self.precision = precision
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = form.build(len(self.class_names))
+        self.network.to(memory_format=torch.channels_last)
+        self.mean, self.std = tuple(mean), tuple(std)
+        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float64))
+        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)
+        self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
+        self.scale: Tensor
+        self.shift: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self.scale.device
+
+    def place(self, device: torch.device) -> Classifier:
+        """Move to a device and fix the precision there. Returns itself."""
+        self.precision = devices.resolve_precision(self.precision, device)
+        return self.to(device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) float32 of images (n, h, w, 3) uint8 on the classifier's device."""
+        x = images.permute(0, 3, 1, 2).float()  # (n, 3, h, w), channels_last without a copy
+        x = torch.addcmul(self.shift, x, self.scale)
+        with devices.autocast(self.device, self.precision):
+            if self.input_size is not None and x.shape[-1] != self.input_size:
+                side = (self.input_size, self.input_size)
+                x = functional.interpolate(x, side, mode="bilinear", align_corners=False)
+            logits: Tensor = self.network(x)
+        return logits.float()
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return probabilities (n, classes) float32 of images (n, h, w, 3) uint8 on the classifier's device."""
+        return functional.softmax(self(images), dim=1)
+
+    def predict(self, images: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
+        """Return probabilities (n, classes) float32 of any number of images (n, h, w, 3) uint8, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        parts = []
+        for start in range(0, len(images), PREDICT_BATCH):
+            batch = images[start : start + PREDICT_BATCH]
+            tensor = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch))
+            parts.append(self.probabilities(tensor.to(self.device)))
+        self.train(was_training)
+        return torch.cat(parts).cpu().numpy()
+
+    def save(self, directory: Path, recipe: Mapping[str, Any]) -> None:
+        """Write model.safetensors (weights) and model.json (everything else, and the recipe) into a directory."""
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
+        save_file(weights, directory / "model.safetensors")
+        description = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "class_names": list(self.class_names),
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "recipe": dict(recipe),
+        }
+        files.write_json(directory / "model.json", description)
+
+
+def load(directory: Path, device: torch.device | None = None, precision: str = "auto") -> Classifier:
+    """Return the classifier saved in a directory, on a device and in evaluation mode. Raises ModelError."""
+    try:
+        description = files.read_json(directory / "model.json")
+        if description["format"] != FORMAT:
+            raise ModelError(f"{directory} is a model of format {description['format']}; this code reads {FORMAT}")
+        classifier = Classifier(
+            description["architecture"],
+            description["class_names"],
+            description["mean"],
+            description["std"],
+            description["image_size"],
+            precision,
+        )
+        classifier.network.load_state_dict(load_file(directory / "model.safetensors"))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{directory} is not a model that can be loaded ({' '.join(str(error).split())[:300]})"
+        ) from None
+    return classifier.place(device or devices.pick()).eval()

@@ -1,0 +1,45 @@
+"""Which device computes, and in which precision: decided by what the hardware has, never by a timing."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from flywheel.models import ModelError
+
+BFLOAT16_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86 and ARM
+
+
+def pick() -> torch.device:
+    """Return the first CUDA device that is visible, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device computes bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in BFLOAT16_CPU_FEATURES)
+    return False
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return float32 or bfloat16 for auto, float32 or bfloat16. Raises ModelError where bfloat16 is not to be had."""
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    if precision == "bfloat16" and device.type == "mps":
+        raise ModelError("recipe.precision: bfloat16 does not work on this device; use auto or float32")
+    return precision
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a network computes in a precision that `resolve_precision` gave."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,58 @@
+"""Where things stand, from receipts, manifests and the audit log alone: status, artifacts, lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flywheel import FlywheelError, stage
+from flywheel.files import human_size
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.stages import data, evaluate, sweep
+
+STAGES = (("data", data), ("sweep", sweep), ("evaluate", evaluate))
+
+
+def status(params: Params, registry: Registry) -> Iterator[str]:
+    """Yield a line a stage with the reason, then what is in production."""
+    yield f"profile {params.profile}, store {params.store}"
+    for name, module in STAGES:
+        try:
+            verdict = stage.check(module.define(params, registry))
+            state = "up to date" if verdict.up_to_date else "to run"
+            yield f"{name:<12}{state:<12}{verdict.reason}"
+        except FlywheelError as error:
+            yield f"{name:<12}{'waiting':<12}{error}"
+    aliases = registry.aliases(params.registered_model)
+    for alias in ("best", "production"):
+        found = registry.resolve(aliases[alias]).label if alias in aliases else "none"
+        yield f"{alias:<12}{found}"
+
+
+def artifacts(registry: Registry) -> Iterator[str]:
+    """Yield a line a version: label, type, size, when, what points at it."""
+    lines = 0
+    for name in registry.collections():
+        for version in registry.versions(name):
+            pointers = ", ".join(registry.aliases_of(version))
+            created = version.created[:19].replace("T", " ")
+            yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
+            lines += 1
+    if not lines:
+        yield f"no artifact in {registry.root} yet; run make data"
+
+
+def lineage(params: Params, registry: Registry, reference: str | None) -> Iterator[str]:
+    """Yield the tree of what a version was made from; without a reference that of production, else best."""
+    if reference is None:
+        aliases = registry.aliases(params.registered_model)
+        reference = aliases.get("production") or aliases.get("best") or params.dataset_name
+    for depth, ref, version in registry.lineage(registry.resolve(reference)):
+        indent = "   " * depth + ("└─ " if depth else "")
+        yield indent + (_describe(version) if version else f"{ref} (not in this store)")
+
+
+def _describe(version: Version) -> str:
+    git = version.metadata.get("git") or {}
+    commit = f", code {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git.get("commit") else ""
+    return f"{version.label}  ({version.type}, {version.created[:19].replace('T', ' ')}, {version.digest[:12]}{commit})"

@@ -1,0 +1,305 @@
+"""The registry on disk: content-addressed blobs, one folder a version, an audit log that is the alias table.
+
+    blobs/ab/ab12…                 every file once, by SHA-256, read-only
+    versions/<name>/v3/manifest.json
+    versions/<name>/v3/files/…     hard links to blobs
+    versions/<name>/latest         the number of the newest version
+    ../audit.jsonl                 every link and alias move of the registered models, appended
+
+A version appears by one rename, so it is whole or absent. An alias is what the last line about it in the
+audit log says, so a move and its record are one write. Writers take one lock; readers need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flywheel import files
+from flywheel.files import Digests
+from flywheel.registry import manifest
+from flywheel.registry.audit import MODEL_ALIASES, Audit, now
+from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
+
+__all__ = ["Registry", "RegistryError", "Version"]
+
+
+class Registry:
+    """Artifacts of one profile's store."""
+
+    def __init__(self, store: Path):
+        self.root = store / "registry"
+        self._audit = Audit(store / "audit.jsonl")
+
+    # -- publishing ------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        name: str,
+        type: str,
+        contents: Path | Mapping[str, Path],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        inputs: tuple[str, ...] = (),
+    ) -> Version:
+        """Store files as a version of `name`; identical content gives the existing version. Moves `latest`.
+
+        `contents` is a directory or maps paths inside the artifact to files. `inputs` are refs
+        (`name@digest`). Raises RegistryError for a bad name or no files.
+        """
+        if not NAME.fullmatch(name):
+            raise RegistryError(f"{name!r} is not an artifact name: letters, digits, '.', '_', '-', at most 128")
+        sources = _sources(contents)
+        with self._writing():
+            entries = {path: self._store_blob(source) for path, source in sources.items()}
+            digest = manifest.digest_of(entries)
+            version = next((v for v in self.versions(name) if v.digest == digest), None)
+            if version is None:
+                version = Version(
+                    name, self._next_number(name), type, digest, entries, inputs, now(), dict(metadata or {})
+                )
+                self._commit(version)
+            self._point_latest(version)
+            return version
+
+    def set_latest(self, version: Version) -> None:
+        """Make an existing version the latest of its collection."""
+        with self._writing():
+            self._point_latest(version)
+
+    def link(
+        self,
+        version: Version,
+        registered_model: str,
+        aliases: tuple[str, ...] = (),
+        *,
+        reason: str,
+        expected: str | None = None,
+        gate: Mapping[str, Any] | None = None,
+        forced: bool = False,
+    ) -> None:
+        """Link a version to a registered model and move aliases of that model to it, each logged.
+
+        `expected`, if given, is the ref that each alias must still point to (`""`: to nothing): otherwise
+        nothing moves and RegistryError names who moved it. An alias that already points there stays.
+        """
+        unknown = set(aliases) - set(MODEL_ALIASES)
+        if unknown:
+            raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
+        with self._writing():
+            before = self.aliases(registered_model)
+            for alias in aliases:
+                if expected is not None and before.get(alias, "") != expected:
+                    raise RegistryError(
+                        f"{registered_model}:{alias} was moved meanwhile to {before.get(alias) or 'nothing'}; "
+                        "nothing was changed, try again"
+                    )
+            moves: list[str | None] = [alias for alias in aliases if before.get(alias) != version.ref]
+            if not moves and version.ref not in self._audit.links(registered_model):
+                moves = [None]
+            self._audit.append(registered_model, version.ref, moves, before, reason=reason, gate=gate, forced=forced)
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def resolve(self, reference: str) -> Version:
+        """Return the version that `name`, `name:alias`, `name:vN` or `name@digest` names.
+
+        A registered model's versions and aliases resolve to the version they link to. Raises
+        RegistryError when there is none.
+        """
+        name, digest = reference.partition("@")[::2]
+        name, alias = name.partition(":")[::2]
+        if not NAME.fullmatch(name):
+            raise RegistryError(f"{reference!r} is not of the form name, name:alias, name:vN or name@digest")
+        if digest:
+            for version in self.versions(name):
+                if version.digest == digest:
+                    return version
+            raise RegistryError(f"no artifact {reference} in {self.root}")
+        links = self._audit.links(name)
+        if links:
+            return self._resolve_link(name, alias or "latest", links)
+        numbers = self._numbers(name)
+        if not numbers:
+            raise RegistryError(f"no artifact {name} in {self.root}")
+        if alias in ("", "latest"):
+            return self._read(name, self._latest(name, numbers))
+        if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
+            return self._read(name, int(alias[1:]))
+        raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
+
+    def open(self, version: Version) -> Path:
+        """Return the directory of a version's files, after checking that they are whole (do not write there).
+
+        Files whose size and time stamp are those last verified are taken as whole; others are read
+        again. Raises RegistryError naming the damaged or missing file.
+        """
+        folder = self._folder(version.name, version.number)
+        stamps = {path: _stamp(folder / "files" / path) for path in version.files}
+        record = folder / "verified.json"
+        known = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = files.read_json(record)
+        if known != stamps:
+            self.verify(version)
+            with contextlib.suppress(OSError):  # a read-only store verifies every time
+                files.write_json(record, stamps)
+        return folder / "files"
+
+    def verify(self, version: Version) -> None:
+        """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
+        for path, expected in version.files.items():
+            place = self._folder(version.name, version.number) / "files" / path
+            try:
+                found = files.digest_file(place)
+            except OSError as error:
+                raise RegistryError(f"{version.label}: {place} cannot be read ({error.strerror})") from None
+            if found != expected:
+                raise RegistryError(f"{version.label}: {place} is damaged; remove {place.parents[1]} and make it anew")
+
+    def collections(self) -> list[str]:
+        """Return the names of all artifacts, sorted."""
+        versions = self.root / "versions"
+        return sorted(path.name for path in versions.iterdir() if path.is_dir()) if versions.is_dir() else []
+
+    def versions(self, name: str) -> list[Version]:
+        """Return all versions of an artifact, oldest first."""
+        return [self._read(name, number) for number in self._numbers(name)]
+
+    def registered_models(self) -> list[str]:
+        """Return the names of the registered models, sorted."""
+        return sorted({entry["model"] for entry in self.history()})
+
+    def aliases(self, registered_model: str) -> dict[str, str]:
+        """Return alias -> ref of a registered model."""
+        return self._audit.aliases(registered_model)
+
+    def aliases_of(self, version: Version) -> list[str]:
+        """Return what points at a version: `latest` and `<registered model>:<alias>`."""
+        found = ["latest"] if self.resolve(version.name).number == version.number else []
+        for model in self.registered_models():
+            found += [f"{model}:{a}" for a, ref in sorted(self.aliases(model).items()) if ref == version.ref]
+        return found
+
+    def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
+        """Return the audit log, oldest first: at, who, model, alias, from, to, reason, gate, forced."""
+        return self._audit.entries(registered_model)
+
+    def lineage(self, version: Version) -> Iterator[tuple[int, str, Version | None]]:
+        """Yield (depth, ref, version) for a version and all it was made from; None where one is absent."""
+        yield from self._ancestors(version.ref, 0)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with files.lock(self.root / "writer.lock", wait=True):
+                shutil.rmtree(self.root / "tmp", ignore_errors=True)  # left by a writer that was killed
+                yield
+        except PermissionError as error:
+            raise RegistryError(f"{error.filename or self.root}: no permission to write the store") from None
+
+    def _store_blob(self, source: Path) -> Digests:
+        temporary = self.root / "tmp" / secrets.token_hex(8)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as reading, temporary.open("xb") as writing:
+            digests = files.digest_stream(reading, copy_to=writing)
+            writing.flush()
+            os.fsync(writing.fileno())
+        blob = self._blob(digests)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        temporary.chmod(0o444)
+        # Also replaces a blob of that name: what was just read is right, what lies there may be damaged.
+        temporary.replace(blob)
+        return digests
+
+    def _commit(self, version: Version) -> None:
+        temporary = self.root / "tmp" / secrets.token_hex(8)
+        for path, entry in version.files.items():
+            place = temporary / "files" / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                place.hardlink_to(self._blob(entry))
+            except OSError:  # a file system without hard links
+                shutil.copy2(self._blob(entry), place)
+        stamps = {path: _stamp(temporary / "files" / path) for path in version.files}
+        files.write_json(temporary / "verified.json", stamps)
+        manifest.write(temporary / "manifest.json", version)
+        folder = self._folder(version.name, version.number)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(folder)
+        files.sync_directory(folder.parent)
+
+    def _point_latest(self, version: Version) -> None:
+        pointer = self.root / "versions" / version.name / "latest"
+        files.write_text(pointer, f"{version.number}\n")
+
+    def _latest(self, name: str, numbers: list[int]) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            number = int((self.root / "versions" / name / "latest").read_text())
+            if number in numbers:
+                return number
+        return numbers[-1]
+
+    def _resolve_link(self, model: str, alias: str, links: list[str]) -> Version:
+        if alias == "latest":
+            return self.resolve(links[-1])
+        if NUMBER.fullmatch(alias) and int(alias[1:]) < len(links):
+            return self.resolve(links[int(alias[1:])])
+        target = self.aliases(model).get(alias)
+        if target is None:
+            raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(self.aliases(model)) or 'no aliases'}")
+        return self.resolve(target)
+
+    def _ancestors(self, ref: str, depth: int) -> Iterator[tuple[int, str, Version | None]]:
+        try:
+            version = self.resolve(ref)
+        except RegistryError:
+            yield depth, ref, None
+            return
+        yield depth, ref, version
+        for parent in version.inputs:
+            yield from self._ancestors(parent, depth + 1)
+
+    def _numbers(self, name: str) -> list[int]:
+        folder = self.root / "versions" / name
+        if not folder.is_dir():
+            return []
+        return sorted(int(path.name[1:]) for path in folder.iterdir() if NUMBER.fullmatch(path.name))
+
+    def _next_number(self, name: str) -> int:
+        return max(self._numbers(name), default=-1) + 1
+
+    def _read(self, name: str, number: int) -> Version:
+        return manifest.read(self._folder(name, number) / "manifest.json")
+
+    def _folder(self, name: str, number: int) -> Path:
+        return self.root / "versions" / name / f"v{number}"
+
+    def _blob(self, entry: Digests) -> Path:
+        return self.root / "blobs" / entry.sha256[:2] / entry.sha256
+
+
+def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:
+    if isinstance(contents, Path):
+        found = {p.relative_to(contents).as_posix(): p for p in sorted(contents.rglob("*")) if p.is_file()}
+    else:
+        found = dict(contents)
+    if not found:
+        raise RegistryError(f"{contents}: no files to publish")
+    return found
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Return what changes when a file is written: size and modification time in nanoseconds."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

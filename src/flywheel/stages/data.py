@@ -1,0 +1,91 @@
+"""The stage `data`: a source's images become the artifact <data.name>_dataset, with a picture of each split."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flywheel import stage
+from flywheel.data.splits import SPLITS
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.stage import Outcome, Stage
+
+
+def define(params: Params, registry: Registry) -> Stage:
+    """Return the stage as the params describe it. A folder's content is one of its inputs."""
+    inputs = {}
+    if params.data.source == "folder":
+        from flywheel.data import folder
+
+        assert params.data.path is not None
+        inputs["source"] = folder.content_digest(Path(params.data.path), params.store / "source.json")
+    return Stage(
+        "data",
+        params,
+        registry,
+        {"data": params.data.identity()},
+        inputs,
+        ("flywheel.data.build", "flywheel.data.sources"),
+        artifacts=params.dataset_name,
+    )
+
+
+def run(
+    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
+) -> Mapping[str, Any]:
+    """Build the data set unless it is up to date. Returns the receipt."""
+    defined = define(params, registry)
+
+    def work() -> Outcome:
+        from flywheel.data import build, dataset, sources
+        from flywheel.tracking import Tracker
+
+        tracked = Tracker(params, say).start("data", "data", {"data": params.data.model_dump()})
+        try:
+            built = build.build(sources.load(params.data, params.cache, say), params.data)
+            with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
+                dataset.save(built, Path(directory))
+                version = registry.publish(
+                    params.dataset_name, "dataset", Path(directory),
+                    metadata={**defined.provenance(), **built.description},
+                )  # fmt: skip
+            outcome = _finish(params, registry, version)
+            tracked.summarize({"artifact": version.ref, **outcome.metrics})
+            tracked.log_pictures(outcome.reports)
+        except BaseException:
+            tracked.finish(failed=True)
+            raise
+        tracked.finish()
+        return outcome
+
+    def adopt(version: Version) -> Outcome:
+        registry.set_latest(version)
+        return _finish(params, registry, version)
+
+    return stage.run(defined, work, adopt=adopt, force=force, say=say)
+
+
+def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
+    from flywheel import pictures
+    from flywheel.data import dataset
+
+    opened = dataset.open_directory(registry.open(version))
+    drawn = []
+    for name in SPLITS:
+        split = opened.split(name)
+        title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
+        path = params.reports / f"samples_{name}.png"
+        drawn.append(pictures.sample_grid(split.images, split.labels, opened.class_names, title, path))
+    description = opened.description
+    metrics = {key: description[key] for key in ("splits", "holdout", "duplicates", "skipped", "mean", "std")}
+    return Outcome((version,), tuple(drawn), metrics)
+
+
+def _scratch(params: Params) -> Path:
+    """Return a folder on the store's file system for what is about to be published."""
+    folder = params.store / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,96 @@
+"""The stage `evaluate`: the sweep's best model on the test set, then the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flywheel import files, stage
+from flywheel.params import Params
+from flywheel.registry import Registry, RegistryError
+from flywheel.stage import Outcome, Stage, StageError
+
+
+def define(params: Params, registry: Registry) -> Stage:
+    """Return the stage as the params describe it. Raises StageError when there is no data set or model."""
+    profile = f"PROFILE={params.profile}"
+    try:
+        dataset = registry.resolve(params.dataset_name)
+    except RegistryError:
+        raise StageError(f"there is no {params.dataset_name}; run make data {profile}") from None
+    model = registry.aliases(params.registered_model).get("best")
+    if model is None:
+        raise StageError(f"{params.registered_model} has no best model yet; run make sweep {profile}")
+    return Stage(
+        "evaluate",
+        params,
+        registry,
+        {"gate": params.gate.identity(), "promotion": params.promotion.identity()},
+        {"dataset": dataset.ref, "model": model},
+        ("flywheel.evaluation.metrics", "flywheel.models.classifier", "flywheel.promotion"),
+    )
+
+
+def run(
+    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
+) -> Mapping[str, Any]:
+    """Evaluate unless that is done. Returns the receipt."""
+    defined = define(params, registry)
+    return stage.run(defined, lambda: _evaluate(defined, say), force=force, say=say)
+
+
+def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
+    from flywheel import pictures, promotion
+    from flywheel.data import dataset
+    from flywheel.evaluation import metrics
+    from flywheel.models import classifier
+    from flywheel.tracking import Tracker
+
+    params, registry = defined.params, defined.registry
+    data, model = (registry.resolve(defined.inputs[role]) for role in ("dataset", "model"))
+    opened = dataset.open_directory(registry.open(data))
+    loaded = classifier.load(registry.open(model))
+    if loaded.class_names != opened.class_names:
+        raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
+    group = model.metadata.get("sweep", {}).get("sweep_id")
+    config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
+    tracked = Tracker(params, say).start("evaluate", f"evaluate {model.label}", config, group=group)
+    try:
+        test = opened.split("test")
+        probabilities = loaded.predict(test.images)
+        result = metrics.evaluate(probabilities, test.labels, opened.class_names)
+        accuracy = result["accuracy"]
+        decision = promotion.judge(params, registry, model, accuracy)
+        title = f"{model.label}: {accuracy:.2%} of {result['n']:,} test images"
+        folder, names = params.reports, opened.class_names
+        drawn = (
+            pictures.confusion_matrix(result["confusion_matrix"], names, title, folder / "confusion_matrix.png"),
+            pictures.reliability(
+                metrics.calibration(probabilities, test.labels),
+                f"{model.label}: calibration error {result['ece']:.3f}",
+                folder / "reliability.png",
+            ),
+            pictures.worst_mistakes(
+                test.images, test.labels, probabilities, names,
+                f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
+            ),
+        )  # fmt: skip
+        files.write_json(folder / "evaluation.json", {"model": model.ref, "dataset": data.ref, **result})
+        moved = promotion.apply(params, registry, model, decision)
+        files.write_json(folder / "gate.json", decision.report())
+        numbers = {
+            "accuracy": accuracy,
+            "ece": result["ece"],
+            "n": result["n"],
+            "interval": result["interval"],
+        }
+        tracked.summarize({**numbers, "decision": decision.decision})
+        tracked.log_confusion_matrix(test.labels.tolist(), probabilities.argmax(axis=1).tolist(), opened.class_names)
+        tracked.log_pictures(drawn)
+    except BaseException:
+        tracked.finish(failed=True)
+        raise
+    tracked.finish()
+    verdict = {"decision": decision.decision, "reasons": list(decision.reasons), "promoted": moved}
+    reports = (folder / "evaluation.json", folder / "gate.json", *drawn)
+    return Outcome((model,), reports, {**numbers, **verdict})

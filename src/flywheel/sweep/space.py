@@ -1,0 +1,76 @@
+"""From a point of the search space to a recipe and back.
+
+The searcher works in [0, 1] for every range and this module maps to the range of the architecture: one
+name with several ranges would drop out of multivariate TPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flywheel.models import architectures
+from flywheel.params import Params, Recipe, recipe_value
+from flywheel.search_space import Choices, Domain, Range
+
+Point = dict[str, float | int | str | bool]
+
+
+def dimensions(params: Params) -> dict[str, tuple[Any, ...] | None]:
+    """Return what is searched: name -> choices, or None for a position in [0, 1]. Fixed values are left out."""
+    return {
+        name: domain.choices if isinstance(domain, Choices) else None
+        for name, domain in params.sweep.space.items()
+        if not (isinstance(domain, Choices) and len(domain.choices) == 1)
+    }
+
+
+def searched_architectures(params: Params) -> list[str]:
+    """Return the architectures that trials may have. Raises ModelError for one that does not exist."""
+    domain = params.sweep.space.get("architecture")
+    names = [str(value) for value in domain.values()] if domain else [params.recipe.architecture]
+    for name in names:
+        architectures.architecture(name)
+    return names
+
+
+def to_recipe(params: Params, point: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a point; what the space does not name comes from the recipe's defaults."""
+    fixed = {name: d.choices[0] for name, d in params.sweep.space.items() if isinstance(d, Choices)}
+    chosen = {name: value for name, value in point.items() if isinstance(params.sweep.space[name], Choices)}
+    values: dict[str, Any] = {**fixed, **chosen}
+    architecture = str(values.get("architecture", params.recipe.architecture))
+    for name, domain in params.sweep.space.items():
+        inner = _of(domain, architecture)
+        if inner is not None and not isinstance(domain, Choices):
+            value = inner.at(float(point[name]))
+            values[name] = recipe_value(name, value) if isinstance(inner, Range) else value
+    return params.complete_recipe(values, params.sweep.epochs)
+
+
+def to_point(params: Params, first: Mapping[str, Any]) -> Point:
+    """Return the point of a trial of sweep.first; defaults that lie outside the space move to its nearest end."""
+    values = {**params.recipe.model_dump(), **first}
+    point: Point = {}
+    for name, choices in dimensions(params).items():
+        domain = params.sweep.space[name]
+        if choices is not None:
+            point[name] = values[name] if values[name] in choices else choices[0]
+        else:
+            inner = _of(domain, str(values["architecture"]))
+            point[name] = inner.position(values[name]) if inner else 0.5
+    return point
+
+
+def logarithmic(params: Params) -> list[str]:
+    """Return the searched params whose range is logarithmic."""
+
+    def is_log(domain: Domain) -> bool:
+        parts = [domain] if isinstance(domain, Range | Choices) else list(domain.domains.values())
+        return any(isinstance(part, Range) and part.log for part in parts)
+
+    return [name for name, domain in params.sweep.space.items() if is_log(domain)]
+
+
+def _of(domain: Domain, architecture: str) -> Range | Choices | None:
+    return domain if isinstance(domain, Range | Choices) else domain.of(architecture)

@@ -1,0 +1,152 @@
+"""The only training loop: one generator that yields a result an epoch; sweep, retrain and tests drive it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from flywheel import FlywheelError
+from flywheel.data.batches import Batches, resident
+from flywheel.data.dataset import Dataset
+from flywheel.models.classifier import Classifier
+from flywheel.params import Recipe
+
+
+class TrainingDiverged(FlywheelError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a trial needs: images (n, s, s, 3) uint8, labels (n,) int64, and how to read them."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    validation_images: NDArray[np.uint8]
+    validation_labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> TrainingData:
+        """Return the train and validation images of a data set."""
+        train, validation = dataset.split("train"), dataset.split("validation")
+        return cls(
+            train.images,
+            train.labels,
+            validation.images,
+            validation.labels,
+            dataset.class_names,
+            dataset.mean,
+            dataset.std,
+        )
+
+    def classifier(self, recipe: Recipe) -> Classifier:
+        """Return a fresh classifier for these images, its weights drawn with the recipe's seed."""
+        size = self.images.shape[1]
+        return Classifier(
+            recipe.architecture, self.class_names, self.mean, self.std, size, recipe.precision, recipe.seed
+        )
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch gave. Losses are means over images, in nats; `accuracy` is on validation."""
+
+    epoch: int
+    train_loss: float
+    loss: float
+    accuracy: float
+    learning_rate: float
+    images_per_s: float
+
+
+def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device) -> Iterator[EpochResult]:
+    """Train a classifier in place, yielding after each epoch.
+
+    Images stay on the device as uint8 and are augmented there; the host waits for the device once an epoch.
+    The same recipe on the same machine with as many threads gives the same weights (on the CPU to the byte).
+    Raises TrainingDiverged when the loss is not finite.
+    """
+    classifier.place(device)
+    batches = Batches(
+        data.images,
+        data.labels,
+        recipe.batch_size,
+        flip=recipe.flip,
+        translate=recipe.translate,
+        seed=recipe.seed,
+        device=device,
+    )
+    validation_images = resident(data.validation_images, device)
+    steps = len(batches) * recipe.epochs
+    optimizer = make_optimizer(classifier, recipe)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, recipe.warmup_fraction)
+    )
+    for epoch in range(1, recipe.epochs + 1):
+        started = time.perf_counter()
+        classifier.train()
+        total = torch.zeros((), device=device)
+        learning_rate = 0.0
+        for images, labels in batches.epoch():
+            loss = functional.cross_entropy(classifier(images), labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            learning_rate = float(schedule.get_last_lr()[0])
+            schedule.step()
+            total += loss.detach()
+        train_loss = total.item() / len(batches)
+        if not math.isfinite(train_loss):
+            raise TrainingDiverged(f"the loss became {train_loss} in epoch {epoch}; try a lower learning rate")
+        seconds = time.perf_counter() - started
+        loss_value, accuracy = validate(classifier, validation_images, data.validation_labels)
+        if not math.isfinite(loss_value):
+            raise TrainingDiverged(f"the network gives {loss_value} after epoch {epoch}; try a lower learning rate")
+        trained = len(batches) * batches.batch_size
+        yield EpochResult(epoch, train_loss, loss_value, accuracy, learning_rate, trained / seconds)
+
+
+def make_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer; biases and norms take no weight decay."""
+    weights = [p for p in classifier.parameters() if p.ndim > 1]
+    others = [p for p in classifier.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
+    nesterov = recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
+
+
+def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Return the part of the peak learning rate at a step (from 0): linear warm-up, then cosine to zero.
+
+    Source of the cosine: Loshchilov & Hutter, arXiv 1608.03983.
+    """
+    warmup = round(steps * warmup_fraction)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def validate(classifier: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return (mean loss in nats, accuracy) of a classifier on images (n, s, s, 3) uint8 on its device."""
+    assert isinstance(classifier, Classifier)
+    probabilities = classifier.predict(images)
+    likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    loss = float(-np.log(np.maximum(likelihood, 1e-12)).mean()) if np.isfinite(likelihood).all() else math.nan
+    return loss, float((probabilities.argmax(axis=1) == labels).mean())
