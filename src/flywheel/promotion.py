@@ -54,7 +54,7 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
         params.registered_model,
         ("production",),
         reason="; ".join(decision.reasons),
-        expected=decision.production or "",
+        expected={"production": decision.production},
         gate=decision.report(),
     )
     return True

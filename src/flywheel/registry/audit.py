@@ -12,11 +12,19 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flywheel import files
 
 MODEL_ALIASES = ("best", "candidate", "production", "previous")
+
+
+class Move(NamedTuple):
+    """An alias that moves from one ref to another; without an alias, a link alone."""
+
+    alias: str | None
+    before: str | None
+    to: str
 
 
 class Audit:
@@ -40,28 +48,26 @@ class Audit:
     def append(
         self,
         registered_model: str,
-        to: str,
-        aliases: Sequence[str | None],
-        before: Mapping[str, str],
+        moves: Sequence[Move],
         *,
         reason: str,
         gate: Mapping[str, Any] | None,
         forced: bool,
     ) -> None:
-        """Record moves of aliases to a ref (None: a link without an alias), all in one write."""
+        """Record moves, all in one write."""
         entries = [
             {
                 "at": now(),
                 "who": _user(),
                 "model": registered_model,
-                "alias": alias,
-                "from": before.get(alias) if alias else None,
-                "to": to,
+                "alias": move.alias,
+                "from": move.before,
+                "to": move.to,
                 "reason": reason,
                 "gate": gate,
                 "forced": forced,
             }
-            for alias in aliases
+            for move in moves
         ]
         if entries:
             files.append_json_lines(self.path, *entries)

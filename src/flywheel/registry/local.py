@@ -23,7 +23,7 @@ from typing import Any
 from flywheel import files
 from flywheel.files import Digests
 from flywheel.registry import manifest
-from flywheel.registry.audit import MODEL_ALIASES, Audit, now
+from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
 
 __all__ = ["Registry", "RegistryError", "Version"]
@@ -79,30 +79,34 @@ class Registry:
         aliases: tuple[str, ...] = (),
         *,
         reason: str,
-        expected: str | None = None,
+        expected: Mapping[str, str | None] | None = None,
         gate: Mapping[str, Any] | None = None,
         forced: bool = False,
     ) -> None:
-        """Link a version to a registered model and move aliases of that model to it, each logged.
+        """Link a version to a registered model and move aliases of that model to it, all logged in one write.
 
-        `expected`, if given, is the ref that each alias must still point to (`""`: to nothing): otherwise
-        nothing moves and RegistryError names who moved it. An alias that already points there stays.
+        `expected` maps aliases to the ref each must still point to (None: to nothing): otherwise nothing moves and
+        RegistryError says so. When `production` moves, `previous` moves to what it was. An alias that already
+        points there stays.
         """
         unknown = set(aliases) - set(MODEL_ALIASES)
         if unknown:
             raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
         with self._writing():
             before = self.aliases(registered_model)
-            for alias in aliases:
-                if expected is not None and before.get(alias, "") != expected:
+            for alias, ref in (expected or {}).items():
+                if before.get(alias) != ref:
                     raise RegistryError(
                         f"{registered_model}:{alias} was moved meanwhile to {before.get(alias) or 'nothing'}; "
                         "nothing was changed, try again"
                     )
-            moves: list[str | None] = [alias for alias in aliases if before.get(alias) != version.ref]
+            moves = [Move(alias, before.get(alias), version.ref) for alias in aliases]
+            if "production" in aliases and before.get("production") not in (None, version.ref):
+                moves.append(Move("previous", before.get("previous"), str(before["production"])))
+            moves = [move for move in moves if move.before != move.to]
             if not moves and version.ref not in self._audit.links(registered_model):
-                moves = [None]
-            self._audit.append(registered_model, version.ref, moves, before, reason=reason, gate=gate, forced=forced)
+                moves = [Move(None, None, version.ref)]
+            self._audit.append(registered_model, moves, reason=reason, gate=gate, forced=forced)
 
     # -- reading ---------------------------------------------------------------------------------------
 

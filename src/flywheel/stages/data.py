@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import stage
-from flywheel.data.splits import SPLITS
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.stage import Outcome, Stage
@@ -71,6 +70,7 @@ def run(
 def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     from flywheel import pictures
     from flywheel.data import dataset
+    from flywheel.data.splits import SPLITS
 
     opened = dataset.open_directory(registry.open(version))
     drawn = []

@@ -73,8 +73,8 @@ def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
             expected = estimate(params, resources, opened.description["splits"], len(opened.class_names))
             say(
                 f"sweep: {params.sweep.trials} trials of {params.sweep.epochs} epochs, "
-                f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): at most about "
-                f"{human_time(expected.seconds)} and {files.human_size(expected.disk_bytes)} of disk"
+                f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
+                f"at most about {human_time(expected.seconds)}, {files.human_size(expected.disk_bytes)} of disk"
             )
             started = time.monotonic()
             recorder = runner.run(params, TrainingData.of(opened), record, folder, resources, tracker, say)

@@ -1,0 +1,70 @@
+"""What all tests share: the shipped params.yaml, shrunk, with every path below a temporary directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests share the machine, and one thread is repeatable
+
+import numpy as np
+import pytest
+
+from flywheel import params_file
+from flywheel.params import Params
+from flywheel.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's keys, cluster or choices."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "RAY_ADDRESS", "PROFILE", "SET", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", os.environ.get("TMPDIR", "/tmp") + "/no-home")
+
+
+@pytest.fixture
+def make_params(tmp_path: Path) -> Callable[..., Params]:
+    """Load a profile of the shipped params.yaml with overrides, its paths below tmp_path."""
+
+    def make(overrides: str = "", profile: str = "demo") -> Params:
+        paths = (
+            f"paths.store={tmp_path / 'store'} paths.reports={tmp_path / 'reports'} paths.cache={tmp_path / 'cache'}"
+        )
+        return params_file.load(ROOT / "params.yaml", profile, f"{paths} {overrides}")
+
+    return make
+
+
+@pytest.fixture
+def params(make_params: Callable[..., Params]) -> Params:
+    """The demo profile."""
+    return make_params()
+
+
+@pytest.fixture
+def registry(params: Params) -> Registry:
+    """An empty registry of the demo profile."""
+    return Registry(params.store)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One small Ray for all tests that need one."""
+    import ray
+
+    from flywheel.sweep.cluster import QUIET
+
+    os.environ.update(QUIET)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """A seeded generator."""
+    return np.random.default_rng(0)

@@ -1,0 +1,44 @@
+"""What the tests of the data room share: small pictures in memory, and files made of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+Pictures = NDArray[np.uint8]
+
+
+@pytest.fixture
+def noise_pictures(random: np.random.Generator) -> Callable[..., Pictures]:
+    """Draw images (n, size, size, 3) of noise: no two alike, and no two crops of them alike."""
+
+    def draw(count: int, size: int = 8) -> Pictures:
+        return random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+    return draw
+
+
+@pytest.fixture
+def smooth_pictures(random: np.random.Generator) -> Pictures:
+    """40 images (32, 32, 3) of soft blobs, away from black and white: what a drift does to them can be measured."""
+    coarse = random.integers(70, 186, (40, 4, 4, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(c).resize((32, 32), Image.Resampling.BICUBIC)) for c in coarse])
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Encode pixels (or a Pillow image) as the bytes of a file."""
+
+    def encoded(picture: Pictures | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encoded

@@ -1,0 +1,483 @@
+"""Images of people's own: a directory and its archives are one thing, nothing is lost silently, nothing is written."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from flywheel import params as parameters
+from flywheel.data import DataError, folder, sources
+from flywheel.data.folder import FolderImages
+
+Encode = Callable[..., bytes]
+Pictures = Callable[..., NDArray[np.uint8]]
+Files = dict[str, bytes]
+FORMS = ("directory", "tar", "tar.gz", "zip")
+
+
+@pytest.fixture
+def layout(encode: Encode, noise_pictures: Pictures) -> Files:
+    """Two classes with three training and two test images each, as path -> bytes, in the order of the paths."""
+    pictures = iter(noise_pictures(10))
+    names = [f"{split}/{label}/{i}.png" for split, n in (("test", 2), ("train", 3)) for label in "ab" for i in range(n)]
+    return {name: encode(next(pictures)) for name in names}
+
+
+def write(form: str, files: Mapping[str, bytes], place: Path) -> Path:
+    """Write files as a directory or an archive of exactly these names, in this order."""
+    path = place if form == "directory" else place.with_name(f"{place.name}.{form}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if form == "directory":
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    elif form == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:gz" if form == "tar.gz" else "w") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def read(path: Path, *, skip_corrupt: bool = False, said: list[str] | None = None) -> FolderImages:
+    return folder.read(path, 8, skip_corrupt, (said if said is not None else []).append)
+
+
+def assert_same(one: FolderImages, other: FolderImages) -> None:
+    assert one.class_names == other.class_names
+    assert one.skipped == other.skipped
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_decoded_files_in_the_order_of_their_names(
+    form: str, layout: Files, tmp_path: Path
+) -> None:
+    found = read(write(form, layout, tmp_path / "mine"))
+    pixels = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in layout.items()}
+    assert found.class_names == ("a", "b")
+    np.testing.assert_array_equal(found.train_images, [pixels[n] for n in sorted(pixels) if n.startswith("train")])
+    np.testing.assert_array_equal(found.test_images, [pixels[n] for n in sorted(pixels) if n.startswith("test")])
+    np.testing.assert_array_equal(found.train_labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(found.test_labels, [0, 0, 1, 1])
+    assert found.train_images.dtype == found.test_images.dtype == np.uint8
+    assert found.train_labels.dtype == found.test_labels.dtype == np.int64
+    assert found.skipped == ()
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_in_an_archive_does_not_matter(form: str, seed: int, layout: Files, tmp_path: Path) -> None:
+    names = np.random.default_rng(seed).permutation(list(layout))
+    shuffled = write(form, {str(name): layout[name] for name in names}, tmp_path / "shuffled")
+    assert_same(read(shuffled), read(write("directory", layout, tmp_path / "mine")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("top", ["pets", "pets/v1.0/data", "./pets"])
+def test_the_layout_may_lie_below_other_folders(form: str, top: str, layout: Files, tmp_path: Path) -> None:
+    nested = write(form, {f"{top}/{name}": data for name, data in layout.items()}, tmp_path / "nested")
+    assert_same(read(nested), read(write("directory", layout, tmp_path / "mine")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_no_image_is_passed_over(form: str, layout: Files, tmp_path: Path) -> None:
+    other = {
+        "README.md": b"read me",
+        "train/a/notes.txt": b"not an image",
+        "train/a/.DS_Store": b"\0\0",
+        "train/a/._0.png": b"what macOS leaves beside each file",
+        "__MACOSX/train/a/._0.png": b"and in each archive",
+        "train/cover.png": b"in no class",
+        "cover.png": b"in no split",
+        "extra/a/0.png": b"in neither split",
+    }
+    path = write(form, {**other, **layout}, tmp_path / "mine")
+    assert_same(read(path), read(write("directory", layout, tmp_path / "clean")))
+
+
+def test_suffixes_may_be_in_capitals_and_formats_mixed(
+    encode: Encode, noise_pictures: Pictures, layout: Files, tmp_path: Path
+) -> None:
+    pictures = noise_pictures(3)
+    mixed = {
+        "train/c/1.PNG": encode(pictures[0]),
+        "train/c/2.Bmp": encode(pictures[1], "BMP"),
+        "train/c/3.webp": encode(pictures[2], "WEBP", lossless=True),
+    }
+    found = read(write("directory", {**layout, **mixed}, tmp_path / "mine"))
+    assert found.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(found.train_images[found.train_labels == 2], pictures)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_files_of_one_name_below_different_folders_are_not_silently_one(
+    form: str, encode: Encode, noise_pictures: Pictures, layout: Files, tmp_path: Path
+) -> None:
+    files = {f"part1/{name}": data for name, data in layout.items()}
+    files["part2/train/a/0.png"] = encode(noise_pictures(1)[0])
+    with pytest.raises(DataError, match=r"train/a/0\.png"):
+        read(write(form, files, tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_linked_images_survive_archiving(link: Callable[..., None], layout: Files, tmp_path: Path) -> None:
+    path = write("directory", layout, tmp_path / "mine")
+    link(path / "train" / "a" / "0.png", path / "train" / "b" / "linked.png")
+    if link is os.symlink:
+        (path / "train" / "b" / "linked.png").unlink()
+        (path / "train" / "b" / "linked.png").symlink_to("../a/0.png")
+    with tarfile.open(tmp_path / "mine.tar", "w") as archive:
+        archive.add(path, "mine")
+    found = read(path)
+    assert len(found.train_images) == 7
+    assert_same(read(tmp_path / "mine.tar"), found)
+
+
+# Corrupt files
+
+
+@pytest.fixture
+def corrupt(layout: Files) -> Files:
+    """The layout with two more files that cannot be read."""
+    return {**layout, "train/a/empty.png": b"", "test/b/text.jpg": b"not a picture"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_corrupt_files_are_refused_by_name_with_the_reason_and_the_way_on(
+    form: str, corrupt: Files, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as refused:
+        read(write(form, corrupt, tmp_path / "mine"))
+    message = str(refused.value)
+    assert "2 files" in message
+    assert "train/a/empty.png: the file is empty" in message
+    assert "test/b/text.jpg: not an image" in message
+    assert "data.skip_corrupt=true" in message
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_skip_corrupt_leaves_them_out_and_counts_them(form: str, corrupt: Files, layout: Files, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = read(write(form, corrupt, tmp_path / "mine"), skip_corrupt=True, said=said)
+    clean = read(write("directory", layout, tmp_path / "clean"))
+    assert [line.split(":")[0] for line in found.skipped] == ["test/b/text.jpg", "train/a/empty.png"]
+    assert len(said) == 1
+    assert "2 corrupt files" in said[0]
+    np.testing.assert_array_equal(found.train_images, clean.train_images)
+    np.testing.assert_array_equal(found.test_images, clean.test_images)
+    np.testing.assert_array_equal(found.train_labels, clean.train_labels)
+
+
+def test_good_images_are_left_out_of_nothing(layout: Files, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = read(write("directory", layout, tmp_path / "mine"), skip_corrupt=True, said=said)
+    assert found.skipped == ()
+    assert said == []
+
+
+def test_of_many_corrupt_files_ten_are_named_and_all_are_counted(layout: Files, tmp_path: Path) -> None:
+    bad = {f"train/a/bad{i:02}.png": b"bad" for i in range(13)}
+    with pytest.raises(DataError, match="13 files") as refused:
+        read(write("directory", {**layout, **bad}, tmp_path / "mine"))
+    message = str(refused.value)
+    assert "bad09.png" in message
+    assert "bad10.png" not in message
+    assert "3 more" in message
+
+
+def test_a_file_too_large_is_corrupt_not_read_whole(
+    layout: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(len(data) for data in layout.values())
+    monkeypatch.setattr(folder, "MAX_FILE_BYTES", largest)
+    large = {**layout, "train/a/large.png": layout["train/a/0.png"] + bytes(largest)}
+    for form in FORMS:
+        with pytest.raises(DataError, match=r"1 files cannot be read: train/a/large\.png"):
+            read(write(form, large, tmp_path / "mine"))
+
+
+def test_a_link_to_nothing_is_a_corrupt_file(layout: Files, tmp_path: Path) -> None:
+    path = write("directory", layout, tmp_path / "mine")
+    (path / "train" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"train/a/gone\.png"):
+        read(path)
+    assert len(read(path, skip_corrupt=True).skipped) == 1
+    assert folder.content_digest(path, tmp_path / "cache.json")
+
+
+# Wrong layouts
+
+
+def test_one_class_is_too_few(layout: Files, tmp_path: Path) -> None:
+    files = {name: data for name, data in layout.items() if "/b/" not in name}
+    with pytest.raises(DataError, match=r"found 1 classes.*train/<class>/<image>"):
+        read(write("directory", files, tmp_path / "mine"))
+
+
+def test_no_layout_at_all_says_which_is_needed(encode: Encode, noise_pictures: Pictures, tmp_path: Path) -> None:
+    path = write("directory", {"a/1.png": encode(noise_pictures(1)[0])}, tmp_path / "mine")
+    with pytest.raises(DataError, match=r"found 0 classes.*test/<class>/<image>"):
+        read(path)
+
+
+def test_a_test_class_that_is_not_trained_is_named(layout: Files, tmp_path: Path) -> None:
+    files = {**layout, "test/zebra/1.png": layout["test/a/0.png"]}
+    with pytest.raises(DataError, match="test/zebra has no train/zebra"):
+        read(write("directory", files, tmp_path / "mine"))
+
+
+def test_a_class_without_test_images_is_accepted(layout: Files, tmp_path: Path) -> None:
+    files = {**layout, "train/c/0.png": layout["train/a/0.png"]}
+    assert read(write("directory", files, tmp_path / "mine")).class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_fewer_than_two_test_images_are_refused(left: int, layout: Files, tmp_path: Path) -> None:
+    tests = [name for name in layout if name.startswith("test")][left:]
+    with pytest.raises(DataError, match=f"found {left} test images"):
+        read(write("directory", {n: d for n, d in layout.items() if n not in tests}, tmp_path / "mine"))
+
+
+def test_a_path_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
+    for name in ("nothing", "nothing.zip", "nothing.tar.gz"):
+        with pytest.raises(DataError, match=rf"{name}: no such directory or archive; set data\.path"):
+            read(tmp_path / name)
+        with pytest.raises(DataError, match=rf"{name}: no such directory or archive; set data\.path"):
+            folder.content_digest(tmp_path / name, tmp_path / "cache.json")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(2000), b"PK\x03\x04 and no more", b"\x1f\x8b and no more"])
+def test_a_file_that_is_no_archive_is_one_clear_error(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").write_bytes(data)
+    with pytest.raises(DataError, match=r"mine\.zip: "):
+        read(tmp_path / "mine.zip")
+
+
+# Archives that are damaged or hostile
+
+
+@pytest.mark.parametrize("form", ["tar.gz", "zip"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_an_archive_cut_short_is_refused(form: str, part: float, layout: Files, tmp_path: Path) -> None:
+    path = write(form, layout, tmp_path / "mine")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    with pytest.raises(DataError, match="not a readable"):
+        read(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_read_or_refused_whatever_its_compression(
+    compression: int, encode: Encode, layout: Files, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.zip"
+    soft = encode(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8), "BMP")  # what compresses well
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in layout:
+            archive.writestr(name.replace(".png", ".bmp"), soft)
+    data = path.read_bytes()
+    refused = 0
+    for position in range(40, len(data), max(len(data) // 60, 1)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        try:
+            read(path, skip_corrupt=True)
+        except DataError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_names_in_an_archive_write_nothing_anywhere(
+    form: str, layout: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = layout["train/a/0.png"]
+    outside = tmp_path / "outside"
+    hostile = {
+        **layout,
+        "../../../train/a/up.png": picture,
+        "train/../../train/a/sideways.png": picture,
+        f"{outside}/train/a/absolute.png": picture,
+    }
+    path = write(form, hostile, tmp_path / "archives" / "mine")
+    working = tmp_path / "one" / "two" / "three"
+    working.mkdir(parents=True)
+    monkeypatch.chdir(working)
+    before = sorted(tmp_path.rglob("*"))
+    found = read(path)
+    assert len(found.train_images) == 9  # read as images like others, or left out: written they are not
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_and_devices_in_a_tar_are_not_followed_outside(layout: Files, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(layout["train/a/0.png"])
+    path = write("tar", layout, tmp_path / "mine")
+    with tarfile.open(path, "a") as archive:
+        for name, kind, target in (
+            ("train/a/symbolic.png", tarfile.SYMTYPE, str(secret)),
+            ("train/a/hard.png", tarfile.LNKTYPE, str(secret)),
+            ("train/a/pipe.png", tarfile.FIFOTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    before = sorted(tmp_path.rglob("*"))
+    assert len(read(path, skip_corrupt=True).train_images) == 6
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# The digest of the content
+
+
+@pytest.fixture(params=FORMS)
+def mine(request: pytest.FixtureRequest, layout: Files, tmp_path: Path) -> Path:
+    """The layout in each form."""
+    return write(request.param, layout, tmp_path / "mine")
+
+
+def digest(path: Path) -> str:
+    """The digest without what an earlier call remembers."""
+    cache = path.parent / "fresh.json"
+    cache.unlink(missing_ok=True)
+    return folder.content_digest(path, cache)
+
+
+def a_file_of(path: Path) -> Path:
+    return path / "train" / "a" / "0.png" if path.is_dir() else path
+
+
+def test_the_digest_does_not_change_by_touching_moving_or_copying(mine: Path, tmp_path: Path) -> None:
+    before = digest(mine)
+    os.utime(a_file_of(mine), (1, 1))
+    assert digest(mine) == before
+    moved = tmp_path / "elsewhere" / f"renamed{mine.suffix}"
+    moved.parent.mkdir()
+    shutil.move(mine, moved)
+    assert digest(moved) == before
+    copy = tmp_path / f"copy{mine.suffix}"
+    if moved.is_dir():
+        shutil.copytree(moved, copy)
+    else:
+        shutil.copy(moved, copy)
+    assert digest(copy) == before
+
+
+def test_the_digest_changes_with_one_byte(mine: Path) -> None:
+    before = digest(mine)
+    file = a_file_of(mine)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert digest(mine) != before
+
+
+def test_the_digest_changes_with_names_and_with_files_more_or_fewer(layout: Files, tmp_path: Path) -> None:
+    path = write("directory", layout, tmp_path / "mine")
+    digests = [digest(path)]
+    file = path / "train" / "a" / "0.png"
+    file.rename(path / "train" / "b" / "9.png")
+    digests.append(digest(path))
+    (path / "train" / "b" / "9.png").unlink()
+    digests.append(digest(path))
+    (path / "train" / "a" / "more.png").write_bytes(b"")
+    digests.append(digest(path))
+    assert len(set(digests)) == 4
+
+
+def test_the_digest_is_kept_while_sizes_and_times_stay(mine: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    before = folder.content_digest(mine, cache)
+    file = a_file_of(mine)
+    status = file.stat()
+    file.write_bytes(bytes(status.st_size))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert folder.content_digest(mine, cache) == before  # the bytes were not read again
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert folder.content_digest(mine, cache) != before
+
+
+def test_the_remembered_digest_of_one_place_is_not_given_for_another(mine: Path, layout: Files, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    before = folder.content_digest(mine, cache)
+    other = write("directory", dict(list(layout.items())[1:]), tmp_path / "other")
+    assert folder.content_digest(other, cache) != before
+    assert folder.content_digest(mine, cache) == before
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "{}", '{"stamp": 1}'])
+def test_a_damaged_cache_is_no_obstacle(damage: str, layout: Files, tmp_path: Path) -> None:
+    path = write("zip", layout, tmp_path / "mine")
+    before = digest(path)
+    cache = tmp_path / "cache.json"
+    cache.write_text(damage)
+    assert folder.content_digest(path, cache) == before
+
+
+# As a source
+
+
+@pytest.fixture
+def folder_data(make_params: Callable[..., Any], layout: Files, tmp_path: Path) -> Callable[..., parameters.Data]:
+    """The section `data` for the layout with overrides."""
+    path = write("zip", layout, tmp_path / "mine")
+
+    def make(overrides: str = "") -> parameters.Data:
+        data = f"data.source=folder data.name=mine data.path={path} data.image_size=8 {overrides}"
+        section: parameters.Data = make_params(data).data
+        return section
+
+    return make
+
+
+def test_the_source_gives_the_folders_images_under_their_index(
+    folder_data: Callable[..., parameters.Data], tmp_path: Path
+) -> None:
+    found = read(tmp_path / "mine.zip")
+    source = sources.load(folder_data(), tmp_path / "cache")
+    assert source.class_names == found.class_names
+    np.testing.assert_array_equal(source.train_images, found.train_images)
+    np.testing.assert_array_equal(source.train_ids, np.arange(6))
+    np.testing.assert_array_equal(source.test_images, found.test_images[source.test_ids])
+    np.testing.assert_array_equal(source.test_labels, found.test_labels[source.test_ids])
+    assert sorted(source.test_ids) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 2), (0.8, 3), (0.99, 3)])
+def test_the_test_images_are_cut_by_test_fraction_and_neither_part_is_empty(
+    fraction: float, count: int, folder_data: Callable[..., parameters.Data]
+) -> None:
+    assert sources.from_folder(folder_data(f"data.test_fraction={fraction}")).test_count == count
+
+
+def test_the_order_of_the_test_images_is_drawn_by_the_seed(folder_data: Callable[..., parameters.Data]) -> None:
+    orders = [sources.from_folder(folder_data(f"data.seed={seed}")).test_ids.tolist() for seed in (0, 0, 1, 2, 3)]
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_skipped_files_reach_the_source(make_params: Callable[..., Any], corrupt: Files, tmp_path: Path) -> None:
+    path = write("tar", corrupt, tmp_path / "corrupt")
+    data = make_params(f"data.source=folder data.path={path} data.skip_corrupt=true").data
+    said: list[str] = []
+    assert len(sources.from_folder(data, said.append).skipped) == 2
+    assert len(said) == 1

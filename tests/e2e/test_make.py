@@ -1,0 +1,174 @@
+"""The real commands, through the Makefile, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = "data.image_size=16 sweep.trials=3 sweep.epochs=2 gate.floor_accuracy=0.1 sweep.space.architecture=[compact, standard]"
+
+
+def make(place: Path, *arguments: str, overrides: str = SMALL) -> subprocess.CompletedProcess[str]:
+    """Run make in the repository with its store, reports and cache at `place`."""
+    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "WANDB", "RAY"))}
+    return subprocess.run(
+        ["make", *arguments, f"SET={paths} {overrides}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wheel")
+
+
+@pytest.fixture(scope="module")
+def turned(place: Path) -> subprocess.CompletedProcess[str]:
+    """The first half of the wheel, from nothing."""
+    return make(place, "evaluate", "PROFILE=demo")
+
+
+def test_evaluate_runs_the_whole_chain(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    assert turned.returncode == 0, turned.stdout + turned.stderr
+    for line in (
+        "data: running (never run)",
+        "sweep: running (never run)",
+        "evaluate: running (never run)",
+        "gate: first",
+    ):
+        assert line in turned.stdout
+    reports = {path.name for path in (place / "reports" / "demo").iterdir()}
+    assert reports == {
+        "samples_train.png", "samples_validation.png", "samples_test.png", "samples_simulation.png",
+        "sweep.json", "sweep.csv", "sweep_history.png", "sweep_params.png",
+        "evaluation.json", "gate.json", "confusion_matrix.png", "reliability.png", "worst.png",
+    }  # fmt: skip
+
+
+def test_nothing_is_said_on_stderr(turned: subprocess.CompletedProcess[str]) -> None:
+    assert turned.stderr == ""
+
+
+def test_a_second_time_every_stage_is_up_to_date(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    again = make(place, "data", "sweep", "evaluate", "PROFILE=demo")
+    assert again.returncode == 0
+    assert again.stdout.count("up to date (nothing changed since") == 3
+    assert "running" not in again.stdout
+
+
+def test_an_unrelated_param_runs_nothing_and_a_related_one_its_dependants(
+    turned: subprocess.CompletedProcess[str], place: Path
+) -> None:
+    states = {}
+    for change in ("sweep.max_concurrent_trials=1", "gate.floor_accuracy=0.2", "sweep.epochs=3", "data.seed=1"):
+        shown = make(place, "status", "PROFILE=demo", overrides=f"{SMALL} {change}").stdout.splitlines()
+        lines = [line for line in shown if line.startswith(("data", "sweep", "evaluate"))]
+        states[change] = ["up to date" in line for line in lines]
+        assert all("changed" in line for line in lines if "to run" in line)
+    assert states == {
+        "sweep.max_concurrent_trials=1": [True, True, True],
+        "gate.floor_accuracy=0.2": [True, True, False],
+        "sweep.epochs=3": [True, False, True],
+        "data.seed=1": [False, True, True],
+    }
+
+
+def test_artifacts_and_lineage_show_what_came_from_what(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    artifacts = make(place, "artifacts", "PROFILE=demo").stdout
+    assert "digits_dataset:v0" in artifacts
+    assert "digits-classifier:best, digits-classifier:production" in artifacts
+    for arguments in ((), ("ARGS=digits-classifier:best",)):
+        tree = make(place, "lineage", "PROFILE=demo", *arguments).stdout.splitlines()
+        assert tree[0].startswith("model-")
+        assert tree[1].strip().startswith("└─ digits_dataset:v0")
+
+
+def test_nothing_but_the_named_places_is_written(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    assert {path.name for path in place.iterdir()} == {"store", "reports"}
+    status = subprocess.run(["git", "status", "--porcelain", "--ignored"], cwd=ROOT, capture_output=True, text=True)
+    assert "wandb/" not in status.stdout
+
+
+def test_no_process_is_left(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    marked = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(place).encode() in (folder / "environ").read_bytes():
+                marked.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    assert marked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "message"),
+    [
+        (("sweep", "PROFILE=dmo"), "", "error: PROFILE=dmo: unknown profile; choose one of cifar10, laptop, demo"),
+        (
+            ("data", "PROFILE=demo"),
+            "sweep.trails=3",
+            "error: params.yaml: sweep.trails: unknown key; did you mean trials?",
+        ),
+        (("lineage", "PROFILE=demo"), "", "error: no artifact digits_dataset in"),
+        (("data",), "data.source=folder data.path=/nowhere", "error: /nowhere: no such directory or archive"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr(
+    tmp_path: Path, arguments: tuple[str, ...], overrides: str, message: str
+) -> None:
+    result = make(tmp_path, *arguments, overrides=overrides)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("make: ***")]
+    assert result.returncode == 2  # make's own; the script's is 1
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+
+
+def test_make_alone_lists_every_target(tmp_path: Path) -> None:
+    shown = make(tmp_path).stdout
+    phony = [
+        name
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if line.startswith(".PHONY:")
+        for name in line.split()[1:]
+    ]
+    assert phony
+    for name in phony:
+        assert f"make {name} " in shown
+
+
+def test_a_script_run_alone_says_what_to_make_first(tmp_path: Path) -> None:
+    for script, message in (("sweep", "run make data PROFILE=demo"), ("evaluate", "run make data PROFILE=demo")):
+        result = subprocess.run(
+            [str(ROOT / ".venv/bin/python"), f"scripts/{script}.py", "--profile", "demo", "--set", f"paths.store={tmp_path}"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_environment_follows_the_content_of_what_is_installed(tmp_path: Path) -> None:
+    """Touching the files changes nothing; another byte asks for an installation."""
+
+    def ready() -> str:
+        shown = subprocess.run(["make", "-n", "-p", "help"], cwd=tmp_path, capture_output=True, text=True).stdout
+        return next(line for line in shown.splitlines() if line.startswith("READY :="))
+
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    before = ready()
+    (tmp_path / "pyproject.toml").touch()
+    assert ready() == before
+    (tmp_path / "requirements.lock").write_text((ROOT / "requirements.lock").read_text() + "# changed\n")
+    assert ready() != before
+
+
+def test_gate_json_has_the_keys_that_others_read(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    gate = json.loads((place / "reports/demo/gate.json").read_text())
+    assert {"candidate", "production", "decision", "reasons", "checks"} <= set(gate)

@@ -1,0 +1,72 @@
+"""The numbers of evaluation.json, against cases worked out by hand and published ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flywheel.evaluation import metrics
+
+NAMES = ("cat", "dog", "fox")
+
+
+def confident(predictions: list[int], confidence: float = 0.8) -> np.ndarray:
+    rows = np.full((len(predictions), 3), (1 - confidence) / 2, np.float32)
+    rows[np.arange(len(predictions)), predictions] = confidence
+    return rows
+
+
+def test_a_case_worked_out_by_hand() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    result = metrics.evaluate(confident([0, 0, 1, 1, 1, 0]), labels, NAMES)
+    assert result["n"] == 6
+    assert result["accuracy"] == pytest.approx(4 / 6)
+    assert result["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert result["per_class"]["cat"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
+    assert result["per_class"]["dog"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2})
+    assert result["per_class"]["fox"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
+    assert result["ece"] == pytest.approx(0.8 - 4 / 6, abs=1e-6)
+    assert result["most_confused"] == [
+        {"label": "cat", "prediction": "dog", "count": 1},
+        {"label": "fox", "prediction": "cat", "count": 1},
+    ]
+
+
+def test_a_class_that_does_not_occur_keeps_its_row() -> None:
+    result = metrics.evaluate(confident([0, 1]), np.array([0, 1]), NAMES)
+    assert np.shape(result["confusion_matrix"]) == (3, 3)
+    assert result["per_class"]["fox"]["support"] == 0
+    assert result["most_confused"] == []
+
+
+def test_the_interval_is_wilsons() -> None:
+    """81 of 263: 0.2553 to 0.3662 (Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3)."""
+    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_calibration_is_perfect_when_confidence_is_accuracy() -> None:
+    labels = np.zeros(1000, np.int64)
+    predictions = [0] * 800 + [1] * 200
+    result = metrics.calibration(confident(predictions, 0.8), labels)
+    assert result["ece"] == pytest.approx(0, abs=1e-6)
+    assert result["count"] == [1000]
+
+
+def test_certainty_falls_into_the_last_bin() -> None:
+    result = metrics.calibration(confident([0, 1], 1.0), np.array([0, 1]))
+    assert (result["confidence"], result["accuracy"], result["ece"]) == ([1.0], [1.0], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels"),
+    [
+        (confident([0, 1]), np.array([0])),
+        (confident([0, 1])[:, :2], np.array([0, 1])),
+        (confident([0, 1]) * np.nan, np.array([0, 1])),
+        (confident([]), np.array([], np.int64)),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(probabilities: np.ndarray, labels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"predictions|finite"):
+        metrics.evaluate(probabilities, labels, NAMES)

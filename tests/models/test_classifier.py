@@ -1,0 +1,159 @@
+"""The classifier: uint8 in, probabilities out, the same after saving and loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flywheel import files
+from flywheel.models import ModelError, classifier
+from flywheel.models import device as devices
+from flywheel.models.architectures import ARCHITECTURES, architecture
+from flywheel.models.classifier import Classifier
+
+CPU = torch.device("cpu")
+NAMES = tuple("abc")
+
+
+def make(name: str = "compact", precision: str = "float32", size: int = 32, seed: int = 0) -> Classifier:
+    made = Classifier(name, NAMES, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), size, precision, seed)
+    return made.place(CPU).eval()
+
+
+@pytest.fixture
+def images(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("size", [16, 32])
+def test_every_architecture_gives_probabilities_for_any_image_size(name: str, size: int) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    probabilities = make(name, size=size).predict(images)
+    assert probabilities.shape == (2, 3)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_upsample_computes_at_224_pixels_and_the_others_at_the_images_own() -> None:
+    assert {name: form.input_size for name, form in ARCHITECTURES.items()} == {
+        "standard": None,
+        "upsample": 224,
+        "modified": None,
+        "compact": None,
+    }
+    seen = {}
+    for name in ("standard", "upsample"):
+        model = make(name)
+        model.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[-1]}))
+        model.predict(np.zeros((1, 32, 32, 3), np.uint8))
+    assert seen == {"standard": 32, "upsample": 224}
+
+
+def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
+    shapes = {}
+    for name in ("standard", "modified"):
+        model = make(name)
+        model.network.layer1.register_forward_pre_hook(  # type: ignore[union-attr]
+            lambda _, inputs, name=name: shapes.update({name: tuple(inputs[0].shape[-2:])})
+        )
+        model.predict(np.zeros((1, 32, 32, 3), np.uint8))
+    assert shapes == {"standard": (8, 8), "modified": (32, 32)}
+
+
+def test_preprocessing_is_the_textbooks(images: np.ndarray) -> None:
+    model = make()
+    seen: list[torch.Tensor] = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.predict(images)
+    expected = (images / 255 - np.array([0.5, 0.4, 0.3])) / np.array([0.2, 0.3, 0.4])
+    np.testing.assert_allclose(seen[0].numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_saved_model_loads_to_the_same_probabilities(images: np.ndarray, tmp_path: Path) -> None:
+    model = make("standard", seed=3)
+    model.save(tmp_path, {"learning_rate": 0.1})
+    loaded = classifier.load(tmp_path, CPU, "float32")
+    np.testing.assert_array_equal(loaded.predict(images), model.predict(images))
+    assert (loaded.class_names, loaded.architecture, loaded.image_size) == (NAMES, "standard", 32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert files.read_json(tmp_path / "model.json")["recipe"] == {"learning_rate": 0.1}
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        make(seed=5).save(tmp_path / folder, {})
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+
+
+def test_the_seed_decides_the_weights_and_leaves_torchs_own_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, two, other = (make(seed=seed).network.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    first = next(iter(one))
+    assert torch.equal(one[first], two[first])
+    assert not torch.equal(one[first], other[first])
+
+
+def test_predicting_does_not_depend_on_how_many_come_at_once(images: np.ndarray) -> None:
+    model = make()
+    alone = np.concatenate([model.predict(image[None]) for image in images])
+    np.testing.assert_allclose(model.predict(images), alone, atol=1e-5)
+
+
+def test_predicting_leaves_the_mode_as_it_was(images: np.ndarray) -> None:
+    model = make().train()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    model.predict(images)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
+
+
+def test_bfloat16_changes_no_more_than_a_rounding(images: np.ndarray, tmp_path: Path) -> None:
+    make().save(tmp_path, {})
+    exact = classifier.load(tmp_path, CPU, "float32").predict(images)
+    rounded = classifier.load(tmp_path, CPU, "bfloat16").predict(images)
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, atol=0.02)
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert devices.resolve_precision("auto", CPU) == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert devices.resolve_precision("auto", CPU) == "float32"
+    assert devices.resolve_precision("bfloat16", CPU) == "bfloat16"
+    with pytest.raises(ModelError, match=r"recipe\.precision"):
+        devices.resolve_precision("bfloat16", torch.device("mps"))
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(ModelError, match="unknown architecture 'standart'; did you mean standard"):
+        architecture("standart")
+
+
+@pytest.mark.parametrize("damage", ["absent", "truncated", "other", "format", "not json", "no key"])
+def test_what_is_not_a_model_is_refused(tmp_path: Path, damage: str) -> None:
+    make().save(tmp_path, {})
+    weights, description = tmp_path / "model.safetensors", tmp_path / "model.json"
+    if damage == "absent":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "not json":
+        description.write_text("{")
+    else:
+        changes = {"other": {"architecture": "standard"}, "format": {"format": 99}, "no key": {}}[damage]
+        values = {**files.read_json(description), **changes}
+        if damage == "no key":
+            values.pop("mean")
+        files.write_json(description, values)
+    with pytest.raises(ModelError) as caught:
+        classifier.load(tmp_path, CPU)
+    assert "\n" not in str(caught.value)

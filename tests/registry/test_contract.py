@@ -1,0 +1,254 @@
+"""The contract of the registry. Later rooms may extend this file, not weaken it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from flywheel import files
+from flywheel.registry import Registry, RegistryError, Version
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def registry(store: Path) -> Registry:
+    return Registry(store)
+
+
+def content(folder: Path, **texts: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def publish(registry: Registry, tmp_path: Path, text: str, name: str = "thing", **kwargs: object) -> Version:
+    return registry.publish(name, "test", content(tmp_path / f"in-{text}", a=text, sub__b="same"), **kwargs)  # type: ignore[arg-type]
+
+
+def test_what_was_published_is_read_back_by_every_name(registry: Registry, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one", metadata={"key": [1, None]}, inputs=("data@1234",))
+    for reference in ("thing", "thing:latest", "thing:v0", version.ref, f"thing@{version.digest}"):
+        assert registry.resolve(reference) == version
+    folder = registry.open(version)
+    assert (folder / "a").read_text() == "one"
+    assert (folder / "sub" / "b").read_text() == "same"
+    assert version.metadata == {"key": [1, None]}
+    assert version.inputs == ("data@1234",)
+    assert version.size == len("one") + len("same")
+
+
+def test_versions_count_up_and_latest_follows(registry: Registry, tmp_path: Path) -> None:
+    labels = [publish(registry, tmp_path, text).label for text in ("one", "two", "three")]
+    assert labels == ["thing:v0", "thing:v1", "thing:v2"]
+    assert registry.resolve("thing").label == "thing:v2"
+
+
+def test_identical_content_is_the_same_version_and_becomes_latest(registry: Registry, tmp_path: Path) -> None:
+    first = publish(registry, tmp_path, "one")
+    publish(registry, tmp_path, "two")
+    again = publish(registry, tmp_path, "one", metadata={"other": True})
+    assert again == first
+    assert registry.resolve("thing:latest") == first
+    assert len(registry.versions("thing")) == 2
+
+
+def test_the_digest_is_wandbs(registry: Registry, tmp_path: Path) -> None:
+    import wandb
+
+    folder = content(tmp_path / "in", a="one", b__c="two", B="three", **{"ä ö": "four"})
+    artifact = wandb.Artifact("thing", "test")
+    artifact.add_dir(str(folder), policy="immutable", skip_cache=True)
+    assert registry.publish("thing", "test", folder).digest == artifact.digest
+
+
+def test_equal_files_are_stored_once(registry: Registry, store: Path, tmp_path: Path) -> None:
+    publish(registry, tmp_path, "one")
+    publish(registry, tmp_path, "two", name="other")
+    blobs = [p for p in (store / "registry" / "blobs").rglob("*") if p.is_file()]
+    assert len(blobs) == 3  # one, two, same
+
+
+def test_a_mapping_names_the_paths_inside(registry: Registry, tmp_path: Path) -> None:
+    folder = content(tmp_path / "in", a="one")
+    version = registry.publish("thing", "test", {"deep/name.txt": folder / "a"})
+    assert (registry.open(version) / "deep" / "name.txt").read_text() == "one"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", ".hidden", "x" * 129, "a b"])
+def test_bad_names_are_refused(registry: Registry, tmp_path: Path, name: str) -> None:
+    with pytest.raises(RegistryError, match="not an artifact name"):
+        publish(registry, tmp_path, "one", name=name)
+
+
+def test_nothing_to_publish_is_refused(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RegistryError, match="no files"):
+        registry.publish("thing", "test", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("reference", ["absent", "thing:v7", "thing:best", "thing@0000", "thing:", "a/b", ""])
+def test_what_is_not_there_is_one_sentence(registry: Registry, tmp_path: Path, reference: str) -> None:
+    publish(registry, tmp_path, "one")
+    if reference == "thing:":
+        assert registry.resolve(reference).label == "thing:v0"
+        return
+    with pytest.raises(RegistryError) as caught:
+        registry.resolve(reference)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_named_and_never_handed_out(registry: Registry, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    path = registry.open(version) / "a"
+    path.chmod(0o644)
+    path.write_text("0ne")
+    for read in (registry.open, registry.verify):
+        with pytest.raises(RegistryError, match=r"files/a is damaged"):
+            read(version)
+
+
+def test_a_missing_file_is_named(registry: Registry, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    (registry.open(version) / "sub" / "b").unlink()
+    with pytest.raises(RegistryError, match=r"files/sub/b cannot be read"):
+        registry.open(version)
+
+
+def test_publishing_again_mends_a_damaged_blob_for_new_versions(registry: Registry, tmp_path: Path) -> None:
+    damaged = registry.open(publish(registry, tmp_path, "one")) / "sub" / "b"
+    damaged.chmod(0o644)
+    damaged.write_text("xxxx")
+    fresh = publish(registry, tmp_path, "two")
+    assert (registry.open(fresh) / "sub" / "b").read_text() == "same"
+
+
+def test_a_forged_manifest_is_refused(registry: Registry, store: Path, tmp_path: Path) -> None:
+    publish(registry, tmp_path, "one")
+    path = store / "registry" / "versions" / "thing" / "v0" / "manifest.json"
+    manifest = files.read_json(path)
+    manifest["files"]["a"]["md5"] = manifest["files"]["sub/b"]["md5"]
+    files.write_json(path, manifest)
+    with pytest.raises(RegistryError, match="does not match its digest"):
+        registry.resolve("thing")
+
+
+def test_files_of_a_version_are_read_only(registry: Registry, tmp_path: Path) -> None:
+    path = registry.open(publish(registry, tmp_path, "one")) / "a"
+    assert path.stat().st_mode & 0o222 == 0
+
+
+def test_links_make_the_versions_of_a_registered_model(registry: Registry, tmp_path: Path) -> None:
+    one, two = publish(registry, tmp_path, "one"), publish(registry, tmp_path, "two", name="other")
+    registry.link(one, "model", reason="first")
+    registry.link(two, "model", ("best", "production"), reason="second")
+    assert registry.resolve("model:v0") == one
+    assert registry.resolve("model:v1") == registry.resolve("model:best") == registry.resolve("model") == two
+    with pytest.raises(RegistryError, match="model has no candidate yet"):
+        registry.resolve("model:candidate")
+
+
+def test_every_alias_move_is_recorded_with_who_when_why_from_to(registry: Registry, tmp_path: Path) -> None:
+    one, two = publish(registry, tmp_path, "one"), publish(registry, tmp_path, "two")
+    registry.link(one, "model", ("production",), reason="first")
+    registry.link(two, "model", ("production",), reason="better", gate={"passed": True}, forced=True)
+    registry.link(two, "model", ("production",), reason="again")  # points there already: nothing moves
+    first, second = (entry for entry in registry.history("model") if entry["alias"] == "production")
+    assert (first["from"], first["to"], first["reason"]) == (None, one.ref, "first")
+    assert (second["from"], second["to"], second["gate"], second["forced"]) == (
+        one.ref,
+        two.ref,
+        {"passed": True},
+        True,
+    )
+    assert second["who"]
+    assert second["at"] >= first["at"]
+    assert registry.aliases_of(two) == ["latest", "model:production"]
+
+
+def test_an_alias_that_moved_meanwhile_is_not_moved(registry: Registry, tmp_path: Path) -> None:
+    one, two, three = (publish(registry, tmp_path, text) for text in ("one", "two", "three"))
+    registry.link(one, "model", ("production",), reason="first", expected={"production": None})
+    registry.link(two, "model", ("production",), reason="other", expected={"production": one.ref})
+    for expected in (one.ref, None):
+        with pytest.raises(RegistryError, match="model:production was moved meanwhile to thing@"):
+            registry.link(three, "model", ("best", "production"), reason="late", expected={"production": expected})
+    assert registry.aliases("model") == {"production": two.ref, "previous": one.ref}
+
+
+def test_previous_is_what_production_was(registry: Registry, tmp_path: Path) -> None:
+    one, two = publish(registry, tmp_path, "one"), publish(registry, tmp_path, "two")
+    registry.link(one, "model", ("production",), reason="first")
+    assert registry.aliases("model") == {"production": one.ref}
+    registry.link(two, "model", ("production",), reason="better")
+    registry.link(two, "model", ("production",), reason="again")
+    assert registry.aliases("model") == {"production": two.ref, "previous": one.ref}
+    registry.link(one, "model", ("production",), reason="back")
+    assert registry.aliases("model") == {"production": one.ref, "previous": two.ref}
+
+
+def test_unknown_aliases_are_refused(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="unknown alias champion"):
+        registry.link(publish(registry, tmp_path, "one"), "model", ("champion",), reason="x")
+
+
+def test_lineage_walks_to_the_beginning_and_marks_what_is_absent(registry: Registry, tmp_path: Path) -> None:
+    data = publish(registry, tmp_path, "data", name="data")
+    model = publish(registry, tmp_path, "model", name="model-1", inputs=(data.ref, "gone@123"))
+    child = publish(registry, tmp_path, "child", name="retrained", inputs=(model.ref,))
+    found = [(depth, ref, version is not None) for depth, ref, version in registry.lineage(child)]
+    assert found == [(0, child.ref, True), (1, model.ref, True), (2, data.ref, True), (2, "gone@123", False)]
+
+
+def test_another_process_sees_the_same(registry: Registry, store: Path, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    registry.link(version, "model", ("best",), reason="x")
+    other = Registry(store)
+    assert other.resolve("model:best") == version
+    assert other.collections() == ["thing"]
+    assert other.registered_models() == ["model"]
+
+
+def test_a_store_that_moved_still_opens(registry: Registry, store: Path, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    moved = store.rename(tmp_path / "elsewhere")
+    assert (Registry(moved).open(version) / "a").read_text() == "one"
+
+
+def _publish_many(store: Path, folder: Path, who: int) -> None:
+    for index in range(5):
+        Registry(store).publish(
+            "thing", "test", content(folder / f"{who}-{index}", a=f"{who}-{index % 3}", b=f"{index}")
+        )
+
+
+def test_processes_that_publish_at_once_get_versions_of_their_own(store: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_publish_many, args=(store, tmp_path, who)) for who in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in workers)
+    registry = Registry(store)
+    versions = registry.versions("thing")
+    assert [version.number for version in versions] == list(range(20))
+    assert len({version.digest for version in versions}) == 20
+    for version in versions:
+        registry.verify(version)
+
+
+def test_leftovers_of_a_killed_writer_are_cleaned_by_the_next(registry: Registry, store: Path, tmp_path: Path) -> None:
+    leftover = store / "registry" / "tmp" / "0123"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("half")
+    publish(registry, tmp_path, "one")
+    assert not leftover.exists()

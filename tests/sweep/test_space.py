@@ -1,0 +1,79 @@
+"""From points to recipes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flywheel.models import ModelError
+from flywheel.params import Params
+from flywheel.sweep import space
+
+Make = Callable[..., Params]
+PER_ARCHITECTURE = (
+    "sweep.space.learning_rate={per_architecture: {compact: {log_uniform: [0.01, 0.1]}, others: {uniform: [1, 2]}}} "
+    "sweep.space.batch_size={per_architecture: {compact: [8, 16], others: 64}} "
+)
+
+
+def test_only_what_varies_is_searched(make_params: Make) -> None:
+    made = make_params("sweep.space.optimizer=adam sweep.space.weight_decay=[0.1]")
+    assert space.dimensions(made) == {
+        "learning_rate": None,
+        "batch_size": (32, 64, 128),
+        "architecture": ("compact", "standard"),
+    }
+    recipe = space.to_recipe(made, {"learning_rate": 0.0, "batch_size": 32, "architecture": "standard"})
+    assert (recipe.optimizer, recipe.weight_decay) == ("adam", 0.1)
+    assert (recipe.learning_rate, recipe.batch_size, recipe.architecture) == (0.002, 32, "standard")
+
+
+def test_what_the_space_does_not_name_comes_from_the_recipe(make_params: Make) -> None:
+    made = make_params("recipe.momentum=0.5 sweep.epochs=3")
+    recipe = space.to_recipe(made, space.to_point(made, {}))
+    assert (recipe.momentum, recipe.epochs) == (0.5, 3)
+
+
+def test_ranges_depend_on_the_architecture(make_params: Make) -> None:
+    made = make_params(PER_ARCHITECTURE)
+    point = {"learning_rate": 1.0, "batch_size": 0.9, "optimizer": "sgd", "architecture": "compact"}
+    compact = space.to_recipe(made, point)
+    standard = space.to_recipe(made, {**point, "architecture": "standard"})
+    assert (compact.learning_rate, compact.batch_size) == (0.1, 16)
+    assert (standard.learning_rate, standard.batch_size) == (2.0, 64)
+
+
+def test_ranges_of_whole_numbers_give_whole_numbers(make_params: Make) -> None:
+    made = make_params("sweep.space.batch_size={log_uniform: [16, 256]} sweep.space.seed={uniform: [0, 9]}")
+    point = {**space.to_point(made, {}), "batch_size": 0.5, "seed": 0.33}
+    recipe = space.to_recipe(made, point)
+    assert (recipe.batch_size, recipe.seed) == (64, 3)
+
+
+@given(st.floats(0.002, 0.2), st.sampled_from([32, 64, 128]), st.sampled_from(["compact", "standard"]))
+def test_a_first_trial_is_exactly_what_was_asked_for(rate: float, batch: int, architecture: str) -> None:
+    from flywheel import params_file
+
+    made = params_file.load(profile="demo")
+    first = {"learning_rate": rate, "batch_size": batch, "architecture": architecture}
+    recipe = space.to_recipe(made, space.to_point(made, first))
+    assert recipe.learning_rate == pytest.approx(rate, rel=1e-11)
+    assert (recipe.batch_size, recipe.architecture) == (batch, architecture)
+
+
+def test_defaults_outside_the_space_move_to_its_nearest_end(make_params: Make) -> None:
+    made = make_params("sweep.space.learning_rate={log_uniform: [0.1, 0.2]} sweep.space.batch_size=[16, 32]")
+    recipe = space.to_recipe(made, space.to_point(made, {}))
+    assert (recipe.learning_rate, recipe.batch_size) == (0.1, 16)
+
+
+def test_an_unknown_architecture_is_found_before_any_trial(make_params: Make) -> None:
+    with pytest.raises(ModelError, match="did you mean compact"):
+        space.searched_architectures(make_params("sweep.space.architecture=[standard, kompact]"))
+
+
+def test_logarithmic_ranges_are_known_to_the_pictures(make_params: Make) -> None:
+    assert space.logarithmic(make_params(PER_ARCHITECTURE)) == ["learning_rate"]

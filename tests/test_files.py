@@ -1,0 +1,98 @@
+"""Atomic writes, appends and locks, against real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flywheel import files
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"kept": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(path, {"bad": float("nan")})
+    assert files.read_json(path) == {"kept": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_digests_are_those_of_the_standard_tools(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 3_000_000)
+    digests = files.digest_file(path)
+    assert digests.size == 3_000_000
+    assert digests.sha256 == subprocess.check_output(["sha256sum", path], text=True).split()[0]
+
+
+def test_a_torn_line_is_left_behind_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    files.append_json_lines(path, {"n": 1})
+    with path.open("a") as log:
+        log.write('{"n": 2, "cut')
+    files.append_json_lines(path, {"n": 3}, {"n": 4})
+    assert [row["n"] for row in files.read_json_lines(path)] == [1, 3, 4]
+
+
+def _append(path: Path, who: int) -> None:
+    for index in range(50):
+        files.append_json_lines(path, {"who": who, "index": index, "padding": "x" * 500})
+
+
+def test_appends_of_many_processes_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append, args=(path, who)) for who in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rows = files.read_json_lines(path)
+    assert sorted((row["who"], row["index"]) for row in rows) == [(w, i) for w in range(4) for i in range(50)]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flywheel import files
+with files.lock(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "data.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(files.Locked, match=rf"another run holds data \(pid {holder.pid}\)"), files.lock(path):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with files.lock(path):
+                break
+        except files.Locked:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_sizes_are_readable() -> None:
+    assert [files.human_size(n) for n in (0, 999, 1000, 1_500_000, 2e12)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "1.5 MB",
+        "2.0 TB",
+    ]

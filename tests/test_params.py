@@ -1,0 +1,174 @@
+"""params.yaml, profiles and overrides: typed, frozen, and wrong ones refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flywheel import params_file
+from flywheel.params import Params
+from flywheel.params_file import ParamsError
+from flywheel.search_space import Choices, PerArchitecture, Range, parse
+
+ROOT = Path(__file__).parents[1]
+
+Make = Callable[..., Params]
+
+
+@pytest.mark.parametrize("profile", ["cifar10", "laptop", "demo"])
+def test_shipped_profiles_are_valid(make_params: Make, profile: str) -> None:
+    assert make_params(profile=profile).profile == profile
+
+
+def test_each_profile_has_its_own_store_and_reports(make_params: Make) -> None:
+    stores = {make_params(profile=name).store for name in ("cifar10", "laptop", "demo")}
+    reports = {make_params(profile=name).reports for name in ("cifar10", "laptop", "demo")}
+    assert len(stores) == len(reports) == 3
+
+
+def test_params_are_frozen(params: Params) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        params.sweep.trials = 3  # type: ignore[misc]
+
+
+def test_profile_lies_over_the_base_and_set_over_the_profile(make_params: Make) -> None:
+    assert make_params(profile="cifar10").data.source == "cifar10"
+    assert make_params(profile="demo").data.source == "digits"
+    changed = make_params("sweep.trials=3 sweep.epochs=2 recipe.learning_rate=1e-3")
+    assert (changed.sweep.trials, changed.sweep.epochs, changed.recipe.learning_rate) == (3, 2, 0.001)
+    assert changed.data.source == "digits"
+
+
+def test_set_takes_yaml_values_with_spaces(make_params: Make) -> None:
+    made = make_params(
+        "sweep.space.batch_size=[16, 32] sweep.space.learning_rate={log_uniform: [0.001, 0.1]} sweep.trials=5"
+    )
+    assert made.sweep.space["batch_size"] == Choices((16, 32))
+    assert made.sweep.space["learning_rate"] == Range(0.001, 0.1, log=True)
+    assert made.sweep.trials == 5
+
+
+def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_params: Make) -> None:
+    before, after = (
+        make_params().sweep.space,
+        make_params("sweep.space.learning_rate={uniform: [0.1, 0.2]}").sweep.space,
+    )
+    assert after["learning_rate"] == Range(0.1, 0.2, log=False)
+    assert {name: d for name, d in after.items() if name != "learning_rate"} == {
+        name: d for name, d in before.items() if name != "learning_rate"
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("sweep.trails=3", "sweep.trails: unknown key; did you mean trials?"),
+        ("swep.trials=3", "swep: unknown key; did you mean sweep?"),
+        ("sweep.trials=0", "sweep.trials: must be greater than or equal to 1 (got 0)"),
+        ("sweep.trials=many", "sweep.trials: must be a valid integer (got 'many')"),
+        ("sweep.trials=true", "sweep.trials: must be a valid integer (got True)"),
+        ("data.drift.noise=9", "data.drift.noise: must be less than or equal to 5 (got 9)"),
+        ("data.source=mnist", "data.source: must be 'cifar10', 'folder' or 'digits' (got 'mnist')"),
+        ("data.source=folder", "source folder needs data.path"),
+        ("sweep.searcher=gp", "needs sweep.early_stopping=false"),
+        ("sweep.space.learning_rat=3", "sweep.space.learning_rat: unknown key; did you mean learning_rate?"),
+        ("sweep.space.batch_size=[64.5]", "sweep.space.batch_size: must be a valid integer (got 64.5)"),
+        ("sweep.space.learning_rate={log_uniform: [1, 0]}", "two numbers, the lower first"),
+        ("sweep.space.learning_rate={log_uniform: [0, 1]}", "lower bound above 0"),
+        ("sweep.space.learning_rate={uniform: [0.1, 99]}", "must be less than or equal to 10 (got 99.0)"),
+        ("sweep.first=[{learning_rate: 5}]", "sweep.first[0].learning_rate: 5 lies outside sweep.space.learning_rate"),
+        ("sweep.first=[{rate: 5}]", "sweep.first[0].rate: unknown key"),
+        ("sweep.trials=[3", "is not a YAML value"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_keys_path(make_params: Make, overrides: str, message: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        make_params(overrides)
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(ParamsError, match="'trials' is not of the form"):
+        params_file.load(ROOT / "params.yaml", "demo", "trials")
+
+
+def test_an_unknown_profile_names_those_there_are(make_params: Make) -> None:
+    with pytest.raises(ParamsError, match="PROFILE=dmo: unknown profile; choose one of cifar10, laptop, demo"):
+        make_params(profile="dmo")
+
+
+def test_every_mistake_has_its_line(make_params: Make) -> None:
+    with pytest.raises(ParamsError) as caught:
+        make_params("sweep.trials=0 sweep.epochs=0")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {name: a, name: b}\nprofiles: {p: {}}", "name stands twice"),
+        ("data: [", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("data: {}", "profiles: must name at least one profile"),
+        ("profiles: {p: 3}", "profiles.p: must be a mapping"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message) as caught:
+        params_file.load(tmp_path / "params.yaml", "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("  validation_fraction: 0.1", "  # validation_fraction: 0.1")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=r"data\.validation_fraction: is missing"):
+        params_file.load(tmp_path / "params.yaml", "cifar10")
+
+
+def test_a_missing_file_says_where_to_run() -> None:
+    with pytest.raises(ParamsError, match="run from the repository's root"):
+        params_file.load("nowhere/params.yaml", "demo")
+
+
+def test_identity_leaves_out_what_does_not_change_the_result(make_params: Make) -> None:
+    base = make_params()
+    for overrides in (
+        "sweep.trials=99",
+        "sweep.max_concurrent_trials=1",
+        "sweep.gpus_per_trial=0",
+        "data.path=/elsewhere",
+    ):
+        other = make_params(overrides)
+        assert (other.sweep.identity(), other.data.identity()) == (base.sweep.identity(), base.data.identity())
+    for overrides in ("sweep.epochs=99", "data.seed=1", "sweep.space.batch_size=[7]", "data.drift.noise=1"):
+        other = make_params(overrides)
+        assert (other.sweep.identity(), other.data.identity()) != (base.sweep.identity(), base.data.identity())
+
+
+def test_ranges_map_the_unit_interval_and_back() -> None:
+    log = Range(0.001, 1.0, log=True)
+    assert (log.at(0.0), log.at(1.0)) == (0.001, 1.0)
+    assert log.at(0.5) == pytest.approx(0.0316227766)
+    assert log.at(log.position(0.05)) == 0.05
+    assert log.position(99) == 1.0
+    assert Range(0.0, 2.0, log=False).at(0.25) == 0.5
+
+
+def test_choices_share_the_unit_interval() -> None:
+    choices = Choices((8, 16, 32))
+    assert [choices.at(unit) for unit in (0.0, 0.34, 0.999, 1.0)] == [8, 16, 32, 32]
+    assert [choices.at(choices.position(value)) for value in choices.choices] == [8, 16, 32]
+
+
+def test_a_domain_per_architecture_falls_back_to_others() -> None:
+    domain = parse({"per_architecture": {"upsample": [16, 32], "others": {"uniform": [64, 256]}}})
+    assert isinstance(domain, PerArchitecture)
+    assert domain.of("upsample") == Choices((16, 32))
+    assert domain.of("standard") == Range(64.0, 256.0, log=False)

@@ -1,0 +1,111 @@
+"""The training loop: it learns, repeats itself to the byte, and stops with a name when the loss is gone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from flywheel.params import Params, Recipe
+from flywheel.training import TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
+
+CPU = torch.device("cpu")
+Make = Callable[..., Params]
+
+
+@pytest.fixture
+def data(random: np.random.Generator) -> TrainingData:
+    """Two classes that differ in brightness: learnt in a few steps."""
+
+    def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 2
+        noise = random.integers(0, 80, (count, 16, 16, 3))
+        return (noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels.astype(np.int64)
+
+    (train, train_labels), (validation, validation_labels) = images(96), images(40)
+    return TrainingData(train, train_labels, validation, validation_labels, ("dark", "light"), (0.4,) * 3, (0.3,) * 3)
+
+
+@pytest.fixture
+def recipe(params: Params) -> Recipe:
+    return params.complete_recipe({"batch_size": 16, "learning_rate": 0.05}, epochs=3)
+
+
+def weights(data: TrainingData, recipe: Recipe) -> dict[str, bytes]:
+    model = data.classifier(recipe)
+    for _ in fit(model, data, recipe, CPU):
+        pass
+    return {name: tensor.numpy().tobytes() for name, tensor in model.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_it_learns(data: TrainingData, params: Params, optimizer: str) -> None:
+    rate = 0.05 if optimizer == "sgd" else 0.003
+    recipe = params.complete_recipe({"batch_size": 16, "learning_rate": rate, "optimizer": optimizer}, epochs=4)
+    results = list(fit(data.classifier(recipe), data, recipe, CPU))
+    assert [result.epoch for result in results] == [1, 2, 3, 4]
+    assert results[-1].accuracy == 1.0
+    assert results[-1].train_loss < results[0].train_loss
+
+
+def test_the_same_recipe_gives_the_same_weights_to_the_byte(data: TrainingData, recipe: Recipe) -> None:
+    assert weights(data, recipe) == weights(data, recipe)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"learning_rate": 0.04},
+        {"momentum": 0.8},
+        {"weight_decay": 0.01},
+        {"label_smoothing": 0.2},
+        {"warmup_fraction": 0.5},
+        {"flip": True},
+        {"translate": 0},
+        {"batch_size": 32},
+        {"optimizer": "adam"},
+        {"precision": "float32"},
+        {"architecture": "standard"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_param_of_a_recipe_has_an_effect(data: TrainingData, recipe: Recipe, change: dict[str, object]) -> None:
+    one_epoch = {"epochs": 1, "precision": "bfloat16"}
+    base = recipe.model_copy(update=one_epoch)
+    assert weights(data, base) != weights(data, base.model_copy(update=change))
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_named_error(data: TrainingData, params: Params) -> None:
+    recipe = params.complete_recipe({"batch_size": 16, "learning_rate": 10.0, "momentum": 0.99}, epochs=60)
+    poisoned = data.classifier(recipe)
+    with torch.no_grad():
+        next(poisoned.parameters()).fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match="the loss became nan in epoch 1; try a lower learning rate"):
+        list(fit(poisoned, data, recipe, CPU))
+
+
+def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, 100, 0.2) for step in range(100)]
+    assert factors[0] == pytest.approx(0.05)
+    assert factors[19] == factors[20] == 1.0
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[99] < 0.001
+    assert factors[:20] == sorted(factors[:20])
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert learning_rate_factor(0, 1, 0.0) == 1.0
+
+
+def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: Recipe) -> None:
+    groups = make_optimizer(data.classifier(recipe), recipe).param_groups
+    assert [group["weight_decay"] for group in groups] == [recipe.weight_decay, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+
+
+def test_fewer_images_than_a_batch_are_one_batch(data: TrainingData, params: Params) -> None:
+    recipe = params.complete_recipe({"batch_size": 4096}, epochs=1)
+    assert next(iter(fit(data.classifier(recipe), data, recipe, CPU))).epoch == 1
