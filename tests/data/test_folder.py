@@ -140,13 +140,14 @@ def test_two_files_of_one_name_below_different_folders_are_not_silently_one(
         read(write(form, files, tmp_path / "mine"))
 
 
-@pytest.mark.parametrize("link", [os.link, os.symlink])
-def test_linked_images_survive_archiving(link: Callable[..., None], layout: Files, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hard", "symbolic"])
+def test_linked_images_survive_archiving(kind: str, layout: Files, tmp_path: Path) -> None:
     path = write("directory", layout, tmp_path / "mine")
-    link(path / "train" / "a" / "0.png", path / "train" / "b" / "linked.png")
-    if link is os.symlink:
-        (path / "train" / "b" / "linked.png").unlink()
-        (path / "train" / "b" / "linked.png").symlink_to("../a/0.png")
+    link = path / "train" / "b" / "linked.png"
+    if kind == "hard":
+        link.hardlink_to(path / "train" / "a" / "0.png")
+    else:
+        link.symlink_to("../a/0.png")
     with tarfile.open(tmp_path / "mine.tar", "w") as archive:
         archive.add(path, "mine")
     found = read(path)
@@ -286,6 +287,20 @@ def test_an_archive_cut_short_is_refused(form: str, part: float, layout: Files, 
         read(path)
 
 
+@pytest.mark.parametrize("damage", ["a wrong header", "a header cut short"])
+def test_a_damaged_tar_is_refused_and_not_read_in_part(damage: str, layout: Files, tmp_path: Path) -> None:
+    path = write("tar", layout, tmp_path / "mine")
+    data = bytearray(path.read_bytes())
+    header = data.index(b"train/b/2.png")
+    if damage == "a wrong header":
+        data[header] ^= 1
+    else:
+        del data[header + 100 :]
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="not a readable"):
+        read(path)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_damaged_zip_is_read_or_refused_whatever_its_compression(
     compression: int, encode: Encode, layout: Files, tmp_path: Path
@@ -412,7 +427,7 @@ def test_the_digest_is_kept_while_sizes_and_times_stay(mine: Path, tmp_path: Pat
     file.write_bytes(bytes(status.st_size))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert folder.content_digest(mine, cache) == before  # the bytes were not read again
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
     assert folder.content_digest(mine, cache) != before
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = "data.image_size=16 sweep.trials=3 sweep.epochs=2 gate.floor_accuracy=0.1 sweep.space.architecture=[compact, standard]"
+SMALL = (
+    "data.image_size=16 sweep.trials=3 sweep.epochs=2 gate.floor_accuracy=0.1 "
+    "sweep.space.architecture=[compact, standard]"
+)
 
 
 def make(place: Path, *arguments: str, overrides: str = SMALL) -> subprocess.CompletedProcess[str]:
@@ -145,7 +149,7 @@ def test_make_alone_lists_every_target(tmp_path: Path) -> None:
 def test_a_script_run_alone_says_what_to_make_first(tmp_path: Path) -> None:
     for script, message in (("sweep", "run make data PROFILE=demo"), ("evaluate", "run make data PROFILE=demo")):
         result = subprocess.run(
-            [str(ROOT / ".venv/bin/python"), f"scripts/{script}.py", "--profile", "demo", "--set", f"paths.store={tmp_path}"],
+            [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", f"paths.store={tmp_path}"],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert result.returncode == 1

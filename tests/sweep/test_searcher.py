@@ -70,9 +70,10 @@ def test_the_defaults_come_first(searcher: StudySearcher) -> None:
 
 
 def test_several_first_trials_come_in_order(make_params: Make) -> None:
-    searcher = StudySearcher(make_params("sweep.first=[{architecture: standard},{batch_size: 32}]"))
-    proposed = [searcher.suggest(str(index)) for index in range(2)]
-    assert [(p["architecture"], p["batch_size"]) for p in proposed] == [("standard", 64), ("compact", 32)]
+    searcher = StudySearcher(make_params("sweep.first=[{architecture: standard},{batch_size: 32, momentum: 0.5}]"))
+    proposed = [searcher.suggest(str(index)) for index in range(3)]
+    assert [(p["architecture"], p["batch_size"]) for p in proposed[:2]] == [("standard", 64), ("compact", 32)]
+    assert [p["momentum"] for p in proposed] == [0.9, 0.5, 0.9]  # also what is not searched
 
 
 def run_sequentially(searcher: StudySearcher, trials: int) -> list[bool]:

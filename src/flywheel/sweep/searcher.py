@@ -42,10 +42,14 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return the complete recipe of the next trial."""
         trial = self.study.ask(self._distributions)
-        searched = trial.number >= len(self.params.sweep.first) and self.params.sweep.searcher != "random"
-        self.bayesian[trial_id] = searched and bool(trial.relative_params)  # what the sampler's model proposed
         self._live[trial_id], self._values[trial_id] = trial, {}
-        return space.to_recipe(self.params, trial.params).model_dump()
+        recipe = space.to_recipe(self.params, trial.params).model_dump()
+        if trial.number < len(self.params.sweep.first):
+            self.bayesian[trial_id] = False
+            return {**recipe, **self.params.sweep.first[trial.number]}  # also what the space does not search
+        modelled = self.params.sweep.searcher != "random" and bool(trial.relative_params)
+        self.bayesian[trial_id] = modelled
+        return recipe
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Take the value of an epoch; Tune repeats the last one when a trial ends, or gives it at the end only."""
