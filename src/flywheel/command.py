@@ -51,7 +51,7 @@ def main(script: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: what was finished is kept; run the same command to go on", file=sys.stderr)
+        print("interrupted: nothing was published; run the same command again", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)

@@ -67,12 +67,12 @@ class Server:
         handler.wfile.write(body)
 
 
-@pytest.fixture()
+@pytest.fixture
 def server() -> Iterator[Server]:
     """A server of one file on a free port of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 the name http.server calls
+        def do_GET(self) -> None:
             state.answer(self)
 
         def log_message(self, format: str, *args: Any) -> None:
@@ -87,7 +87,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-@pytest.fixture()
+@pytest.fixture
 def closed_url() -> str:
     """An address where nobody listens."""
     with socket.socket() as listening:
@@ -145,26 +145,26 @@ def archive() -> Archive:
     return Archive(content, images[:train], labels[:train], images[train:], labels[train:], at)
 
 
-@pytest.fixture()
+@pytest.fixture
 def served(server: Server, archive: Archive) -> Server:
     """The server of the archive."""
     server.content = archive.content
     return server
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(make_params: Callable[..., Any]) -> parameters.Data:
     """The section `data` of the profile cifar10."""
     section: parameters.Data = make_params(profile="cifar10").data
     return section
 
 
-@pytest.fixture()
+@pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture()
+@pytest.fixture
 def load(data: parameters.Data, cache: Path) -> Callable[[Any], sources.SourceImages]:
     """Load CIFAR-10 by a class of torchvision's kind, saying nothing."""
     return lambda dataset_class: sources.cifar10(data, cache, dataset_class, say=lambda text: None)
@@ -246,10 +246,12 @@ def test_a_damaged_batch_is_never_loaded(served: Server, archive: Archive, load:
 # The fetch when all is well
 
 
-def test_an_archive_put_there_by_hand_is_used_without_a_request(archive: Archive, load: Any, cache: Path) -> None:
+def test_an_archive_put_there_by_hand_is_used_without_a_request(
+    closed_url: str, archive: Archive, load: Any, cache: Path
+) -> None:
     cache.mkdir()
     (cache / CIFAR10.filename).write_bytes(archive.content)
-    assert_right(load(archive.at("http://127.0.0.1:1/nobody")), archive)
+    assert_right(load(archive.at(closed_url)), archive)
 
 
 def test_it_says_what_it_fetches_once(served: Server, archive: Archive, data: parameters.Data, cache: Path) -> None:
@@ -401,12 +403,12 @@ def put(content: bytes, cache: Path) -> Path:
     return cache / "file.tar.gz"
 
 
-def test_an_extraction_that_was_killed_is_done_again(archive: Archive, load: Any, cache: Path) -> None:
+def test_an_extraction_that_was_killed_is_done_again(closed_url: str, archive: Archive, load: Any, cache: Path) -> None:
     path = put(archive.content, cache).rename(cache / CIFAR10.filename)
     half = cache / f"{path.name}.extracting" / CIFAR10.base_folder
     half.mkdir(parents=True)
     (half / "data_batch_1").write_bytes(b"half of it")
-    assert_right(load(archive.at("http://127.0.0.1:1/nobody")), archive)
+    assert_right(load(archive.at(closed_url)), archive)
     assert not half.parent.exists()
 
 

@@ -374,7 +374,7 @@ def digest(path: Path) -> str:
     """The digest without what an earlier call remembers."""
     cache = path.parent / "fresh.json"
     cache.unlink(missing_ok=True)
-    return folder.content_digest(path, cache)
+    return str(folder.content_digest(path, cache))
 
 
 def a_file_of(path: Path) -> Path:

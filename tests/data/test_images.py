@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -191,7 +192,7 @@ def test_a_format_that_runs_a_program_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_a_truncated_file_is_refused(encode: Encode, noise_pictures: Pictures, kind: str) -> None:
     data = encode(noise_pictures(1, 64)[0], kind)
-    with pytest.raises(ImageError, match="truncated|not an image"):
+    with pytest.raises(ImageError, match=r"truncated|not an image"):
         decode(data[: len(data) // 2], 8)
 
 
@@ -259,11 +260,8 @@ def test_the_limit_is_the_largest_image_that_is_read(
 
 
 def image_or_reason(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ImageError):
         decoded = decode(data, 8)
-    except ImageError as error:
-        assert str(error)
-    else:
         assert decoded.shape == (8, 8, 3)
         assert decoded.dtype == np.uint8
 

@@ -1,4 +1,4 @@
-"""A small, fast network for small images: six 3x3 convolutions, each with batch norm and GELU."""
+"""A small, fast network for small images: seven 3x3 convolutions, each with batch norm and GELU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ WIDTHS = (64, 128, 256)
 
 def compact(classes: int) -> nn.Module:
     """Return the network, (3, h, w) -> (classes,), for images of 8 pixels or more a side."""
-    layers: list[nn.Module] = [*_convolution(3, 32)]
     channels = 32
+    layers: list[nn.Module] = [*_convolution(3, channels)]
     for width in WIDTHS:
-        layers += [*_convolution(channels, width), nn.MaxPool2d(2), *_convolution(width, width)]
+        layers += [nn.MaxPool2d(2), *_convolution(channels, width), *_convolution(width, width)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 

@@ -32,7 +32,10 @@ def run(
     tracker: Tracker,
     say: Callable[[str], None] = print,
 ) -> Recorder:
-    """Run all trials; the journal then tells what happened. Weights of the best trial stay below `folder`."""
+    """Run all trials; the journal then tells what happened. Weights of the best trial stay below `folder`.
+
+    Raises KeyboardInterrupt when a signal ended the sweep.
+    """
     searcher = StudySearcher(params)
     recorder = Recorder(params, journal, searcher, tracker, say)
     trainable = tune.with_resources(tune.with_parameters(trial.train, data=data), resources.per_trial())
@@ -56,6 +59,8 @@ def run(
         ),
     )
     tuner.fit()
+    if recorder.ended < params.sweep.trials:
+        raise KeyboardInterrupt  # Tune takes the signal for itself and returns
     return recorder
 
 
@@ -97,7 +102,7 @@ class Recorder(tune.Callback):
         self.peak_bytes = 0
         self.weights: Path | None = None  # of the best trial that ended
         self._best = -1.0
-        self._ended = 0
+        self.ended = 0
         self._started: dict[str, float] = {}
         self._accuracy: dict[str, float] = {}
         self._epochs: dict[str, int] = {}
@@ -132,12 +137,17 @@ class Recorder(tune.Callback):
         """Journal a failure with its reason; the sweep goes on."""
         self._end(trial, "failed", reason_of(trial))
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Close the W&B runs of trials that a signal cut short."""
+        for run in self._runs.values():
+            run.finish(failed=True)
+
     def _end(self, trial: Any, status: str, error: str | None) -> None:
         name = trial.trial_id
         seconds = time.monotonic() - self._started[name]
         self.journal.end(name, status, seconds, error)
         accuracy = self._accuracy.get(name)
-        self._ended += 1
+        self.ended += 1
         self._measure_disk(trial)
         is_best = error is None and accuracy is not None and accuracy > self._best
         loser = None if trial.checkpoint is None else Path(trial.checkpoint.path)
@@ -165,7 +175,7 @@ class Recorder(tune.Callback):
         outcome = error if error else f"{accuracy:.2%}" if accuracy is not None else "no epoch"
         plural = "epoch" if epochs == 1 else "epochs"
         return (
-            f"sweep: {self._ended}/{self.params.sweep.trials} {values}: {status} {outcome} "
+            f"sweep: {self.ended}/{self.params.sweep.trials} {values}: {status} {outcome} "
             f"({epochs} {plural}, {seconds:.0f} s){' - best so far' if is_best else ''}"
         )
 

@@ -1,0 +1,458 @@
+"""The data set: how it is built, what is saved, what drift does; the digits are the real one to try it on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from flywheel import files
+from flywheel import params as parameters
+from flywheel.data import DataError, drift, sources, splits
+from flywheel.data.build import build
+from flywheel.data.dataset import ARRAYS, Dataset, open_directory, save, statistics
+from flywheel.data.sources import SourceImages
+
+Pictures = NDArray[np.uint8]
+NO_DRIFT = "data.drift={rotation: 0, noise: 0, blur: 0, brightness: 0, contrast: 0}"
+KINDS = ("rotation", "noise", "blur", "brightness", "contrast")
+
+steady = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+@pytest.fixture
+def make_data(make_params: Callable[..., parameters.Params]) -> Callable[..., parameters.Data]:
+    """The section `data` of the profile demo, without drift, with overrides."""
+    return lambda overrides="": make_params(f"{NO_DRIFT} {overrides}").data
+
+
+@pytest.fixture
+def digits(make_params: Callable[..., parameters.Params]) -> Callable[..., Dataset]:
+    """Build the data set of the digits as the profile demo has it, with overrides."""
+
+    def built(overrides: str = "") -> Dataset:
+        data = make_params(overrides).data
+        return build(sources.digits(data), data)
+
+    return built
+
+
+@pytest.fixture
+def source(noise_pictures: Callable[..., Pictures]) -> SourceImages:
+    """40 training and 20 test images of noise, of two classes; the first 8 test images are the split `test`."""
+    train, test = np.arange(40), np.arange(20)
+    return SourceImages(
+        ("even", "odd"), noise_pictures(40), train % 2, train, noise_pictures(20), test % 2, test, test_count=8
+    )
+
+
+# Statistics
+
+
+@steady
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.just(3))))
+def test_statistics_are_numpys(images: Pictures) -> None:
+    mean, std = statistics(images)
+    scaled = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=0, atol=1e-9)
+
+
+def test_statistics_of_many_images_are_numpys(noise_pictures: Callable[..., Pictures]) -> None:
+    images = noise_pictures(2000)
+    images[..., 1] //= 3
+    mean, std = statistics(images)
+    np.testing.assert_allclose(mean, (images / 255.0).mean(axis=(0, 1, 2)), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(std, (images / 255.0).std(axis=(0, 1, 2)), rtol=0, atol=1e-9)
+
+
+# Build
+
+
+def test_a_data_set_holds_every_image_of_the_source_under_its_id(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    built = build(source, make_data())
+    train, validation = built.split("train"), built.split("validation")
+    assert sorted([*train.ids, *validation.ids]) == list(range(40))
+    for split in (train, validation):
+        np.testing.assert_array_equal(split.images, source.train_images[split.ids])
+        np.testing.assert_array_equal(split.labels, source.train_labels[split.ids])
+    for name, ids in (("test", range(8)), ("simulation", range(8, 20))):
+        split = built.split(name)
+        assert split.ids.tolist() == list(ids)
+        np.testing.assert_array_equal(split.images, source.test_images[split.ids])
+        np.testing.assert_array_equal(split.labels, source.test_labels[split.ids])
+    np.testing.assert_array_equal(built.hashes, splits.content_hashes(built.images))
+
+
+def test_the_description_is_of_this_data_set(source: SourceImages, make_data: Callable[..., parameters.Data]) -> None:
+    data = make_data("data.validation_fraction=0.25 data.seed=3")
+    built = build(dataclasses.replace(source, skipped=("train/a/b.png: empty",)), data)
+    description = built.description
+    assert description["splits"] == {"train": 30, "validation": 10, "test": 8, "simulation": 12}
+    assert description["splits"] == {name: len(built.split(name).labels) for name in splits.SPLITS}
+    assert description["holdout"] == built.holdout.sum() == splits.is_holdout(built.hashes[48:]).sum()
+    assert description["skipped"] == 1
+    assert description["seed"] == 3
+    assert description["drift"] == dict.fromkeys(KINDS, 0)
+    assert description["duplicates"] == {"within": {}, "across": {}}
+    assert built.class_names == ("even", "odd")
+    assert built.image_size == 8
+
+
+def test_statistics_are_of_train_and_validation_only(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    bright = dataclasses.replace(source, test_images=source.test_images // 2 + 128)
+    built = build(bright, make_data())
+    mean, std = statistics(source.train_images)
+    assert built.mean == tuple(mean)
+    assert built.std == tuple(std)
+
+
+def test_duplicates_across_splits_are_dropped_and_reported(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    data = make_data()
+    plain = build(source, data)
+    in_train, in_validation = plain.indices["train"][:4], plain.indices["validation"][:2]
+    train_images = source.train_images.copy()
+    train_images[in_train[0]] = source.test_images[0]  # test
+    train_images[in_train[1]] = train_images[in_validation[0]]
+    train_images[in_train[2]] = source.test_images[10]  # simulation
+    train_images[in_train[3]] = train_images[plain.indices["train"][4]]  # twice in train: stays
+    train_images[in_validation[1]] = source.test_images[1]
+    test_images = source.test_images.copy()
+    test_images[11] = test_images[2]
+    built = build(dataclasses.replace(source, train_images=train_images, test_images=test_images), data)
+    assert built.description["duplicates"] == {
+        "within": {"train": 1},
+        "across": {
+            "test/train": 1, "validation/train": 1, "simulation/train": 1, "test/validation": 1, "test/simulation": 1,
+        },
+    }  # fmt: skip
+    assert built.description["splits"] == {"train": 29, "validation": 7, "test": 8, "simulation": 11}
+    contents = [{row.tobytes() for row in built.split(name).images} for name in splits.SPLITS]
+    assert sum(map(len, contents)) == len(set.union(*contents))
+
+
+def test_a_class_left_without_training_images_is_named(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    data = make_data()
+    train = build(source, data).indices["train"]
+    train_images = source.train_images.copy()
+    train_images[train[source.train_labels[train] == 1]] = source.test_images[0]
+    with pytest.raises(DataError, match="class odd has no training image left"):
+        build(dataclasses.replace(source, train_images=train_images), data)
+
+
+@pytest.mark.parametrize("value", [0, 15, 59, 118, 255])
+def test_a_channel_without_any_contrast_is_refused_whatever_its_value(
+    value: int, make_data: Callable[..., parameters.Data], noise_pictures: Callable[..., Pictures]
+) -> None:
+    """Its deviation is 0, and pixels are divided by it."""
+    train_images, test_images = noise_pictures(70), noise_pictures(20)
+    train_images[..., 2] = value
+    labels = np.arange(90) % 2
+    source = SourceImages(
+        ("even", "odd"), train_images, labels[:70], np.arange(70), test_images, labels[70:], np.arange(20), 8
+    )
+    with pytest.raises(DataError, match="same colour"):
+        build(source, make_data())
+
+
+# Save and open
+
+
+@pytest.fixture
+def saved(source: SourceImages, make_data: Callable[..., parameters.Data], tmp_path: Path) -> tuple[Dataset, Path]:
+    """A small data set and the directory where it was saved."""
+    built = build(source, make_data())
+    save(built, tmp_path / "set")
+    return built, tmp_path / "set"
+
+
+def stored_arrays(dataset: Dataset) -> dict[str, NDArray[Any]]:
+    own = {name: getattr(dataset, name) for name in ("images", "labels", "hashes", "ids")}
+    return {**own, **dataset.indices}
+
+
+def test_what_was_saved_is_opened(saved: tuple[Dataset, Path]) -> None:
+    built, directory = saved
+    opened = open_directory(directory)
+    for name, array in stored_arrays(built).items():
+        np.testing.assert_array_equal(stored_arrays(opened)[name], array, err_msg=name)
+        assert stored_arrays(opened)[name].dtype == array.dtype
+    assert tuple(opened.indices) == splits.SPLITS
+    assert {**built.description, "format": 1} == opened.description
+    assert opened.class_names == built.class_names
+    assert (opened.mean, opened.std, opened.image_size) == (built.mean, built.std, built.image_size)
+    np.testing.assert_array_equal(opened.holdout, built.holdout)
+    for name in splits.SPLITS:
+        np.testing.assert_array_equal(opened.split(name).images, built.split(name).images)
+
+
+def test_arrays_are_memory_mapped_and_read_only(saved: tuple[Dataset, Path]) -> None:
+    for name, array in stored_arrays(open_directory(saved[1])).items():
+        assert isinstance(array, np.memmap), name
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_a_split_is_a_copy_that_may_be_changed(saved: tuple[Dataset, Path]) -> None:
+    opened = open_directory(saved[1])
+    opened.split("train").images[:] = 0
+    assert open_directory(saved[1]).split("train").images.any()
+
+
+def test_a_directory_holds_the_documented_files_and_no_other(saved: tuple[Dataset, Path]) -> None:
+    names = {path.name for path in saved[1].iterdir()}
+    assert names == {f"{name}.npy" for name in ARRAYS} | {"dataset.json"}
+    assert np.load(saved[1] / "images.npy", mmap_mode="r").dtype == np.uint8
+    assert np.load(saved[1] / "hashes.npy", mmap_mode="r").shape == (60, 32)
+
+
+def test_objects_are_never_written(saved: tuple[Dataset, Path], tmp_path: Path) -> None:
+    objects = dataclasses.replace(saved[0], labels=np.array([{}] * 60))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        save(objects, tmp_path / "objects")
+
+
+class Trap:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_never_loaded(saved: tuple[Dataset, Path], tmp_path: Path) -> None:
+    _, directory = saved
+    np.save(directory / "labels.npy", np.array([Trap(tmp_path / "sprung")]), allow_pickle=True)
+    with pytest.raises(DataError, match="is not a data set"):
+        open_directory(directory)
+    assert not (tmp_path / "sprung").exists()
+    np.load(directory / "labels.npy", allow_pickle=True)
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "dataset.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text"])
+def test_a_damaged_directory_is_one_error_that_says_what_to_type(
+    name: str, damage: str, saved: tuple[Dataset, Path]
+) -> None:
+    path = saved[1] / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3], "text": b"hello"}[damage])
+    with pytest.raises(DataError, match=r"set is not a data set .*run make data FORCE=1"):
+        open_directory(saved[1])
+
+
+def test_no_directory_at_all_is_the_same_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere is not a data set"):
+        open_directory(tmp_path / "nowhere")
+
+
+def test_another_format_is_refused(saved: tuple[Dataset, Path]) -> None:
+    path = saved[1] / "dataset.json"
+    files.write_json(path, {**files.read_json(path), "format": 2})
+    with pytest.raises(DataError, match=r"of format 2, not 1; run make data FORCE=1"):
+        open_directory(saved[1])
+
+
+# Digits
+
+
+def test_digits_are_split_640_160_450_547(digits: Callable[..., Dataset]) -> None:
+    built = digits()
+    assert built.description["splits"] == {"train": 640, "validation": 160, "test": 450, "simulation": 547}
+    assert built.class_names == tuple("0123456789")
+    assert built.images.shape == (1797, 32, 32, 3)
+
+
+def test_digits_are_scikit_learns_each_once(digits: Callable[..., Dataset]) -> None:
+    built, bunch = digits(f"data.image_size=8 {NO_DRIFT}"), load_digits()
+    assert sorted(built.ids) == list(range(1797))
+    np.testing.assert_array_equal(built.labels, bunch.target[built.ids])
+    grey = np.round(bunch.images[built.ids] * 255 / 16)
+    np.testing.assert_array_equal(built.images, np.repeat(grey[..., None], 3, axis=3))
+
+
+def test_digits_share_no_content_between_splits(digits: Callable[..., Dataset]) -> None:
+    built = digits()
+    contents = [{image.tobytes() for image in built.split(name).images} for name in splits.SPLITS]
+    assert sum(map(len, contents)) == len(set.union(*contents))
+
+
+def test_digits_hold_out_every_class_alike_and_about_thirty_in_a_hundred(digits: Callable[..., Dataset]) -> None:
+    built = digits()
+    train, validation = (np.bincount(built.split(name).labels) for name in ("train", "validation"))
+    np.testing.assert_allclose(validation / (train + validation), 0.2, atol=0.01)
+    assert built.holdout.shape == (547,)
+    assert abs(built.holdout.mean() - 0.3) < 0.06  # three standard deviations of 547
+    assert built.description["holdout"] == built.holdout.sum()
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(digits: Callable[..., Dataset], tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        save(digits(f"data.seed={seed}"), tmp_path / name)
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    for name in ("images", "labels", "ids", "train", "validation"):
+        first, other = ((tmp_path / folder / f"{name}.npy").read_bytes() for folder in ("first", "other"))
+        assert first != other, name
+
+
+def test_the_source_that_is_named_is_loaded(make_data: Callable[..., parameters.Data], tmp_path: Path) -> None:
+    data = make_data("data.image_size=8")
+    np.testing.assert_array_equal(sources.load(data, tmp_path).train_images, sources.digits(data).train_images)
+    assert not list(tmp_path.iterdir())
+
+
+# Drift
+
+
+def corrupted(images: Pictures, kind: str, severity: float) -> Pictures:
+    severities = {**dict.fromkeys(KINDS, 0.0), kind: severity}
+    changed: Pictures = drift.apply(images, np.arange(len(images)), parameters.Drift(**severities), 0)
+    return changed
+
+
+def effect(images: Pictures, kind: str, severity: float) -> float:
+    return float(np.abs(corrupted(images, kind, severity).astype(float) - images).mean())
+
+
+def test_drift_changes_simulation_only(digits: Callable[..., Dataset]) -> None:
+    drifted, plain = digits(), digits(NO_DRIFT)
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(drifted.split(name).images, plain.split(name).images)
+    simulation, original = drifted.split("simulation"), plain.split("simulation")
+    np.testing.assert_array_equal(simulation.labels, original.labels)
+    np.testing.assert_array_equal(simulation.ids, original.ids)
+    for image, before in zip(simulation.images, original.images, strict=True):
+        assert not np.array_equal(image, before)
+    assert (drifted.mean, drifted.std) == (plain.mean, plain.std)
+
+
+def test_sides_are_of_the_images_as_production_sees_them(digits: Callable[..., Dataset]) -> None:
+    built = digits()
+    np.testing.assert_array_equal(
+        built.holdout, splits.is_holdout(splits.content_hashes(built.split("simulation").images))
+    )
+
+
+def test_severity_zero_is_the_identity(smooth_pictures: Pictures) -> None:
+    for kind in KINDS:
+        np.testing.assert_array_equal(corrupted(smooth_pictures, kind, 0), smooth_pictures)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_an_effect_that_grows_with_severity(kind: str, noise_pictures: Callable[..., Pictures]) -> None:
+    pictures = noise_pictures(40, 32)  # details to the last pixel: on soft blobs a blur of severity 1 does nothing
+    effects = [effect(pictures, kind, severity) for severity in (0, 1, 2, 3, 4, 5)]
+    assert effects[0] == 0
+    assert all(weaker < stronger for weaker, stronger in itertools.pairwise(effects))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drift_keeps_the_form_of_images_and_the_images_it_was_given(kind: str, smooth_pictures: Pictures) -> None:
+    before = smooth_pictures.copy()
+    changed = corrupted(smooth_pictures, kind, 5)
+    assert changed.shape == smooth_pictures.shape
+    assert changed.dtype == np.uint8
+    np.testing.assert_array_equal(smooth_pictures, before)
+
+
+ALL = parameters.Drift(rotation=3, noise=2, blur=1, brightness=2, contrast=2)
+
+
+def test_the_draw_depends_on_seed_and_id_only(smooth_pictures: Pictures, random: np.random.Generator) -> None:
+    ids = np.arange(40) * 7
+    together = drift.apply(smooth_pictures, ids, ALL, 5)
+    order = random.permutation(40)
+    np.testing.assert_array_equal(drift.apply(smooth_pictures[order], ids[order], ALL, 5), together[order])
+    np.testing.assert_array_equal(drift.apply(smooth_pictures[3:4], ids[3:4], ALL, 5), together[3:4])
+    assert not np.array_equal(drift.apply(smooth_pictures, ids, ALL, 6), together)
+    assert not np.array_equal(drift.apply(smooth_pictures, ids + 1, ALL, 5), together)
+
+
+@pytest.mark.parametrize("kind", ["rotation", "noise", "brightness", "contrast"])
+def test_every_image_has_a_draw_of_its_own(kind: str, smooth_pictures: Pictures) -> None:
+    same = np.repeat(smooth_pictures[:1], 20, axis=0)
+    assert len({image.tobytes() for image in corrupted(same, kind, 5)}) > 15
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3])
+def test_noise_is_gaussian_of_the_documented_strength(severity: int) -> None:
+    grey = np.full((50, 32, 32, 3), 128, np.uint8)
+    noise = corrupted(grey, "noise", severity).astype(float) - 128
+    assert abs(noise.std() - 0.047 * 255 * severity) < 0.3
+    assert abs(noise.mean()) < 0.5
+    assert abs(np.corrcoef(noise[..., 0].reshape(-1), noise[..., 1].reshape(-1))[0, 1]) < 0.03
+
+
+def test_brightness_is_a_factor_within_its_range_both_ways() -> None:
+    grey = np.full((200, 8, 8, 3), 100, np.uint8)
+    factors = corrupted(grey, "brightness", 2).mean(axis=(1, 2, 3)) / 100
+    assert factors.min() >= 1 - 0.24 - 0.005
+    assert factors.max() <= 1 + 0.24 + 0.005
+    assert factors.min() < 0.8
+    assert factors.max() > 1.2
+
+
+def test_contrast_spreads_about_the_mean_within_its_range_both_ways(smooth_pictures: Pictures) -> None:
+    changed = corrupted(np.concatenate([smooth_pictures] * 5), "contrast", 2)
+    original = np.concatenate([smooth_pictures] * 5)
+    np.testing.assert_allclose(changed.mean(axis=(1, 2, 3)), original.mean(axis=(1, 2, 3)), atol=0.5)
+    factors = changed.std(axis=(1, 2, 3)) / original.std(axis=(1, 2, 3))
+    assert 0.69 < factors.min() < 0.75
+    assert 1.25 < factors.max() < 1.31
+
+
+def test_blur_smooths_and_keeps_the_mean(noise_pictures: Callable[..., Pictures]) -> None:
+    pictures = noise_pictures(10, 32)
+    changed = corrupted(pictures, "blur", 3)
+    assert changed.std() < 0.6 * pictures.std()
+    assert abs(changed.mean() - pictures.mean()) < 1.5
+
+
+def test_blur_is_of_the_same_share_of_any_image() -> None:
+    sharp = {size: np.zeros((1, size, size, 3), np.uint8) for size in (32, 128)}
+    for size, images in sharp.items():
+        images[:, :, size // 2 :] = 255
+    small, large = (corrupted(images, "blur", 5)[0, size // 2, :, 0] for size, images in sharp.items())
+    assert abs((small > 25).sum() / 32 - (large > 25).sum() / 128) < 0.04
+
+
+def test_rotation_turns_about_the_centre_and_fills_with_the_border() -> None:
+    images = np.full((100, 33, 33, 3), 40, np.uint8)
+    images[:, 15:18, 4:29] = 240  # a bar
+    changed = corrupted(images, "rotation", 3)
+    assert (changed[:, 16, 16] == 240).all()
+    corners = changed[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners == 40).all()
+    rows, columns = np.mgrid[:33, :33] - 16
+    angles = []
+    for image in changed[..., 0].astype(float):
+        weight = image - 40
+        tensor = (weight * columns * rows).sum(), (weight * (columns**2 - rows**2)).sum()
+        angles.append(np.degrees(0.5 * np.arctan2(2 * tensor[0], tensor[1])))
+    assert -22 < min(angles) < -15
+    assert 15 < max(angles) < 22
