@@ -88,6 +88,12 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+def test_any_text_is_read_back_as_one_line(tmp_path: Path) -> None:
+    text = "a\u2028b\x85c\x0cd\ne"
+    files.append_json_lines(tmp_path / "log", {"text": text})
+    assert files.read_json_lines(tmp_path / "log") == [{"text": text}]
+
+
 def test_sizes_are_readable() -> None:
     assert [files.human_size(n) for n in (0, 999, 1000, 1_500_000, 2e12)] == [
         "0 bytes",

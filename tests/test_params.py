@@ -78,9 +78,17 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("sweep.space.batch_size=[64.5]", "sweep.space.batch_size: must be a valid integer (got 64.5)"),
         ("sweep.space.learning_rate={log_uniform: [1, 0]}", "two numbers, the lower first"),
         ("sweep.space.learning_rate={log_uniform: [0, 1]}", "lower bound above 0"),
-        ("sweep.space.learning_rate={uniform: [0.1, 99]}", "must be less than or equal to 10 (got 99.0)"),
+        ("sweep.space.learning_rate={uniform: [0.1, 99]}", "must be less than or equal to 10 (got 99)"),
         ("sweep.first=[{learning_rate: 5}]", "sweep.first[0].learning_rate: 5 lies outside sweep.space.learning_rate"),
         ("sweep.first=[{rate: 5}]", "sweep.first[0].rate: unknown key"),
+        ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified' or 'compact'"),
+        ("sweep.space.architecture=[compakt]", "sweep.space.architecture: must be 'standard'"),
+        (
+            "sweep.space.architecture={uniform: [0, 1]}",
+            "must be a list of standard, upsample",
+        ),
+        ("sweep.space.momentum={per_architecture: {compakt: 0.5}}", "did you mean compact?"),
+        ("sweep.gpus_per_trial=1.5", "must be a fraction below 1 or a whole number (got 1.5)"),
         ("sweep.trials=[3", "is not a YAML value"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -175,6 +175,16 @@ def test_work_left_over_runs_it(params: Params, registry: Registry, tmp_path: Pa
     assert stage.check(asked).reason == "5 are asked for, 3 were made"
 
 
+def test_a_version_made_with_less_work_is_not_adopted(params: Params, registry: Registry, tmp_path: Path) -> None:
+    def unfinished(metrics: Mapping[str, int]) -> str | None:
+        return None if metrics.get("made", 0) >= 5 else "more is asked for"
+
+    work = Work(define(params, registry, artifacts="thing", unfinished=unfinished), tmp_path)
+    stage.run(work.defined, work)
+    work.defined.receipt_path.unlink()
+    assert not stage.check(work.defined).up_to_date
+
+
 def test_a_failing_stage_leaves_no_receipt(params: Params, registry: Registry) -> None:
     defined = define(params, registry)
 
@@ -196,12 +206,13 @@ def test_a_damaged_receipt_is_as_none(params: Params, registry: Registry, tmp_pa
 
 
 def test_the_receipt_has_what_others_read(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
+    work = Work(define(params, registry, seed=7), tmp_path)
     receipt = stage.run(work.defined, work)
     keys = {"stage", "fingerprint", "params", "inputs", "outputs", "code", "git", "versions", "seed", "started"}
     assert keys | {"wall_s", "metrics"} <= set(receipt)
     assert receipt["outputs"] == [registry.resolve("thing").ref]
     assert receipt["versions"]["torch"] == "2.14.1"
+    assert receipt["seed"] == 7
     assert receipt == files.read_json(work.defined.receipt_path)
 
 

@@ -23,6 +23,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.pictures",
         "flywheel.registry",
         "flywheel.registry.audit",
+        "flywheel.registry.blobs",
         "flywheel.registry.local",
         "flywheel.registry.manifest",
         "flywheel.stage",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel import search_space
-from flywheel.search_space import Domain, PerArchitecture, Range
+from flywheel.search_space import Choices, Domain, PerArchitecture
 
 
 class Section(BaseModel):
@@ -26,6 +26,12 @@ class Section(BaseModel):
                 value = getattr(self, name)
                 result[name] = value.identity() if isinstance(value, Section) else plain(value)
         return result
+
+
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
+    return value
 
 
 NOT_IDENTITY = object()  # marks a param that does not change the result
@@ -67,10 +73,14 @@ class Data(Section):
         return self
 
 
+Architecture = Literal["standard", "upsample", "modified", "compact"]  # the names in models/architectures.py
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+
+
 class RecipeDefaults(Section):
     """How a network is trained. Each of these can be searched: see sweep.space."""
 
-    architecture: str = Field(description="standard, upsample, modified (ResNet-18) or compact")
+    architecture: Architecture = Field(description="a name in models/architectures.py")
     optimizer: Literal["sgd", "adam"] = Field(description="SGD with Nesterov momentum, or Adam")
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(description="peak, reached after the warm-up")
     batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images a step")
@@ -101,12 +111,12 @@ class Sweep(Section):
     max_concurrent_trials: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)], NOT_IDENTITY] = Field(
         description="auto: as many as the resources hold"
     )
-    cpus_per_trial: Annotated[float, Field(ge=1, le=1024), NOT_IDENTITY] = Field(
+    cpus_per_trial: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(_whole_above_one), NOT_IDENTITY] = Field(
         description="also the torch threads of a trial"
     )
-    gpus_per_trial: Annotated[Literal["auto"] | Annotated[float, Field(ge=0, le=64)], NOT_IDENTITY] = Field(
-        description="a fraction shares a GPU; auto: one where there is one"
-    )
+    gpus_per_trial: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)], NOT_IDENTITY
+    ] = Field(description="a fraction shares a GPU; auto: one where there is one")
     first: tuple[dict[str, Any], ...] = Field(
         description="trials before the search: recipe values that differ from the defaults"
     )
@@ -128,7 +138,7 @@ class Gate(Section):
 class Promotion(Section):
     """How models reach production."""
 
-    auto: Annotated[bool, NOT_IDENTITY] = Field(description="promote what passes the gate")
+    auto: bool = Field(description="promote what passes the gate")
 
 
 class Tracking(Section):
@@ -192,9 +202,14 @@ class Params(Section):
     @model_validator(mode="after")
     def _space_and_first_are_recipes(self) -> Params:
         for name, domain in self.sweep.space.items():
+            if name == "architecture" and not isinstance(domain, Choices):
+                raise ValueError(f"sweep.space.architecture: must be a list of {', '.join(ARCHITECTURES)}")
+            if isinstance(domain, PerArchitecture):
+                for key in set(domain.domains) - {*ARCHITECTURES, "others"}:
+                    known = (*ARCHITECTURES, "others")
+                    raise ValueError(f"sweep.space.{name}.per_architecture.{key}: unknown{nearest(key, known)}")
             for value in domain.values():
-                in_type = recipe_value(name, value) if isinstance(domain, Range) else value
-                self._check_recipe_value(f"sweep.space.{name}", name, in_type)
+                self._check_recipe_value(f"sweep.space.{name}", name, value)
         for index, first in enumerate(self.sweep.first):
             for name, value in first.items():
                 path = f"sweep.first[{index}].{name}"
@@ -213,12 +228,6 @@ class Params(Section):
             self.complete_recipe({name: value}, epochs=1)
         except ValidationError as error:
             raise ValueError(f"{path}: {explain(error.errors()[0])}") from None
-
-
-def recipe_value(name: str, value: Any) -> Any:
-    """Return a number from a range in the type of its recipe param: 64.2 is 64 for a batch size."""
-    field = RecipeDefaults.model_fields.get(name)
-    return round(value) if field is not None and field.annotation is int else value
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ValidationError
 from flywheel import FlywheelError
 from flywheel.params import Params, Section, Sweep, explain, nearest
 
+# What pydantic puts behind a key to name the branch of a union: int, literal['auto'], function-after[…].
+UNION_BRANCH = re.compile(r"(int|float)$|[a-z-]+\[|constrained-")
+
 
 class ParamsError(FlywheelError):
     """params.yaml, PROFILE or SET is wrong; one line a mistake."""
@@ -85,18 +88,22 @@ def overlay(base: Any, over: Any, model: type[BaseModel], where: str) -> dict[st
 
 
 def _lines(error: ValidationError, path: str) -> list[str]:
-    lines = []
+    """Return a line for each key that is wrong; what the branches of a union say is one line."""
+    reasons: dict[str, list[str]] = {}
     for entry in error.errors():
-        location = [part for part in entry["loc"] if not str(part).startswith(("literal[", "constrained-"))]
-        key = ".".join(str(part) for part in location if part not in ("int", "float"))
+        # Pydantic puts the branch of a union behind the key: int, literal['auto'], function-after[…].
+        location = [
+            str(part) for part in entry["loc"] if not re.match(r"(int|float)$|[a-z-]+\[|constrained-", str(part))
+        ]
         if entry["type"] == "extra_forbidden":
             model: Any = Params
             for part in location[:-1]:
                 model = model.model_fields[part].annotation
-            lines.append(f"{path}: {key}: unknown key{nearest(str(location[-1]), model.model_fields)}")
+            reason = f"unknown key{nearest(location[-1], model.model_fields)}"
         else:
-            lines.append(f"{path}: {key}: {explain(entry)}" if key else f"{path}: {explain(entry)}")
-    return lines
+            reason = explain(entry)
+        reasons.setdefault(".".join(location), []).append(reason)
+    return [f"{path}: {key}{': ' if key else ''}{', or '.join(found)}" for key, found in reasons.items()]
 
 
 def _tuples(value: Any) -> Any:

@@ -38,6 +38,8 @@ STYLE: Any = {
     "figure.facecolor": "white",
 }
 DPI = 150
+MAX_SIDE = 20.0  # inches
+READABLE_CLASSES = 30  # beyond, a confusion matrix shows shades without numbers and names
 
 
 @contextmanager
@@ -81,14 +83,15 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     """Draw a confusion matrix: counts, shaded by the part of the true class; correct ones blue, mistakes red."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 0.62 * len(class_names) + 1.8)
+    side = min(max(4.5, 0.62 * len(class_names) + 1.8), MAX_SIDE)
+    readable = len(class_names) <= READABLE_CLASSES
     with _figure(path, side + 0.4, side) as figure:
         axis = figure.subplots()
         right = np.eye(len(counts), dtype=bool)
         # Mistakes are rare: their shade runs over a fifth of the scale so that they show.
         axis.imshow(np.ma.masked_array(shares, ~right), cmap="Blues", vmin=0, vmax=1.25)
         axis.imshow(np.ma.masked_array(shares, right | (counts == 0)), cmap="Reds", vmin=0, vmax=0.2)
-        for (row, column), count in np.ndenumerate(counts):
+        for (row, column), count in np.ndenumerate(counts) if readable else ():
             dark = shares[row, column] > (0.6 if row == column else 0.12)
             axis.text(
                 column, row, f"{count}" if count else "·", ha="center", va="center", fontsize=9,
@@ -96,11 +99,12 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
                 fontweight="bold" if row == column else "normal",
             )  # fmt: skip
         slanted = max(map(len, class_names)) > 3
+        names = class_names if readable else ()
         axis.set_xticks(
-            range(len(class_names)), class_names, rotation=45 if slanted else 0,
+            range(len(names)), names, rotation=45 if slanted else 0,
             ha="right" if slanted else "center", rotation_mode="anchor",
         )  # fmt: skip
-        axis.set_yticks(range(len(class_names)), class_names)
+        axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0, colors=INK)
         axis.spines[:].set_visible(False)
         axis.set(xlabel="predicted", ylabel="true", title=title)

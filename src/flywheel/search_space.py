@@ -26,7 +26,7 @@ class Range:
 
     def values(self) -> tuple[Scalar, ...]:
         """Return the values that stand in params.yaml."""
-        return (self.low, self.high)
+        return tuple(int(bound) if bound == int(bound) else bound for bound in (self.low, self.high))
 
     def at(self, unit: float) -> Scalar:
         """Return the value at a position in [0, 1]."""

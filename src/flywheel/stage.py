@@ -55,7 +55,8 @@ class Stage:
     """A stage before it runs. `inputs` are what it reads (role -> ref), `roots` the modules that make its result.
 
     `artifacts` are the collections whose versions may stand for a missing receipt, by prefix.
-    `unfinished` may name work that the params ask for beyond what the receipt's metrics show.
+    `unfinished` may name work that the params ask for beyond what the metrics (of the receipt, or of a version's
+    metadata) show.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
     roots: tuple[str, ...]
+    seed: int | None = None
     artifacts: str = ""
     unfinished: Callable[[Mapping[str, Any]], str | None] | None = None
 
@@ -122,6 +124,11 @@ def check(stage: Stage) -> Verdict:
     return Verdict(True, f"nothing changed since {receipt['started']}", receipt)
 
 
+def turn(registry: Registry) -> str:
+    """Return the turn of the wheel, which groups the W&B runs: each retrained model begins another."""
+    return f"turn-{len(registry.versions('retrained-model')) + 1}"
+
+
 def run(
     stage: Stage,
     work: Callable[[], Outcome],
@@ -155,7 +162,7 @@ def run(
             "outputs": [version.ref for version in outcome.outputs],
             "reports": [path.relative_to(stage.params.reports).as_posix() for path in outcome.reports],
             "code": stage.code,
-            "seed": stage.identity.get("seed"),
+            "seed": stage.seed,
             "started": started.isoformat(timespec="seconds"),
             "wall_s": round(time.monotonic() - clock, 3),
             "metrics": dict(outcome.metrics),
@@ -171,6 +178,8 @@ def _version_with(stage: Stage) -> Version | None:
     names = [name for name in stage.registry.collections() if name.startswith(stage.artifacts)]
     versions = [version for name in names for version in stage.registry.versions(name)]
     matching = [v for v in versions if v.metadata.get("fingerprint") == stage.fingerprint]
+    if stage.unfinished:
+        matching = [v for v in matching if not stage.unfinished(v.metadata.get("metrics", {}))]
     return max(matching, key=lambda version: version.created, default=None)
 
 

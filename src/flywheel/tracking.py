@@ -32,6 +32,7 @@ SILENT = {
     "WANDB_X_DISABLE_STATS": "true",
 }
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
+USER_SETTINGS = Path(".config/wandb/settings")  # below the home directory: the host that `wandb login --host` chose
 
 
 class Run:
@@ -51,17 +52,22 @@ class Run:
 
     def log_pictures(self, pictures: Sequence[Path]) -> None:
         """Log picture files under their names."""
-        import wandb
 
-        self._try(lambda run: run.log({path.stem: wandb.Image(str(path)) for path in pictures}))
+        def draw(run: Any) -> None:
+            import wandb
+
+            run.log({path.stem: wandb.Image(str(path)) for path in pictures})
+
+        self._try(draw)
 
     def log_confusion_matrix(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
     ) -> None:
         """Log W&B's own interactive confusion matrix."""
-        import wandb
 
         def draw(run: Any) -> None:
+            import wandb
+
             plot = wandb.plot.confusion_matrix(
                 y_true=list(labels), preds=list(predictions), class_names=list(class_names)
             )
@@ -87,20 +93,14 @@ class Run:
 class Tracker:
     """Starts runs in the mode the params ask for. The mode is settled and printed once, at the first run."""
 
-    def __init__(self, params: Params, say: Callable[[str], None] = print):
+    def __init__(self, params: Params, group: str, say: Callable[[str], None] = print):
         self.params = params
+        self.group = group
         self.say = say
-        self._mode: str | None = None
+        self._mode: Any = None  # online, offline or disabled, once settled
 
-    def start(
-        self,
-        job_type: str,
-        name: str,
-        config: Mapping[str, Any],
-        group: str | None = None,
-        id: str | None = None,
-    ) -> Run:
-        """Start a run. Falls back to offline when W&B cannot be reached."""
+    def start(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None = None) -> Run:
+        """Start a run of the tracker's group. Falls back to offline when W&B cannot be reached."""
         if self._mode is None:
             self._mode, why = choose_mode(self.params.tracking.wandb)
             self.say(f"W&B: {self._mode} ({why})")
@@ -108,24 +108,25 @@ class Tracker:
             return Run(None, self.say)
         configure(self._mode, self.params.store / "wandb")
         try:
-            return Run(self._init(job_type, name, config, group, id), self.say)
+            return Run(self._init(job_type, name, config, id), self.say)
         except Exception as error:
             if self._mode == "online":
                 self.say(f"W&B: {_one_line(error)}; going on offline")
                 self._mode = "offline"
-                return self.start(job_type, name, config, group, id)
+                return self.start(job_type, name, config, id)
             self.say(f"W&B: {_one_line(error)}; going on without it, results are in the reports")
             self._mode = "disabled"
             return Run(None, self.say)
 
-    def _init(self, job_type: str, name: str, config: Mapping[str, Any], group: str | None, id: str | None) -> Any:
+    def _init(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None) -> Any:
         import wandb
 
         return wandb.init(
             project=self.params.tracking.project or f"flywheel-{self.params.profile}",
             job_type=job_type,
             name=name,
-            group=group,
+            group=self.group,
+            mode=self._mode,  # wandb reads the environment once a process; the fallback must reach it too
             id=id,
             config=dict(config),
             reinit="create_new",
@@ -155,7 +156,8 @@ def configure(mode: str, folder: Path) -> None:
     """Set W&B's mode, folders and silence in the environment, where it reads them before all else."""
     os.environ.update(SILENT, WANDB_MODE=mode)
     for name in FOLDERS:
-        os.environ[name] = str(folder)
+        if name != "WANDB_CONFIG_DIR" or not (Path.home() / USER_SETTINGS).exists():
+            os.environ[name] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -163,7 +165,7 @@ def _in_netrc(host: str) -> bool:
     import netrc
 
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flywheel import files
+from flywheel import files, params
 from flywheel.models import ModelError, classifier
 from flywheel.models import device as devices
 from flywheel.models.architectures import ARCHITECTURES, architecture
@@ -36,6 +36,10 @@ def test_every_architecture_gives_probabilities_for_any_image_size(name: str, si
     assert probabilities.shape == (2, 3)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_params_know_the_architectures_there_are() -> None:
+    assert set(ARCHITECTURES) == set(params.ARCHITECTURES)
 
 
 def test_upsample_computes_at_224_pixels_and_the_others_at_the_images_own() -> None:
@@ -121,6 +125,12 @@ def test_bfloat16_changes_no_more_than_a_rounding(images: np.ndarray, tmp_path: 
     rounded = classifier.load(tmp_path, CPU, "bfloat16").predict(images)
     assert not np.array_equal(exact, rounded)
     np.testing.assert_allclose(rounded, exact, atol=0.02)
+
+
+def test_a_model_computes_in_the_precision_of_its_recipe(tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        make().save(tmp_path, {"precision": precision})
+        assert classifier.load(tmp_path, CPU).precision == precision
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,24 @@ def test_publishing_again_mends_a_damaged_blob_for_new_versions(registry: Regist
     assert (registry.open(fresh) / "sub" / "b").read_text() == "same"
 
 
+def test_publishing_the_same_content_mends_a_damaged_version(registry: Registry, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    path = registry.open(version) / "a"
+    path.chmod(0o644)
+    path.write_text("0ne")
+    assert publish(registry, tmp_path, "one") == version
+    assert (registry.open(version) / "a").read_text() == "one"
+
+
+def test_publishing_the_same_content_takes_no_more_room(registry: Registry, store: Path, tmp_path: Path) -> None:
+    version = publish(registry, tmp_path, "one")
+    publish(registry, tmp_path, "one")
+    publish(registry, tmp_path, "two")
+    blob = next((store / "registry" / "blobs").rglob(version.files["sub/b"].sha256))
+    assert blob.samefile(registry.open(version) / "sub" / "b")
+    assert blob.stat().st_nlink == 3
+
+
 def test_a_forged_manifest_is_refused(registry: Registry, store: Path, tmp_path: Path) -> None:
     publish(registry, tmp_path, "one")
     path = store / "registry" / "versions" / "thing" / "v0" / "manifest.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel.sweep.journal import Journal, best
+from flywheel.sweep.journal import Journal, Trial, best
 
 
 @pytest.fixture
@@ -16,7 +16,8 @@ def journal(tmp_path: Path) -> Journal:
         journal.start(name, {"learning_rate": 0.1, "epochs": 2}, bayesian=name == "c")
         for number, accuracy in enumerate(accuracies, start=1):
             journal.epoch(name, number, {"accuracy": accuracy, "loss": 1.0})
-        journal.end(name, ending, 1.23456, "NaN" if ending == "failed" else None)
+        error = "NaN" if ending == "failed" else None
+        journal.end(Trial(name, 0, {}, False, ending, error, 1.235, {"threads": 1}))
     journal.start("d", {"learning_rate": 0.2, "epochs": 2}, bayesian=True)
     return journal
 
@@ -29,6 +30,7 @@ def test_trials_are_read_back(journal: Journal) -> None:
         "bayesian": False, "learning_rate": 0.1,
     }  # fmt: skip
     assert rows[1]["error"] == "NaN"
+    assert journal.trials()[0].machine == {"threads": 1}
     assert (rows[3]["accuracy"], rows[3]["epochs"]) == (None, 0)
 
 
@@ -50,3 +52,15 @@ def test_a_torn_last_line_costs_that_event_only(journal: Journal) -> None:
     text = journal.path.read_bytes()
     journal.path.write_bytes(text[:-10])
     assert [trial.id for trial in journal.trials()] == ["a", "b", "c"]
+
+
+def test_of_equals_the_one_that_started_first_is_the_best_whoever_ended_first(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "sweep-3.jsonl")
+    for name in ("a", "b"):
+        journal.start(name, {}, bayesian=False)
+        journal.epoch(name, 1, {"accuracy": 0.9875})
+    for name in ("b", "a"):
+        journal.end(Trial(name, 0, {}, False, "finished"))
+    found = best(journal.trials())
+    assert found is not None
+    assert found.id == "a"

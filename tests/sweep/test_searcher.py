@@ -91,7 +91,7 @@ def test_exactly_the_startup_trials_are_random(make_params: Make, kind: str) -> 
     searcher = StudySearcher(
         make_params(f"sweep.trials=9 sweep.epochs=3 sweep.searcher={kind} sweep.early_stopping=false")
     )
-    assert startup_trials(searcher.params) == 3
+    assert startup_trials(searcher.params, 1) == 3
     assert run_sequentially(searcher, 9) == [False] * 3 + [True] * 6
 
 
@@ -100,8 +100,21 @@ def test_random_search_is_never_called_bayesian(make_params: Make) -> None:
     assert run_sequentially(searcher, 9) == [False] * 9
 
 
+@pytest.mark.parametrize("concurrent", [1, 2, 4])
+def test_at_most_a_third_is_not_bayesian_also_side_by_side(make_params: Make, concurrent: int) -> None:
+    searcher = StudySearcher(make_params("sweep.trials=24 sweep.epochs=3"), concurrent)
+    running: list[str] = []
+    for index in range(24):
+        if len(running) == concurrent:
+            ended = running.pop(0)
+            searcher.on_trial_complete(ended, epoch(3, 0.5 + int(ended) / 100))
+        searcher.suggest(str(index))
+        running.append(str(index))
+    assert sum(not bayesian for bayesian in searcher.bayesian.values()) == 8
+
+
 def test_startup_is_at_most_a_third_and_at_most_ten(make_params: Make) -> None:
-    assert {n: startup_trials(make_params(f"sweep.trials={n}")) for n in (1, 3, 8, 24, 300)} == {
+    assert {n: startup_trials(make_params(f"sweep.trials={n}"), 1) for n in (1, 3, 8, 24, 300)} == {
         1: 1, 3: 1, 8: 2, 24: 8, 300: 10,
     }  # fmt: skip
 

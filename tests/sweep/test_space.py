@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.models import ModelError
 from flywheel.params import Params
 from flywheel.sweep import space
 
@@ -70,9 +69,10 @@ def test_defaults_outside_the_space_move_to_its_nearest_end(make_params: Make) -
     assert (recipe.learning_rate, recipe.batch_size) == (0.1, 16)
 
 
-def test_an_unknown_architecture_is_found_before_any_trial(make_params: Make) -> None:
-    with pytest.raises(ModelError, match="did you mean compact"):
-        space.searched_architectures(make_params("sweep.space.architecture=[standard, kompact]"))
+def test_a_fixed_architecture_decides_the_ranges_of_the_first_trial(make_params: Make) -> None:
+    made = make_params(f"{PER_ARCHITECTURE} recipe.architecture=modified recipe.learning_rate=0.05")
+    recipe = space.to_recipe(made, space.to_point(made, {}))
+    assert (recipe.architecture, recipe.learning_rate) == ("compact", 0.05)
 
 
 def test_logarithmic_ranges_are_known_to_the_pictures(make_params: Make) -> None:

@@ -92,7 +92,7 @@ def test_a_diverging_trial_is_failed_with_its_reason_and_the_sweep_goes_on(
 
 def test_an_estimate_comes_before_the_trials(swept: tuple[Params, Registry, list[str]]) -> None:
     said = swept[2]
-    estimate = next(i for i, line in enumerate(said) if "at most about" in line)
+    estimate = next(i for i, line in enumerate(said) if ", at most " in line)
     first_trial = next(i for i, line in enumerate(said) if line.startswith("sweep: 1/4"))
     assert estimate < first_trial
     assert "4 trials of 3 epochs, 2 at a time" in said[estimate]
@@ -113,7 +113,9 @@ def test_a_trial_is_run_again_from_its_record_to_the_byte(
     model = registry.resolve("digits-classifier:best")
     data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(model.inputs[0]))))
     recipe = Recipe.model_validate(model.metadata["recipe"])
-    for _, again, improved in follow(recipe, data, threads=1, device=torch.device("cpu")):
+    machine = model.metadata["metrics"]["machine"]
+    assert set(machine) == {"device", "precision", "threads"}
+    for _, again, improved in follow(recipe, data, machine["threads"], torch.device(machine["device"])):
         if improved:
             again.save(tmp_path, recipe.model_dump())
     for name in ("model.safetensors", "model.json"):
@@ -196,37 +198,41 @@ def test_all_trials_failing_is_an_error_with_the_reason(make_params: Make) -> No
 
 
 @pytest.mark.parametrize(
-    ("overrides", "resources", "expected"),
+    ("overrides", "nodes", "expected"),
     [
-        ("", {"CPU": 8.0}, (1, 0, 8)),
-        ("sweep.cpus_per_trial=3", {"CPU": 8.0}, (3, 0, 2)),
-        ("sweep.gpus_per_trial=0.25", {"CPU": 16.0, "GPU": 2.0}, (1, 0.25, 8)),
-        ("sweep.gpus_per_trial=0.3", {"CPU": 16.0, "GPU": 1.0}, (1, 0.3, 3)),
-        ("", {"CPU": 16.0, "GPU": 2.0}, (1, 1, 2)),
-        ("sweep.gpus_per_trial=0", {"CPU": 2.0, "GPU": 2.0}, (1, 0, 2)),
-        ("sweep.max_concurrent_trials=3", {"CPU": 8.0}, (1, 0, 3)),
-        ("sweep.trials=2", {"CPU": 8.0}, (1, 0, 2)),
+        ("", [{"CPU": 8.0}], (1, 0, 8)),
+        ("sweep.cpus_per_trial=3", [{"CPU": 8.0}], (3, 0, 2)),
+        ("sweep.cpus_per_trial=3", [{"CPU": 4.0}, {"CPU": 4.0}], (3, 0, 2)),
+        ("sweep.cpus_per_trial=0.5", [{"CPU": 2.0}], (0.5, 0, 4)),
+        ("sweep.gpus_per_trial=0.25", [{"CPU": 16.0, "GPU": 2.0}], (1, 0.25, 8)),
+        ("sweep.gpus_per_trial=0.3", [{"CPU": 16.0, "GPU": 2.0}], (1, 0.3, 6)),
+        ("sweep.gpus_per_trial=2", [{"CPU": 16.0, "GPU": 3.0}], (1, 2, 1)),
+        ("", [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}], (1, 1, 2)),
+        ("sweep.gpus_per_trial=0", [{"CPU": 2.0, "GPU": 2.0}], (1, 0, 2)),
+        ("sweep.max_concurrent_trials=3", [{"CPU": 8.0}], (1, 0, 3)),
+        ("sweep.trials=2", [{"CPU": 8.0}], (1, 0, 2)),
+        ("sweep.trials=24 sweep.searcher=tpe", [{"CPU": 64.0}], (1, 0, 8)),
     ],
 )
 def test_what_a_trial_gets(
     make_params: Make,
     monkeypatch: pytest.MonkeyPatch,
     overrides: str,
-    resources: dict[str, float],
+    nodes: list[dict[str, float]],
     expected: tuple[float, float, int],
 ) -> None:
     import ray
 
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    given = cluster.allot(make_params(overrides).sweep)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    given = cluster.allot(make_params(f"sweep.trials=30 sweep.searcher=random {overrides}").sweep)
     assert (given.cpus, given.gpus, given.concurrent) == expected
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("sweep.cpus_per_trial=64", "sweep.cpus_per_trial=64 but Ray has 2 CPUs"),
-        ("sweep.gpus_per_trial=1", "sweep.gpus_per_trial=1 but Ray has 0 GPUs"),
+        ("sweep.cpus_per_trial=64", "sweep.cpus_per_trial=64 but no node has more than 2 CPUs"),
+        ("sweep.gpus_per_trial=1", "sweep.gpus_per_trial=1 but no node has more than 0 GPUs"),
     ],
 )
 def test_what_does_not_fit_is_said_before_it_starts(make_params: Make, overrides: str, message: str) -> None:

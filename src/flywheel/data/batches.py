@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 
 def resident(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -18,14 +17,14 @@ def resident(array: NDArray[Any], device: torch.device) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device)  # blocking: from pageable memory the other gains nothing, and on MPS it is not safe
 
 
 class Batches:
     """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
 
-    Images (n, h, w, 3) uint8 are padded once by reflection; shift and flip are then one gather of rows and
-    columns. What does not fill a batch is left out of an epoch, other images each time.
+    Images (n, h, w, 3) uint8 stay as they are; shift (what it uncovers is filled by reflection) and flip are one
+    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time.
     """
 
     def __init__(
@@ -40,10 +39,10 @@ class Batches:
         device: torch.device,
     ):
         self.size = images.shape[1]
-        self.padding = min(translate, self.size - 1)
+        self.translate = min(translate, self.size - 1)
         self.flip = flip
         self.labels = resident(labels, device)
-        self.images = _padded(resident(images, device), self.padding)
+        self.images = resident(images, device)
         self.batch_size = min(batch_size, len(labels))
         self.device = device
         self.random = torch.Generator(device).manual_seed(seed)
@@ -58,7 +57,7 @@ class Batches:
             yield self._augmented(index), self.labels[index]
 
     def _augmented(self, index: Tensor) -> Tensor:
-        if not self.padding and not self.flip:
+        if not self.translate and not self.flip:
             return self.images[index]
         rows, columns = self._offsets(len(index)), self._offsets(len(index))
         if self.flip:
@@ -67,14 +66,10 @@ class Batches:
         return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _offsets(self, count: int) -> Tensor:
-        """Return the rows (or columns) of `count` crops, (count, size)."""
-        span = torch.arange(self.size, device=self.device)
-        shifts = torch.randint(2 * self.padding + 1, (count, 1), generator=self.random, device=self.device)
-        return shifts + span
-
-
-def _padded(images: Tensor, padding: int) -> Tensor:
-    if not padding:
-        return images
-    framed = functional.pad(images.permute(0, 3, 1, 2), (padding,) * 4, mode="reflect")
-    return framed.permute(0, 2, 3, 1).contiguous()
+        """Return the rows (or columns) that `count` shifted images show, (count, size)."""
+        last = self.size - 1
+        shape = (count, 1)
+        shifts = torch.randint(-self.translate, self.translate + 1, shape, generator=self.random, device=self.device)
+        rows = (torch.arange(self.size, device=self.device) + shifts).abs()  # reflected at the first row
+        reflected: Tensor = last - (last - rows).abs()  # and at the last
+        return reflected

@@ -87,7 +87,8 @@ def extract(path: Path, folder: str) -> None:
 
 def _fetch_rest(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # Without `identity` a server may mark a .tar.gz as compressed content, and requests would unpack it.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:

@@ -45,6 +45,8 @@ def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] =
     corrupt: list[str] = []
     with tqdm(desc="data: decoding", unit=" images", mininterval=0.5, disable=None) as bar:
         for split, label, name, data in _entries(path):
+            if (split, label, name) in decoded:
+                raise DataError(f"{path}: two files end in {split}/{label}/{name}; {LAYOUT}, once")
             try:
                 decoded[split, label, name] = images.decode(data, size)
             except ImageError as error:

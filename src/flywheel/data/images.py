@@ -15,7 +15,7 @@ from flywheel.data import DataError
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000  # of one image; more is taken for a decompression bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # Converted: 1-bit, grey and palette images; transparency is laid on white. Refused: what has no
 # unambiguous 8-bit RGB form.
@@ -46,8 +46,10 @@ def decode(data: bytes, size: int) -> Pixels:
         raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise ImageError(f"truncated or damaged ({error})") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers meet damaged files with any exception there is
+        raise ImageError(f"truncated or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 def to_square(image: Image.Image, size: int) -> Pixels:
@@ -66,7 +68,8 @@ def _refuse(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-    if getattr(image, "n_frames", 1) > 1:
+    # Phones write photos as MPO, a JPEG with a preview behind it: the first picture is meant.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise ImageError("animated; a single picture is needed")
     if image.mode in REFUSED_MODES:
         raise ImageError(f"{REFUSED_MODES[image.mode]}; 8-bit RGB or grey is needed")

@@ -1,1 +1,7 @@
-"""Predictions -> metrics, comparison of two models, pictures."""
+"""Predictions -> metrics, and the comparison of two models."""
+
+from flywheel import FlywheelError
+
+
+class EvaluationError(FlywheelError, ValueError):
+    """Predictions cannot be judged: shapes that do not match, or values that are not finite."""

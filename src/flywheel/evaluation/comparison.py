@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
+from flywheel.evaluation import EvaluationError
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -47,10 +49,10 @@ def compare(
     The interval is Tango's score interval for paired proportions, the test McNemar's exact one (binomial on
     the discordant pairs), the per-class intervals are Bonferroni-corrected over the classes that occur.
     `fixed` are the indices that only the new model gets right, `broken` those that only the old one does.
-    Raises ValueError when lengths differ or there is no image.
+    Raises EvaluationError when lengths differ or there is no image.
     """
     if not len(old) == len(new) == len(labels) or len(labels) == 0:
-        raise ValueError(f"{len(old)} and {len(new)} predictions for {len(labels)} labels")
+        raise EvaluationError(f"{len(old)} and {len(new)} predictions for {len(labels)} labels")
     fixed, broken = (new == labels) & (old != labels), (old == labels) & (new != labels)
     present = [index for index in range(len(class_names)) if (labels == index).any()]
     simultaneous = 1 - (1 - confidence) / len(present)
@@ -78,7 +80,7 @@ def paired_difference(fixed: int, broken: int, n: int, confidence: float = 0.95)
     when no pair is discordant.
     """
     if not 0 <= fixed + broken <= n or n == 0 or fixed < 0 or broken < 0:
-        raise ValueError(f"{fixed} fixed and {broken} broken of {n}")
+        raise EvaluationError(f"{fixed} fixed and {broken} broken of {n}")
     z = float(norm.ppf(0.5 + confidence / 2))
     difference = (fixed - broken) / n
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from flywheel.evaluation import EvaluationError
+
 CALIBRATION_BINS = 15
 MOST_CONFUSED = 10
 
@@ -20,13 +22,15 @@ def evaluate(
     """Return accuracy with its 95 % interval, per-class figures, confusion matrix, calibration, most confused pairs.
 
     probabilities: (n, classes) float32; labels: (n,) int64. Rows of the confusion matrix are true classes. Raises
-    ValueError when the shapes do not match or a probability is not finite.
+    EvaluationError when the shapes do not match or a probability is not finite.
     """
     n, classes = probabilities.shape
     if labels.shape != (n,) or classes != len(class_names) or n == 0:
-        raise ValueError(f"{n} predictions of {classes} classes for {len(labels)} labels, {len(class_names)} classes")
+        raise EvaluationError(
+            f"{n} predictions of {classes} classes for {len(labels)} labels, {len(class_names)} classes"
+        )
     if not np.isfinite(probabilities).all():
-        raise ValueError("the model gives probabilities that are not finite")
+        raise EvaluationError("the model gives probabilities that are not finite")
     predictions = probabilities.argmax(axis=1)
     indices = list(range(classes))
     correct = int((predictions == labels).sum())

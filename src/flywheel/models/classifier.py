@@ -110,8 +110,11 @@ class Classifier(nn.Module):
         files.write_json(directory / "model.json", description)
 
 
-def load(directory: Path, device: torch.device | None = None, precision: str = "auto") -> Classifier:
-    """Return the classifier saved in a directory, on a device and in evaluation mode. Raises ModelError."""
+def load(directory: Path, device: torch.device | None = None, precision: str | None = None) -> Classifier:
+    """Return the classifier saved in a directory, on a device and in evaluation mode. Raises ModelError.
+
+    It computes in the precision of its recipe, as it was trained and validated, unless another is named.
+    """
     try:
         description = files.read_json(directory / "model.json")
         if description["format"] != FORMAT:
@@ -122,7 +125,7 @@ def load(directory: Path, device: torch.device | None = None, precision: str = "
             description["mean"],
             description["std"],
             description["image_size"],
-            precision,
+            precision or description["recipe"].get("precision", "auto"),
         )
         classifier.network.load_state_dict(load_file(directory / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256)
 
@@ -14,7 +14,15 @@ def compact(classes: int) -> nn.Module:
     for width in WIDTHS:
         layers += [nn.MaxPool2d(2), *_convolution(channels, width), *_convolution(width, width)]
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    return nn.Sequential(*layers, GlobalMax(), nn.Linear(channels, classes))
+
+
+class GlobalMax(nn.Module):
+    """The maximum of each channel, (n, c, h, w) -> (n, c); unlike AdaptiveMaxPool2d repeatable on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima."""
+        return x.amax(dim=(2, 3))
 
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

@@ -12,9 +12,9 @@ from flywheel.models import ModelError
 BFLOAT16_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86 and ARM
 
 
-def pick() -> torch.device:
-    """Return the first CUDA device that is visible, else Apple's, else the CPU."""
-    if torch.cuda.is_available():
+def pick(cuda: bool = True) -> torch.device:
+    """Return the first CUDA device that is visible (unless `cuda` is off), else Apple's, else the CPU."""
+    if cuda and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

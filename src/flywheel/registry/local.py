@@ -13,7 +13,6 @@ audit log says, so a move and its record are one write. Writers take one lock; r
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import files
-from flywheel.files import Digests
 from flywheel.registry import manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
+from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
 
 __all__ = ["Registry", "RegistryError", "Version"]
@@ -34,6 +33,7 @@ class Registry:
 
     def __init__(self, store: Path):
         self.root = store / "registry"
+        self._blobs = Blobs(self.root / "blobs", self.root / "tmp")
         self._audit = Audit(store / "audit.jsonl")
 
     # -- publishing ------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Registry:
             raise RegistryError(f"{name!r} is not an artifact name: letters, digits, '.', '_', '-', at most 128")
         sources = _sources(contents)
         with self._writing():
-            entries = {path: self._store_blob(source) for path, source in sources.items()}
+            entries = {path: self._blobs.store(source) for path, source in sources.items()}
             digest = manifest.digest_of(entries)
             version = next((v for v in self.versions(name) if v.digest == digest), None)
             if version is None:
@@ -64,6 +64,8 @@ class Registry:
                     name, self._next_number(name), type, digest, entries, inputs, now(), dict(metadata or {})
                 )
                 self._commit(version)
+            else:
+                self._mend(version)
             self._point_latest(version)
             return version
 
@@ -209,29 +211,10 @@ class Registry:
         except PermissionError as error:
             raise RegistryError(f"{error.filename or self.root}: no permission to write the store") from None
 
-    def _store_blob(self, source: Path) -> Digests:
-        temporary = self.root / "tmp" / secrets.token_hex(8)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reading, temporary.open("xb") as writing:
-            digests = files.digest_stream(reading, copy_to=writing)
-            writing.flush()
-            os.fsync(writing.fileno())
-        blob = self._blob(digests)
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        temporary.chmod(0o444)
-        # Also replaces a blob of that name: what was just read is right, what lies there may be damaged.
-        temporary.replace(blob)
-        return digests
-
     def _commit(self, version: Version) -> None:
         temporary = self.root / "tmp" / secrets.token_hex(8)
         for path, entry in version.files.items():
-            place = temporary / "files" / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                place.hardlink_to(self._blob(entry))
-            except OSError:  # a file system without hard links
-                shutil.copy2(self._blob(entry), place)
+            self._blobs.link(entry, temporary / "files" / path)
         stamps = {path: _stamp(temporary / "files" / path) for path in version.files}
         files.write_json(temporary / "verified.json", stamps)
         manifest.write(temporary / "manifest.json", version)
@@ -239,6 +222,14 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(folder)
         files.sync_directory(folder.parent)
+
+    def _mend(self, version: Version) -> None:
+        """Put the blobs, which were just written or checked, in place of damaged files of a version."""
+        for path, entry in version.files.items():
+            place = self._folder(version.name, version.number) / "files" / path
+            if not place.exists() or files.digest_file(place) != entry:
+                place.unlink(missing_ok=True)
+                self._blobs.link(entry, place)
 
     def _point_latest(self, version: Version) -> None:
         pointer = self.root / "versions" / version.name / "latest"
@@ -285,9 +276,6 @@ class Registry:
 
     def _folder(self, name: str, number: int) -> Path:
         return self.root / "versions" / name / f"v{number}"
-
-    def _blob(self, entry: Digests) -> Path:
-        return self.root / "blobs" / entry.sha256[:2] / entry.sha256
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -28,6 +28,7 @@ def define(params: Params, registry: Registry) -> Stage:
         {"data": params.data.identity()},
         inputs,
         ("flywheel.data.build", "flywheel.data.sources"),
+        seed=params.data.seed,
         artifacts=params.dataset_name,
     )
 
@@ -42,7 +43,7 @@ def run(
         from flywheel.data import build, dataset, sources
         from flywheel.tracking import Tracker
 
-        tracked = Tracker(params, say).start("data", "data", {"data": params.data.model_dump()})
+        tracked = Tracker(params, stage.turn(registry), say).start("data", "data", params.data.identity())
         try:
             built = build.build(sources.load(params.data, params.cache, say), params.data)
             with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:

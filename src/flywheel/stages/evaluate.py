@@ -21,6 +21,8 @@ def define(params: Params, registry: Registry) -> Stage:
     model = registry.aliases(params.registered_model).get("best")
     if model is None:
         raise StageError(f"{params.registered_model} has no best model yet; run make sweep {profile}")
+    if dataset.ref not in registry.resolve(model).inputs:
+        raise StageError(f"the best model was trained on another {params.dataset_name}; run make sweep {profile}")
     return Stage(
         "evaluate",
         params,
@@ -52,9 +54,8 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
     loaded = classifier.load(registry.open(model))
     if loaded.class_names != opened.class_names:
         raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
-    group = model.metadata.get("sweep", {}).get("sweep_id")
     config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
-    tracked = Tracker(params, say).start("evaluate", f"evaluate {model.label}", config, group=group)
+    tracked = Tracker(params, stage.turn(registry), say).start("evaluate", f"evaluate {model.label}", config)
     try:
         test = opened.split("test")
         probabilities = loaded.predict(test.images)

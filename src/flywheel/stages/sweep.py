@@ -32,6 +32,7 @@ def define(params: Params, registry: Registry) -> Stage:
         {"sweep": params.sweep.identity(), "recipe": params.recipe.identity()},
         {"dataset": dataset.ref},
         ("flywheel.sweep.trial", "flywheel.sweep.space"),
+        seed=params.sweep.seed,
         artifacts="model-",
         unfinished=unfinished,
     )
@@ -65,16 +66,18 @@ def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
     folder = cluster.results_folder(params.store) / sweep_id
     # Only one sweep of a profile runs at a time, so what lies here was left by one that was killed.
     shutil.rmtree(folder.parent, ignore_errors=True)
-    tracker = Tracker(params, say)
-    tracked = tracker.start("sweep", sweep_id, params.sweep.model_dump(mode="json"), group=sweep_id)
+    tracker = Tracker(params, stage.turn(registry), say)
+    tracked = tracker.start("sweep", sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
     try:
         with cluster.connected():
             resources = cluster.allot(params.sweep)
+            cluster.check_nodes(resources, folder)
             expected = estimate(params, resources, opened.description["splits"], len(opened.class_names))
             say(
                 f"sweep: {params.sweep.trials} trials of {params.sweep.epochs} epochs, "
                 f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
-                f"at most about {human_time(expected.seconds)}, {files.human_size(expected.disk_bytes)} of disk"
+                f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
+                f"and {files.human_size(expected.disk_bytes)} of disk"
             )
             started = time.monotonic()
             recorder = runner.run(params, TrainingData.of(opened), record, folder, resources, tracker, say)
@@ -82,8 +85,8 @@ def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
         trials = record.trials()
         best = journal.best(trials)
         if best is None or recorder.weights is None:
-            reasons = {trial.error for trial in trials if trial.error}
-            raise SweepError(f"all {len(trials)} trials failed: {'; '.join(sorted(reasons)) or 'no result'}")
+            reasons = sorted({trial.error for trial in trials if trial.error})
+            raise SweepError(f"all {len(trials)} trials failed: {'; '.join(reasons)}")
         facts = {
             "sweep_id": sweep_id,
             "trial": best.id,
@@ -91,10 +94,11 @@ def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
             "trials": len(trials),
             "wall_s": round(wall_s, 1),
             "peak_disk_bytes": recorder.peak_bytes,
+            "machine": best.machine,
         }
         version = registry.publish(
             f"model-{best.id}", "model", recorder.weights,
-            metadata={**defined.provenance(), "recipe": best.config, "sweep": facts},
+            metadata={**defined.provenance(), "recipe": best.config, "metrics": facts},
             inputs=(defined.inputs["dataset"],),
         )  # fmt: skip
         outcome = _adopt(params, registry, version)
@@ -113,7 +117,7 @@ def _adopt(params: Params, registry: Registry, version: Version) -> Outcome:
     from flywheel.sweep import report, space
     from flywheel.sweep.journal import Journal
 
-    facts = version.metadata["sweep"]
+    facts = version.metadata["metrics"]
     reason = f"best of {facts['trials']} trials of {facts['sweep_id']}: {facts['accuracy']:.2%} on validation"
     registry.link(version, params.registered_model, ("best",), reason=reason)
     trials = Journal(params.store / "journal" / f"{facts['sweep_id']}.jsonl").trials()

@@ -1,4 +1,4 @@
-"""What a sweep will take, measured before it starts: a few training steps of each architecture on a worker."""
+"""What a sweep will take, measured before it starts: a few training steps of each architecture on the workers."""
 
 from __future__ import annotations
 
@@ -6,69 +6,92 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flywheel.params import Params
-from flywheel.sweep import space
+from flywheel.params import Params, Recipe
+from flywheel.sweep import SweepError, space
 from flywheel.sweep.cluster import Resources
 
 MEASURED_STEPS = 2
-MEASURED_IMAGES = 16
+CPU_BATCH = 16  # on a GPU the recipe's own batch is measured: a small one would not fill it
+MEASURED_SIDE_BY_SIDE = 4  # trials slow each other down, so they are measured together
+TIMEOUT_S = 180
 VALIDATION_COST = 1 / 3  # of an image against a training image: forward only
 CHECKPOINTS_BESIDE = 2  # the best trial's, and one being replaced
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An upper bound: early stopping ends trials sooner."""
+    """If architectures come up equally often, and if every trial has the slowest; early stopping ends trials sooner."""
 
     seconds: float
+    most_seconds: float
     disk_bytes: float
 
 
 def estimate(params: Params, resources: Resources, counts: dict[str, int], classes: int) -> Estimate:
-    """Return the time and the disk that all trials may take. `counts` are the images of train and validation."""
+    """Return the time and the disk that all trials may take. `counts` are the images of train and validation.
+
+    Raises SweepError when no worker is to be had.
+    """
     import ray
 
-    names = space.searched_architectures(params)
+    recipes = [
+        params.complete_recipe({"architecture": name}, epochs=1) for name in space.searched_architectures(params)
+    ]
     measure = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_measure)
-    measured = ray.get(
-        measure.remote(names, classes, params.data.image_size, params.recipe.precision, int(resources.cpus))
-    )
-    per_image = sum(seconds for seconds, _ in measured) / len(measured)
+    threads, cuda = max(1, int(resources.cpus)), resources.gpus > 0
+    side_by_side = min(resources.concurrent, MEASURED_SIDE_BY_SIDE)
+    asked = [measure.remote(recipes, classes, params.data.image_size, threads, cuda) for _ in range(side_by_side)]
+    try:
+        measured = ray.get(asked, timeout=TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        raise SweepError(
+            f"no worker with {resources.cpus:g} CPUs and {resources.gpus:g} GPUs came free within {TIMEOUT_S} s; "
+            "see ray status for what holds the cluster"
+        ) from None
+    per_image = [max(one[index][0] for one in measured) for index in range(len(recipes))]
     images = counts["train"] + VALIDATION_COST * counts["validation"]
     rounds = -(-params.sweep.trials // resources.concurrent)
-    largest = max(size for _, size in measured)
+    total = images * params.sweep.epochs * rounds
+    largest = max(size for _, size in measured[0])
     return Estimate(
-        per_image * images * params.sweep.epochs * rounds,
+        total * sum(per_image) / len(per_image),
+        total * max(per_image),
         largest * (2 * resources.concurrent + CHECKPOINTS_BESIDE),
     )
 
 
 def _measure(
-    names: Sequence[str], classes: int, image_size: int, precision: str, threads: int
+    recipes: Sequence[Recipe], classes: int, image_size: int, threads: int, cuda: bool
 ) -> list[tuple[float, int]]:
-    """Return (seconds an image of training, bytes of weights) of each architecture on this worker."""
+    """Return (seconds an image of training, bytes of weights) of each recipe's architecture on this worker."""
     import torch
     from torch.nn import functional
 
     from flywheel.models import device as devices
     from flywheel.models.classifier import Classifier
+    from flywheel.training import make_optimizer
 
-    torch.set_num_threads(max(1, threads))
-    device = devices.pick()
+    torch.set_num_threads(threads)
+    device = devices.pick(cuda)
+    names = [str(index) for index in range(classes)]
     results = []
-    for name in names:
-        classifier = Classifier(
-            name, [str(i) for i in range(classes)], [0.5] * 3, [0.25] * 3, image_size, precision
-        ).place(device)
-        images = torch.zeros(MEASURED_IMAGES, image_size, image_size, 3, dtype=torch.uint8, device=device)
-        labels = torch.zeros(MEASURED_IMAGES, dtype=torch.int64, device=device)
+    for recipe in recipes:
+        classifier = Classifier(recipe.architecture, names, [0.5] * 3, [0.25] * 3, image_size, recipe.precision).place(
+            device
+        )
+        optimizer = make_optimizer(classifier, recipe)
+        batch = recipe.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.batch_size)
+        images = torch.zeros(batch, image_size, image_size, 3, dtype=torch.uint8, device=device)
+        labels = torch.zeros(batch, dtype=torch.int64, device=device)
         for step in range(MEASURED_STEPS + 1):
             if step == 1:  # the first step pays for start-up
                 _wait(device)
                 started = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
             functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
         _wait(device)
-        seconds = (time.perf_counter() - started) / (MEASURED_STEPS * MEASURED_IMAGES)
+        seconds = (time.perf_counter() - started) / (MEASURED_STEPS * batch)
         results.append((seconds, sum(p.numel() * p.element_size() for p in classifier.parameters())))
     return results
 

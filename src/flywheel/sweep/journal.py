@@ -6,7 +6,7 @@ reports and its best trial, is read back from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ class Trial:
     status: str = "running"
     error: str | None = None
     time_s: float | None = None
+    machine: dict[str, Any] | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -64,9 +65,9 @@ class Journal:
         """Record an epoch's metrics."""
         self._append(trial, "epoch", epoch=epoch, metrics=dict(metrics))
 
-    def end(self, trial: str, status: str, time_s: float, error: str | None = None) -> None:
-        """Record that a trial finished, was stopped or failed."""
-        self._append(trial, status, time_s=round(time_s, 3), error=error)
+    def end(self, trial: Trial) -> None:
+        """Record that a trial finished, was stopped or failed, and on what it ran."""
+        self._append(trial.id, trial.status, time_s=trial.time_s, error=trial.error, machine=trial.machine)
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order of their start."""
@@ -79,7 +80,8 @@ class Journal:
                 trials[name].epochs.append({"epoch": event["epoch"], **event["metrics"]})
             elif event["event"] in ENDINGS:
                 trials[name].status = event["event"]
-                trials[name].error, trials[name].time_s = event["error"], event["time_s"]
+                for key in ("error", "time_s", "machine"):
+                    setattr(trials[name], key, event[key])
         return list(trials.values())
 
     def _append(self, trial: str, event: str, **details: Any) -> None:
@@ -87,7 +89,7 @@ class Journal:
         files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": at})
 
 
-def best(trials: list[Trial]) -> Trial | None:
+def best(trials: Iterable[Trial]) -> Trial | None:
     """Return the trial with the highest validation accuracy (the earliest of equals) that did not fail."""
     judged = [trial for trial in trials if trial.accuracy is not None and trial.status in ("finished", "stopped")]
     return max(judged, key=lambda trial: (trial.accuracy or 0.0, -trial.number), default=None)

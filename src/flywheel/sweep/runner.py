@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from flywheel import files
 from flywheel.params import Params
 from flywheel.sweep import trial
 from flywheel.sweep.cluster import Resources
-from flywheel.sweep.journal import Journal
+from flywheel.sweep.journal import Journal, Trial, best
 from flywheel.sweep.searcher import METRIC, StudySearcher
 from flywheel.tracking import Run, Tracker
 from flywheel.training import TrainingData
 
-REDUCTION_FACTOR = 3
+REDUCTION_FACTOR = 2  # rungs at a third and at two thirds of the epochs
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
 
     Raises KeyboardInterrupt when a signal ended the sweep.
     """
-    searcher = StudySearcher(params)
+    searcher = StudySearcher(params, resources.concurrent)
     recorder = Recorder(params, journal, searcher, tracker, say)
     trainable = tune.with_resources(tune.with_parameters(trial.train, data=data), resources.per_trial())
     tuner = tune.Tuner(
@@ -58,14 +58,20 @@ def run(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        recorder.close()
     if recorder.ended < params.sweep.trials:
         raise KeyboardInterrupt  # Tune takes the signal for itself and returns
     return recorder
 
 
 def scheduler(params: Params) -> TrialScheduler:
-    """Return ASHA (Li et al., arXiv 1810.05934) with a grace of a third of the epochs, or plain order."""
+    """Return ASHA (Li et al., arXiv 1810.05934) with a grace of a third of the epochs, or plain order.
+
+    At each rung a trial goes on if it is in the better half of those that came so far.
+    """
     if not params.sweep.early_stopping:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     epochs = params.sweep.epochs
@@ -99,90 +105,80 @@ class Recorder(tune.Callback):
         self.searcher = searcher
         self.tracker = tracker
         self.say = say
-        self.peak_bytes = 0
+        self.trials: dict[str, Trial] = {}
         self.weights: Path | None = None  # of the best trial that ended
-        self._best = -1.0
-        self.ended = 0
+        self.peak_bytes = 0
         self._started: dict[str, float] = {}
-        self._accuracy: dict[str, float] = {}
-        self._epochs: dict[str, int] = {}
         self._runs: dict[str, Run] = {}
+
+    @property
+    def ended(self) -> int:
+        """How many trials ended."""
+        return sum(trial.status != "running" for trial in self.trials.values())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Journal the start and begin the W&B run."""
-        name = trial.trial_id
-        config = dict(trial.config)
-        self._started[name] = time.monotonic()
-        self.journal.start(name, config, self.searcher.bayesian[name])
-        title = f"{config['architecture']}-{len(self._started) - 1:03d}"
-        self._runs[name] = self.tracker.start("trial", title, config, group=self.journal.path.stem, id=name)
+        name, config = trial.trial_id, dict(trial.config)
+        record = Trial(name, len(self.trials), config, self.searcher.bayesian[name])
+        self.trials[name], self._started[name] = record, time.monotonic()
+        self.journal.start(name, config, record.bayesian)
+        title = f"{config['architecture']}-{record.number:03d}"
+        details = {**config, "bayesian": record.bayesian, "sweep_id": self.journal.path.stem}
+        self._runs[name] = self.tracker.start("trial", title, details, id=name)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Journal an epoch."""
-        name = trial.trial_id
+        name, epoch = trial.trial_id, result["epoch"]
         metrics = {key: result[key] for key in ("train_loss", "loss", METRIC, "learning_rate", "images_per_s")}
-        self.journal.epoch(name, result["epoch"], metrics)
-        self._accuracy[name] = max(result[METRIC], self._accuracy.get(name, -1.0))
-        self._epochs[name] = result["epoch"]
-        self._runs[name].log({"epoch": result["epoch"], **metrics}, step=result["epoch"])
+        self.trials[name].epochs.append({"epoch": epoch, **metrics})
+        self.trials[name].machine = result["machine"]
+        self.journal.epoch(name, epoch, metrics)
+        self._runs[name].log({"epoch": epoch, **metrics}, step=epoch)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Journal how a trial ended and keep its weights if it is the best so far."""
-        complete = self._epochs.get(trial.trial_id, 0) >= self.params.sweep.epochs
-        self._end(trial, "finished" if complete else "stopped", None)
+        record = self.trials[trial.trial_id]
+        record.status = "finished" if len(record.epochs) >= self.params.sweep.epochs else "stopped"
+        self._end(record, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Journal a failure with its reason; the sweep goes on."""
-        self._end(trial, "failed", reason_of(trial))
+        record = self.trials[trial.trial_id]
+        record.status, record.error = "failed", reason_of(trial)
+        self._end(record, trial)
 
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Close the W&B runs of trials that a signal cut short."""
-        for run in self._runs.values():
-            run.finish(failed=True)
+    def close(self) -> None:
+        """Close the W&B runs of trials that were cut short."""
+        while self._runs:
+            self._runs.popitem()[1].finish(failed=True)
 
-    def _end(self, trial: Any, status: str, error: str | None) -> None:
-        name = trial.trial_id
-        seconds = time.monotonic() - self._started[name]
-        self.journal.end(name, status, seconds, error)
-        accuracy = self._accuracy.get(name)
-        self.ended += 1
-        self._measure_disk(trial)
-        is_best = error is None and accuracy is not None and accuracy > self._best
-        loser = None if trial.checkpoint is None else Path(trial.checkpoint.path)
-        if is_best and accuracy is not None:
-            self._best, self.weights, loser = accuracy, loser, self.weights
-        if loser is not None:
-            shutil.rmtree(loser, ignore_errors=True)
-        run = self._runs.pop(name)
-        run.summarize({"status": status, "error": error, "best_accuracy": accuracy})
-        run.finish(failed=error is not None)
-        self.say(self._line(trial.config, status, error, accuracy, seconds, self._epochs.get(name, 0), is_best))
-
-    def _line(
-        self,
-        config: Mapping[str, Any],
-        status: str,
-        error: str | None,
-        accuracy: float | None,
-        seconds: float,
-        epochs: int,
-        is_best: bool,
-    ) -> str:
-        searched = [config[name] for name in self.params.sweep.space]
-        values = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in searched)
-        outcome = error if error else f"{accuracy:.2%}" if accuracy is not None else "no epoch"
-        plural = "epoch" if epochs == 1 else "epochs"
-        return (
-            f"sweep: {self.ended}/{self.params.sweep.trials} {values}: {status} {outcome} "
-            f"({epochs} {plural}, {seconds:.0f} s){' - best so far' if is_best else ''}"
-        )
-
-    def _measure_disk(self, trial: Any) -> None:
+    def _end(self, record: Trial, trial: Any) -> None:
+        record.time_s = round(time.monotonic() - self._started[record.id], 3)
+        self.journal.end(record)
+        is_best = best(self.trials.values()) is record
         if trial.checkpoint is not None:
-            experiment = Path(trial.checkpoint.path).parents[1]
-            self.peak_bytes = max(self.peak_bytes, files.size_of(experiment))
+            folder = Path(trial.checkpoint.path)
+            self.peak_bytes = max(self.peak_bytes, files.size_of(folder.parents[1]))
+            loser = self.weights if is_best else folder
+            self.weights = folder if is_best else self.weights
+            if loser is not None:
+                shutil.rmtree(loser, ignore_errors=True)
+        run = self._runs.pop(record.id)
+        run.summarize({"status": record.status, "error": record.error, "best_accuracy": record.accuracy})
+        run.finish(failed=record.error is not None)
+        self.say(self._line(record, is_best))
+
+    def _line(self, record: Trial, is_best: bool) -> str:
+        searched = [record.config[name] for name in self.params.sweep.space]
+        values = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in searched)
+        outcome = record.error or ("no epoch" if record.accuracy is None else f"{record.accuracy:.2%}")
+        epochs = f"{len(record.epochs)} {'epoch' if len(record.epochs) == 1 else 'epochs'}"
+        return (
+            f"sweep: {self.ended}/{self.params.sweep.trials} {values}: {record.status} {outcome} "
+            f"({epochs}, {record.time_s:.0f} s){' - best so far' if is_best else ''}"
+        )
 
 
 def reason_of(trial: Any) -> str:

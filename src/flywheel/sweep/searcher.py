@@ -27,12 +27,12 @@ class StudySearcher(Searcher):
     `bayesian` says of each trial whether a model of the earlier ones proposed it.
     """
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, concurrent: int = 1):
         super().__init__(metric=METRIC, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.params = params
         self.bayesian: dict[str, bool] = {}
-        self.study = optuna.create_study(direction="maximize", sampler=make_sampler(params))
+        self.study = optuna.create_study(direction="maximize", sampler=make_sampler(params, concurrent))
         self._distributions = {name: _distribution(c) for name, c in space.dimensions(params).items()}
         self._live: dict[str, optuna.Trial] = {}
         self._values: dict[str, dict[int, float]] = {}
@@ -74,14 +74,17 @@ class StudySearcher(Searcher):
         """Keep nothing for Tune's own resume: a sweep's journal is the truth."""
 
 
-def startup_trials(params: Params) -> int:
-    """Return how many finished trials the model waits for: at most ten and at most a third of all."""
-    return max(1, min(10, params.sweep.trials // 3))
+def startup_trials(params: Params, concurrent: int) -> int:
+    """Return how many trials must have ended before the model proposes.
+
+    At most ten and, with those that start meanwhile beside them, at most a third of all.
+    """
+    return max(1, min(10, params.sweep.trials // 3 - (concurrent - 1)))
 
 
-def make_sampler(params: Params) -> BaseSampler:
-    """Return the sampler that the params name."""
-    seed, startup = params.sweep.seed, startup_trials(params)
+def make_sampler(params: Params, concurrent: int) -> BaseSampler:
+    """Return the sampler that the params name, for so many trials at a time."""
+    seed, startup = params.sweep.seed, startup_trials(params, concurrent)
     if params.sweep.searcher == "tpe":
         return TPESampler(n_startup_trials=startup, multivariate=True, seed=seed)
     if params.sweep.searcher == "gp":

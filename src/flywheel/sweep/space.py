@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel.models import architectures
-from flywheel.params import Params, Recipe, recipe_value
+from flywheel.params import Params, Recipe, RecipeDefaults
 from flywheel.search_space import Choices, Domain, Range
 
 Point = dict[str, float | int | str | bool]
@@ -26,31 +25,31 @@ def dimensions(params: Params) -> dict[str, tuple[Any, ...] | None]:
 
 
 def searched_architectures(params: Params) -> list[str]:
-    """Return the architectures that trials may have. Raises ModelError for one that does not exist."""
+    """Return the architectures that trials may have."""
     domain = params.sweep.space.get("architecture")
-    names = [str(value) for value in domain.values()] if domain else [params.recipe.architecture]
-    for name in names:
-        architectures.architecture(name)
-    return names
+    return [str(name) for name in domain.values()] if domain else [params.recipe.architecture]
 
 
 def to_recipe(params: Params, point: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a point; what the space does not name comes from the recipe's defaults."""
-    fixed = {name: d.choices[0] for name, d in params.sweep.space.items() if isinstance(d, Choices)}
-    chosen = {name: value for name, value in point.items() if isinstance(params.sweep.space[name], Choices)}
-    values: dict[str, Any] = {**fixed, **chosen}
+    values: dict[str, Any] = {}
+    for name, domain in params.sweep.space.items():
+        if isinstance(domain, Choices):
+            values[name] = point.get(name, domain.choices[0])
     architecture = str(values.get("architecture", params.recipe.architecture))
     for name, domain in params.sweep.space.items():
         inner = _of(domain, architecture)
         if inner is not None and not isinstance(domain, Choices):
-            value = inner.at(float(point[name]))
-            values[name] = recipe_value(name, value) if isinstance(inner, Range) else value
+            values[name] = _in_type(name, inner.at(float(point[name])))
     return params.complete_recipe(values, params.sweep.epochs)
 
 
 def to_point(params: Params, first: Mapping[str, Any]) -> Point:
     """Return the point of a trial of sweep.first; defaults that lie outside the space move to its nearest end."""
     values = {**params.recipe.model_dump(), **first}
+    architectures = searched_architectures(params)
+    if values["architecture"] not in architectures:
+        values["architecture"] = architectures[0]
     point: Point = {}
     for name, choices in dimensions(params).items():
         domain = params.sweep.space[name]
@@ -74,3 +73,9 @@ def logarithmic(params: Params) -> list[str]:
 
 def _of(domain: Domain, architecture: str) -> Range | Choices | None:
     return domain if isinstance(domain, Range | Choices) else domain.of(architecture)
+
+
+def _in_type(name: str, value: Any) -> Any:
+    """Return a number from a range in the type of its recipe param: 64.2 is 64 for a batch size."""
+    whole = RecipeDefaults.model_fields[name].annotation is int
+    return round(value) if whole and isinstance(value, float) else value

@@ -25,6 +25,9 @@ def follow(
     this is how a trial is run again from its record.
     """
     torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()  # what a worker's former trial held is its neighbours' now
     classifier = data.classifier(recipe)
     best = -1.0
     for result in fit(classifier, data, recipe, device or devices.pick()):
@@ -39,10 +42,15 @@ def train(config: Mapping[str, Any], data: TrainingData) -> None:
 
     recipe = Recipe.model_validate(dict(config))
     resources = tune.get_context().get_trial_resources().required_resources
-    for result, classifier, improved in follow(recipe, data, max(1, int(resources.get("CPU", 1)))):
+    threads = max(1, int(resources.get("CPU", 1)))
+    # Ray does not hide the GPUs from a trial that was given none.
+    device = devices.pick(cuda=resources.get("GPU", 0) > 0)
+    for result, classifier, improved in follow(recipe, data, threads, device):
+        machine = {"device": device.type, "precision": classifier.precision, "threads": threads}
+        report = {**asdict(result), "machine": machine}
         if not improved:
-            tune.report(asdict(result))
+            tune.report(report)
             continue
         with tempfile.TemporaryDirectory() as directory:
             classifier.save(Path(directory), recipe.model_dump())
-            tune.report(asdict(result), checkpoint=tune.Checkpoint.from_directory(directory))
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(directory))

@@ -1,0 +1,47 @@
+"""Files by their content: each stored once, under its SHA-256, read-only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from flywheel import files
+from flywheel.files import Digests
+
+
+class Blobs:
+    """The blobs below `root`; `scratch`, on the same file system, is for what is being written."""
+
+    def __init__(self, root: Path, scratch: Path):
+        self.root = root
+        self.scratch = scratch
+
+    def store(self, source: Path) -> Digests:
+        """Store a copy of a file, reading it once, and return its digests. A damaged blob of that name is replaced."""
+        temporary = self.scratch / secrets.token_hex(8)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as reading, temporary.open("xb") as writing:
+            digests = files.digest_stream(reading, copy_to=writing)
+            writing.flush()
+            os.fsync(writing.fileno())
+        blob = self._path(digests)
+        if blob.exists() and files.digest_file(blob) == digests:
+            temporary.unlink()
+        else:
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            temporary.chmod(0o444)
+            temporary.replace(blob)
+        return digests
+
+    def link(self, digests: Digests, place: Path) -> None:
+        """Make a blob appear at a path: a hard link, or a copy where the file system has none."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.hardlink_to(self._path(digests))
+        except OSError:
+            shutil.copy2(self._path(digests), place)
+
+    def _path(self, digests: Digests) -> Path:
+        return self.root / digests.sha256[:2] / digests.sha256
