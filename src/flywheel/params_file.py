@@ -91,10 +91,7 @@ def _lines(error: ValidationError, path: str) -> list[str]:
     """Return a line for each key that is wrong; what the branches of a union say is one line."""
     reasons: dict[str, list[str]] = {}
     for entry in error.errors():
-        # Pydantic puts the branch of a union behind the key: int, literal['auto'], function-after[…].
-        location = [
-            str(part) for part in entry["loc"] if not re.match(r"(int|float)$|[a-z-]+\[|constrained-", str(part))
-        ]
+        location = [str(part) for part in entry["loc"] if not UNION_BRANCH.match(str(part))]
         if entry["type"] == "extra_forbidden":
             model: Any = Params
             for part in location[:-1]:

@@ -30,7 +30,7 @@ def build(source: SourceImages, data: params.Data) -> Dataset:
     if missing:
         raise DataError(f"class {source.class_names[min(missing)]} has no training image left after the splits")
     mean, std = statistics(images[np.sort(np.concatenate([indices["train"], indices["validation"]]))])
-    if min(std) == 0:
+    if min(std) < 1e-9:  # rounding leaves a little of what is exactly 0
         raise DataError("all training images have the same colour; there is nothing to learn from them")
     description: dict[str, Any] = {
         "name": data.name,

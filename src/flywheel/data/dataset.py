@@ -112,7 +112,7 @@ def open_directory(directory: Path) -> Dataset:
     try:
         description = files.read_json(directory / "dataset.json")
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{directory} is not a data set ({error}); run make data FORCE=1") from None
     if description.get("format") != FORMAT:
         raise DataError(f"{directory} is of format {description.get('format')}, not {FORMAT}; run make data FORCE=1")

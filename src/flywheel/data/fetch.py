@@ -62,6 +62,8 @@ def download(url: str, path: Path, md5: str) -> None:
             failure = f"its checksum is {found}, not {md5}"
         except (requests.RequestException, _TryAgainError) as error:
             failure = str(error) if isinstance(error, _TryAgainError) else _short(error)
+        except OSError as error:
+            raise DataError(f"cannot write {part} ({error.strerror}); free space and run again") from None
     raise DataError(
         f"cannot fetch {url}: {failure}; put the file at {path}, or use your own images "
         "(data.source=folder data.path=…), or try PROFILE=demo, which needs no download"

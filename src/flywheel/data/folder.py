@@ -1,14 +1,16 @@
 """Images of yours: a directory, .tar, .tar.gz or .zip that holds train/<class>/* and test/<class>/*.
 
-Archives are read as a stream and never extracted, so a name in one cannot write anywhere.
+Archives are read and never extracted, so a name in one cannot write anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,15 @@ from flywheel.data.images import ImageError, Pixels
 
 MAX_FILE_BYTES = 64 << 20
 NAMED_CORRUPT = 10  # files named in an error; the rest is counted
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,  # a zip with a password; a compression that Python does not know
+)
 LAYOUT = "it must hold train/<class>/<image> and test/<class>/<image>"
 
 
@@ -48,6 +59,8 @@ def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] =
             if (split, label, name) in decoded:
                 raise DataError(f"{path}: two files end in {split}/{label}/{name}; {LAYOUT}, once")
             try:
+                if isinstance(data, ImageError):
+                    raise data
                 decoded[split, label, name] = images.decode(data, size)
             except ImageError as error:
                 corrupt.append(f"{split}/{label}/{name}: {error}")
@@ -83,8 +96,8 @@ def content_digest(path: Path, cache: Path) -> str:
     """Return a digest of what the source holds, names and bytes; kept in `cache` while sizes and times stay."""
     if not path.exists():
         raise DataError(f"{path}: no such directory or archive; set data.path")
-    listing = [[name, *_stamp(file)] for name, file in (_walk(path) if path.is_dir() else [("", path)])]
-    stamp = files.digest_json([str(path.absolute()), listing])
+    found = list(_walk(path)) if path.is_dir() else [("", path)]
+    stamp = files.digest_json([str(path.absolute()), [[name, *_stamp(file)] for name, file in found]])
     try:
         known = files.read_json(cache)
         if known["stamp"] == stamp:
@@ -92,38 +105,60 @@ def content_digest(path: Path, cache: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     hasher = hashlib.sha256()
-    for name, file in _walk(path) if path.is_dir() else [("", path)]:
-        hasher.update(f"{name}:{files.digest_file(file).sha256}\n".encode())
+    for name, file in found:
+        digest = files.digest_file(file).sha256 if file.exists() else "absent"  # a link to nothing
+        hasher.update(f"{name}:{digest}\n".encode())
     files.write_json(cache, {"stamp": stamp, "digest": hasher.hexdigest()})
     return hasher.hexdigest()
 
 
-def _entries(path: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    """Yield (split, class, name, bytes) of every image file; other files are passed over."""
-    if path.is_dir():
-        for name, file in _walk(path):
-            if place := _place(name):
-                with file.open("rb") as opened:
-                    yield *place, _bounded(opened)
-        return
+def _entries(path: Path) -> Iterator[tuple[str, str, str, bytes | ImageError]]:
+    """Yield (split, class, name, bytes or why there are none) of every image file; other files are passed over."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for member in archive.infolist():
-                    if not member.is_dir() and (place := _place(member.filename)):
-                        with archive.open(member) as unpacked:
-                            yield *place, _bounded(unpacked)
+        if path.is_dir():
+            yield from _of_directory(path)
+        elif zipfile.is_zipfile(path):
+            yield from _of_zip(path)
         else:
-            with tarfile.open(path, "r|*") as archive:
-                for entry in archive:
-                    if entry.isfile() and (place := _place(entry.name)):
-                        reading = archive.extractfile(entry)
-                        assert reading is not None
-                        yield *place, _bounded(reading)
+            yield from _of_tar(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such directory or archive; set data.path") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: not a readable directory, .tar, .tar.gz or .zip ({error})") from None
+
+
+def _of_directory(path: Path) -> Iterator[tuple[str, str, str, bytes | ImageError]]:
+    for name, file in _walk(path):
+        if place := _place(name):
+            try:
+                with file.open("rb") as reading:
+                    yield *place, _bounded(reading)
+            except OSError as error:
+                yield *place, ImageError(f"cannot be read ({error.strerror})")
+
+
+def _of_zip(path: Path) -> Iterator[tuple[str, str, str, bytes | ImageError]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir() and (place := _place(member.filename)):
+                with archive.open(member) as reading:
+                    yield *place, _bounded(reading)
+
+
+def _of_tar(path: Path) -> Iterator[tuple[str, str, str, bytes | ImageError]]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if (member.isfile() or member.issym() or member.islnk()) and (place := _place(member.name)):
+                try:
+                    reading = archive.extractfile(member)  # a link is followed inside the archive only
+                except KeyError:
+                    reading = None
+                yield *place, _bounded(reading) if reading else ImageError("links to what is not in the archive")
+        # tarfile takes a damaged header for the end; the true end is empty.
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {archive.offset}")
 
 
 def _place(name: str) -> tuple[str, str, str] | None:
@@ -149,5 +184,8 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError:  # a link to nothing
+        return -1, 0
     return status.st_size, status.st_mtime_ns

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flywheel.data import DataError
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000  # of one image; more is taken for a decompression bomb
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # Converted: 1-bit, grey and palette images; transparency is laid on white. Refused: what has no
 # unambiguous 8-bit RGB form.
@@ -64,7 +64,7 @@ def from_array(pixels: NDArray[Any], size: int) -> Pixels:
     return to_square(Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB"), size)
 
 
-def _refuse(image: Image.Image) -> None:
+def _refuse(image: ImageFile.ImageFile) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
@@ -73,8 +73,16 @@ def _refuse(image: Image.Image) -> None:
         raise ImageError("animated; a single picture is needed")
     if image.mode in REFUSED_MODES:
         raise ImageError(f"{REFUSED_MODES[image.mode]}; 8-bit RGB or grey is needed")
-    if image.mode.startswith("I;"):
+    if image.mode.startswith("I;") or any(_deeper_than_8_bits(tile) for tile in image.tile):
         raise ImageError("16 bits a channel; 8 are needed")
+
+
+def _deeper_than_8_bits(tile: Any) -> bool:
+    """Tell from how Pillow will read a tile: it would cut 16-bit colours down to 8 without a word."""
+    if tile.codec_name == "ppm":
+        return bool(tile.args[-1] > 255)  # the largest value
+    raw_mode = tile.args if isinstance(tile.args, str) else tile.args[0] if tile.args else ""
+    return ";16" in str(raw_mode)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

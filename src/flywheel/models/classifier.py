@@ -129,7 +129,8 @@ def load(directory: Path, device: torch.device | None = None, precision: str | N
         )
         classifier.network.load_state_dict(load_file(directory / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{directory} is not a model that can be loaded ({' '.join(str(error).split())[:300]})"
+            f"{directory} is not a model that this code loads ({reason}); if its architecture changed, run make sweep"
         ) from None
     return classifier.place(device or devices.pick()).eval()
