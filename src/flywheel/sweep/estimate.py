@@ -11,7 +11,7 @@ from flywheel.sweep import SweepError, space
 from flywheel.sweep.cluster import Resources
 
 MEASURED_STEPS = 2
-CPU_BATCH = 16  # on a GPU the recipe's own batch is measured: a small one would not fill it
+CPU_BATCH = 32  # on a GPU the recipe's own batch is measured: a small one would not fill it
 MEASURED_SIDE_BY_SIDE = 4  # trials slow each other down, so they are measured together
 TIMEOUT_S = 180
 VALIDATION_COST = 1 / 3  # of an image against a training image: forward only
