@@ -351,6 +351,23 @@ def test_drift_changes_simulation_only(digits: Callable[..., Dataset]) -> None:
     assert (drifted.mean, drifted.std) == (plain.mean, plain.std)
 
 
+@pytest.mark.parametrize("seed", [0, 4])
+def test_drift_is_drawn_by_the_params_seed_and_the_source_ids(
+    seed: int, source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    data = make_data(f"data.drift.noise=3 data.drift.brightness=2 data.seed={seed}")
+    expected = drift.apply(source.test_images[8:], source.test_ids[8:], data.drift, seed)
+    np.testing.assert_array_equal(build(source, data).split("simulation").images, expected)
+
+
+def test_values_are_held_between_black_and_white_and_do_not_wrap_around() -> None:
+    ends = np.zeros((2, 32, 32, 3), np.uint8)
+    ends[1] = 255
+    black, white = corrupted(ends, "noise", 1)
+    assert black.max() < 100
+    assert white.min() > 155
+
+
 def test_sides_are_of_the_images_as_production_sees_them(digits: Callable[..., Dataset]) -> None:
     built = digits()
     np.testing.assert_array_equal(

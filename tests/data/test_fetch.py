@@ -408,8 +408,10 @@ def test_an_extraction_that_was_killed_is_done_again(closed_url: str, archive: A
     half = cache / f"{path.name}.extracting" / CIFAR10.base_folder
     half.mkdir(parents=True)
     (half / "data_batch_1").write_bytes(b"half of it")
+    (half / "of an older archive").write_bytes(b"")
     assert_right(load(archive.at(closed_url)), archive)
     assert not half.parent.exists()
+    assert not (cache / CIFAR10.base_folder / "of an older archive").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "folder/../../outside", "{root}/outside"])

@@ -140,6 +140,16 @@ def test_two_files_of_one_name_below_different_folders_are_not_silently_one(
         read(write(form, files, tmp_path / "mine"))
 
 
+@pytest.mark.parametrize("corrupt_first", [True, False])
+def test_two_files_of_one_name_are_two_also_when_one_is_corrupt(
+    corrupt_first: bool, layout: Files, tmp_path: Path
+) -> None:
+    twins = (b"bad", layout["train/a/0.png"]) if corrupt_first else (layout["train/a/0.png"], b"bad")
+    files = {**layout, "part1/train/a/9.png": twins[0], "part2/train/a/9.png": twins[1]}
+    with pytest.raises(DataError, match=r"train/a/9\.png"):
+        read(write("zip", files, tmp_path / "mine"), skip_corrupt=True)
+
+
 @pytest.mark.parametrize("kind", ["hard", "symbolic"])
 def test_linked_images_survive_archiving(kind: str, layout: Files, tmp_path: Path) -> None:
     path = write("directory", layout, tmp_path / "mine")
@@ -409,14 +419,20 @@ def test_the_digest_changes_with_one_byte(mine: Path) -> None:
 def test_the_digest_changes_with_names_and_with_files_more_or_fewer(layout: Files, tmp_path: Path) -> None:
     path = write("directory", layout, tmp_path / "mine")
     digests = [digest(path)]
-    file = path / "train" / "a" / "0.png"
-    file.rename(path / "train" / "b" / "9.png")
+    moved = path / "train" / "b" / "-2.png"  # another class; in the order of all files it keeps its place
+    (path / "train" / "a" / "2.png").rename(moved)
     digests.append(digest(path))
-    (path / "train" / "b" / "9.png").unlink()
+    moved.unlink()
     digests.append(digest(path))
     (path / "train" / "a" / "more.png").write_bytes(b"")
     digests.append(digest(path))
     assert len(set(digests)) == 4
+
+
+def test_the_digest_does_not_depend_on_the_order_in_which_files_were_made(layout: Files, tmp_path: Path) -> None:
+    reverse = dict(reversed(layout.items()))
+    one, other = write("directory", layout, tmp_path / "one"), write("directory", reverse, tmp_path / "other")
+    assert digest(one) == digest(other)
 
 
 def test_the_digest_is_kept_while_sizes_and_times_stay(mine: Path, tmp_path: Path) -> None:
@@ -431,10 +447,27 @@ def test_the_digest_is_kept_while_sizes_and_times_stay(mine: Path, tmp_path: Pat
     assert folder.content_digest(mine, cache) != before
 
 
-def test_the_remembered_digest_of_one_place_is_not_given_for_another(mine: Path, layout: Files, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_read_again_whatever_its_time(mine: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     before = folder.content_digest(mine, cache)
-    other = write("directory", dict(list(layout.items())[1:]), tmp_path / "other")
+    file = a_file_of(mine)
+    status = file.stat()
+    file.write_bytes(file.read_bytes() + b"more")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert folder.content_digest(mine, cache) != before
+
+
+def test_the_remembered_digest_of_one_place_is_not_given_for_another(mine: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    before = folder.content_digest(mine, cache)
+    other = tmp_path / f"other{mine.suffix}"
+    if mine.is_dir():
+        shutil.copytree(mine, other)
+    else:
+        shutil.copy2(mine, other)
+    status = a_file_of(mine).stat()
+    a_file_of(other).write_bytes(bytes(status.st_size))
+    os.utime(a_file_of(other), ns=(status.st_atime_ns, status.st_mtime_ns))
     assert folder.content_digest(other, cache) != before
     assert folder.content_digest(mine, cache) == before
 

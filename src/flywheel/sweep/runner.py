@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from tqdm import tqdm
 
 from flywheel import files
 from flywheel.params import Params
@@ -110,6 +111,7 @@ class Recorder(tune.Callback):
         self.peak_bytes = 0
         self._started: dict[str, float] = {}
         self._runs: dict[str, Run] = {}
+        self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
 
     @property
     def ended(self) -> int:
@@ -136,6 +138,8 @@ class Recorder(tune.Callback):
         self.trials[name].machine = result["machine"]
         self.journal.epoch(name, epoch, metrics)
         self._runs[name].log({"epoch": epoch, **metrics}, step=epoch)
+        self._bar.set_postfix(running=len(self._runs), accuracy=f"{result[METRIC]:.2%}", refresh=False)
+        self._bar.update()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Journal how a trial ended and keep its weights if it is the best so far."""
@@ -150,7 +154,8 @@ class Recorder(tune.Callback):
         self._end(record, trial)
 
     def close(self) -> None:
-        """Close the W&B runs of trials that were cut short."""
+        """Close the progress bar, and the W&B runs of trials that were cut short."""
+        self._bar.close()
         while self._runs:
             self._runs.popitem()[1].finish(failed=True)
 
@@ -168,7 +173,9 @@ class Recorder(tune.Callback):
         run = self._runs.pop(record.id)
         run.summarize({"status": record.status, "error": record.error, "best_accuracy": record.accuracy})
         run.finish(failed=record.error is not None)
+        self._bar.clear()
         self.say(self._line(record, is_best))
+        self._bar.refresh()
 
     def _line(self, record: Trial, is_best: bool) -> str:
         searched = [record.config[name] for name in self.params.sweep.space]
