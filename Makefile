@@ -45,7 +45,7 @@ evaluate: sweep ## judge the best model on the test set; a first model that pass
 status: $(READY) ## where each stage stands, and why
 	@$(STAGE)
 
-artifacts: $(READY) ## every artifact version, with its aliases
+artifacts: $(READY) ## every artifact version, with its aliases (ARGS=--verify reads every byte)
 	@$(STAGE)
 
 lineage: $(READY) ## what came from what (ARGS=name:version for one artifact)
@@ -61,11 +61,14 @@ test: lint ## lint, types and tests (about 8 minutes on two cores)
 test-all: lint ## the same and the long tests
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
-.PHONY: setup lock format
+.PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)
 
 format: $(READY) ## format the code
 	@$(VENV_PYTHON) -m ruff check --fix . && $(VENV_PYTHON) -m ruff format .
+
+docs: $(READY) ## write docs/params.md anew from the code that checks params.yaml
+	@exec $(VENV_PYTHON) scripts/docs.py
 
 lock: $(READY) ## write requirements.lock anew from .venv
 	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \

@@ -1,6 +1,7 @@
 """Every artifact version of a profile, with what points at it.
 
-    python scripts/artifacts.py --profile demo      (make artifacts PROFILE=demo)
+    python scripts/artifacts.py --profile demo              (make artifacts PROFILE=demo)
+    python scripts/artifacts.py --profile demo --verify     (make artifacts PROFILE=demo ARGS=--verify)
 
 Reads   the registry
 Writes  nothing
@@ -12,8 +13,12 @@ from flywheel.registry import Registry
 
 def main() -> None:
     """Print a line a version."""
-    params = command.load_params(command.parser(__doc__).parse_args())
-    print("\n".join(overview.artifacts(Registry(params.store))))
+    parser = command.parser(__doc__)
+    parser.add_argument("--verify", action="store_true", help="read every byte; exit 1 if a version is damaged")
+    arguments = parser.parse_args()
+    registry = Registry(command.load_params(arguments).store)
+    for line in overview.verify(registry) if arguments.verify else overview.artifacts(registry):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

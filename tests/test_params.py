@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flywheel import params_file
+from flywheel import params_file, params_reference
 from flywheel.params import Params
 from flywheel.params_file import ParamsError
 from flywheel.search_space import Choices, PerArchitecture, Range, parse
@@ -180,3 +180,13 @@ def test_a_domain_per_architecture_falls_back_to_others() -> None:
     assert isinstance(domain, PerArchitecture)
     assert domain.of("upsample") == Choices((16, 32))
     assert domain.of("standard") == Range(64.0, 256.0, log=False)
+
+
+def test_the_reference_page_is_what_the_code_says() -> None:
+    assert (ROOT / "docs" / "params.md").read_text() == params_reference.page(ROOT / "params.yaml"), "run make docs"
+
+
+def test_every_param_has_a_description() -> None:
+    rows = [line for line in params_reference.page(ROOT / "params.yaml").splitlines() if line.startswith("| `")]
+    assert len(rows) > 40
+    assert all(row.rstrip(" |").rsplit("|", 1)[-1].strip() for row in rows)

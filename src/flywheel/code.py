@@ -20,6 +20,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.files",
         "flywheel.params",
         "flywheel.params_file",
+        "flywheel.params_reference",
         "flywheel.pictures",
         "flywheel.registry",
         "flywheel.registry.audit",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flywheel import FlywheelError, stage
 from flywheel.files import human_size
 from flywheel.params import Params
-from flywheel.registry import Registry, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.stages import data, evaluate, sweep
 
 STAGES = (("data", data), ("sweep", sweep), ("evaluate", evaluate))
@@ -31,15 +31,27 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
 
 def artifacts(registry: Registry) -> Iterator[str]:
     """Yield a line a version: label, type, size, when, what points at it."""
-    lines = 0
-    for name in registry.collections():
-        for version in registry.versions(name):
-            pointers = ", ".join(registry.aliases_of(version))
-            created = version.created[:19].replace("T", " ")
-            yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
-            lines += 1
-    if not lines:
+    versions = list(_versions(registry))
+    for version in versions:
+        pointers = ", ".join(registry.aliases_of(version))
+        created = version.created[:19].replace("T", " ")
+        yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
+    if not versions:
         yield f"no artifact in {registry.root} yet; run make data"
+
+
+def verify(registry: Registry) -> Iterator[str]:
+    """Read every byte of every version and yield a line each. Raises RegistryError at the end if one is damaged."""
+    damaged = []
+    for version in _versions(registry):
+        try:
+            registry.verify(version)
+            yield f"{version.label:<28}{human_size(version.size):>10}  whole"
+        except RegistryError as error:
+            damaged.append(version.label)
+            yield str(error)
+    if damaged:
+        raise RegistryError(f"damaged: {', '.join(damaged)}")
 
 
 def lineage(params: Params, registry: Registry, reference: str | None) -> Iterator[str]:
@@ -50,6 +62,11 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
     for depth, ref, version in registry.lineage(registry.resolve(reference)):
         indent = "   " * depth + ("└─ " if depth else "")
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
+
+
+def _versions(registry: Registry) -> Iterator[Version]:
+    for name in registry.collections():
+        yield from registry.versions(name)
 
 
 def _describe(version: Version) -> str:

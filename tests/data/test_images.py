@@ -365,3 +365,11 @@ def test_damage_that_long_fuzzing_found_is_refused(data: bytes) -> None:
 def test_the_samples_that_are_damaged_are_good() -> None:
     for data in VALID.values():
         assert decode(data, 8).shape == (8, 8, 3)
+
+
+def test_a_phones_photo_with_a_preview_behind_it_is_its_first_picture(encode: Encode) -> None:
+    """MPO: a JPEG with further pictures, which Pillow counts as frames."""
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (4, 4), "blue")
+    decoded = decode(encode(first, "MPO", save_all=True, append_images=[second]), 8)
+    assert decoded[0, 0, 0] > 200
+    assert decoded[0, 0, 2] < 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,25 @@ def test_artifacts_and_lineage_show_what_came_from_what(turned: subprocess.Compl
         tree = make(place, "lineage", "PROFILE=demo", *arguments).stdout.splitlines()
         assert tree[0].startswith("model-")
         assert tree[1].strip().startswith("└─ digits_dataset:v0")
+
+
+def test_verifying_reads_every_byte_and_names_what_is_damaged(
+    turned: subprocess.CompletedProcess[str], place: Path, tmp_path: Path
+) -> None:
+    whole = make(place, "artifacts", "ARGS=--verify", "PROFILE=demo")
+    assert (whole.returncode, whole.stdout.count("whole")) == (0, 2)
+    copy = tmp_path / "copy"
+    shutil.copytree(place, copy, symlinks=True)
+    path = copy / "store/demo/registry/versions/digits_dataset/v0/files/labels.npy"
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a rotten disk would: no time stamp tells
+    damaged = make(copy, "artifacts", "ARGS=--verify", "PROFILE=demo")
+    assert damaged.returncode == 2
+    assert "labels.npy is damaged" in damaged.stdout
+    assert "error: damaged: digits_dataset:v0" in damaged.stderr
 
 
 def test_nothing_but_the_named_places_is_written(turned: subprocess.CompletedProcess[str], place: Path) -> None:

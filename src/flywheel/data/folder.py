@@ -53,11 +53,13 @@ class FolderImages:
 def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] = print) -> FolderImages:
     """Decode every image below `path`. Raises DataError for a wrong layout and, naming them, corrupt files."""
     decoded: dict[tuple[str, str, str], Pixels] = {}
+    seen: set[tuple[str, str, str]] = set()
     corrupt: list[str] = []
     with tqdm(desc="data: decoding", unit=" images", mininterval=0.5, disable=None) as bar:
         for split, label, name, data in _entries(path):
-            if (split, label, name) in decoded:
+            if (split, label, name) in seen:
                 raise DataError(f"{path}: two files end in {split}/{label}/{name}; {LAYOUT}, once")
+            seen.add((split, label, name))
             try:
                 if isinstance(data, ImageError):
                     raise data

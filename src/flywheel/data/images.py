@@ -79,9 +79,9 @@ def _refuse(image: ImageFile.ImageFile) -> None:
 
 def _deeper_than_8_bits(tile: Any) -> bool:
     """Tell from how Pillow will read a tile: it would cut 16-bit colours down to 8 without a word."""
-    if tile.codec_name == "ppm":
-        return bool(tile.args[-1] > 255)  # the largest value
-    raw_mode = tile.args if isinstance(tile.args, str) else tile.args[0] if tile.args else ""
+    raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+    if tile.codec_name.startswith("ppm"):
+        return any(isinstance(largest, int) and largest > 255 for largest in rest)
     return ";16" in str(raw_mode)
 
 
