@@ -20,7 +20,6 @@ INFRASTRUCTURE = frozenset(
         "flywheel.files",
         "flywheel.params",
         "flywheel.params_file",
-        "flywheel.params_reference",
         "flywheel.pictures",
         "flywheel.registry",
         "flywheel.registry.audit",
