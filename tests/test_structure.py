@@ -97,7 +97,6 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
     expected |= {
         "flywheel.params",
         "flywheel.params_file",
-        "flywheel.params_reference",
         "flywheel.tracking",
         "flywheel.pictures",
     }
