@@ -41,7 +41,7 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
-.PHONY: status artifacts lineage
+.PHONY: status artifacts lineage prune clean
 status: $(READY) ## where each stage stands, and why
 	@$(STAGE)
 
@@ -49,6 +49,12 @@ artifacts: $(READY) ## every artifact version, with its aliases (ARGS=--verify r
 	@$(STAGE)
 
 lineage: $(READY) ## what came from what (ARGS=name:version for one artifact)
+	@$(STAGE)
+
+prune: $(READY) ## the versions that nothing needs (ARGS=--yes removes them)
+	@$(STAGE)
+
+clean: $(READY) ## remove the profile's reports and what killed runs left; artifacts stay
 	@$(STAGE)
 
 .PHONY: lint test test-all

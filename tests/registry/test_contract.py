@@ -270,3 +270,24 @@ def test_leftovers_of_a_killed_writer_are_cleaned_by_the_next(registry: Registry
     leftover.write_text("half")
     publish(registry, tmp_path, "one")
     assert not leftover.exists()
+
+
+def test_removing_versions_frees_what_only_they_had_and_spends_their_numbers(
+    registry: Registry, store: Path, tmp_path: Path
+) -> None:
+    one, two, three = (publish(registry, tmp_path, text) for text in ("one", "two", "three"))
+    assert registry.remove([one, three]) == len("one") + len("three")
+    assert [version.label for version in registry.versions("thing")] == ["thing:v1"]
+    assert registry.resolve("thing") == two
+    registry.verify(two)
+    assert publish(registry, tmp_path, "four").label == "thing:v3"
+    blobs = {p.name for p in (store / "registry" / "blobs").glob("*/*")}
+    assert blobs == {entry.sha256 for v in registry.versions("thing") for entry in v.files.values()}
+
+
+def test_a_collection_without_versions_is_not_listed(registry: Registry, tmp_path: Path) -> None:
+    registry.remove([publish(registry, tmp_path, "one")])
+    assert registry.collections() == []
+    with pytest.raises(RegistryError, match="no artifact thing"):
+        registry.resolve("thing")
+    assert publish(registry, tmp_path, "one").label == "thing:v1"

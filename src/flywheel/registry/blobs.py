@@ -43,5 +43,14 @@ class Blobs:
         except OSError:
             shutil.copy2(self._path(digests), place)
 
+    def keep_only(self, needed: set[str]) -> int:
+        """Remove the blobs whose SHA-256 is not in `needed`; returns the bytes freed."""
+        freed = 0
+        for blob in self.root.glob("*/*"):
+            if blob.name not in needed:
+                freed += blob.stat().st_size
+                blob.unlink()
+        return freed
+
     def _path(self, digests: Digests) -> Path:
         return self.root / digests.sha256[:2] / digests.sha256

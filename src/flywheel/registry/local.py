@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,20 @@ class Registry:
                 moves = [Move(None, None, version.ref)]
             self._audit.append(registered_model, moves, reason=reason, gate=gate, forced=forced)
 
+    def remove(self, versions: Sequence[Version]) -> int:
+        """Remove versions and the blobs only they had; returns the bytes freed. Their numbers are not used again."""
+        with self._writing():
+            grave = self.root / "tmp"
+            grave.mkdir(parents=True, exist_ok=True)
+            for version in versions:
+                following = self.root / "versions" / version.name / "next"
+                files.write_text(following, f"{self._next_number(version.name)}\n")
+                self._folder(version.name, version.number).rename(grave / secrets.token_hex(8))
+            needed = {
+                entry.sha256 for name in self.collections() for v in self.versions(name) for entry in v.files.values()
+            }
+            return self._blobs.keep_only(needed)
+
     # -- reading ---------------------------------------------------------------------------------------
 
     def resolve(self, reference: str) -> Version:
@@ -169,9 +183,10 @@ class Registry:
                 raise RegistryError(f"{version.label}: {place} is damaged; remove {place.parents[1]} and make it anew")
 
     def collections(self) -> list[str]:
-        """Return the names of all artifacts, sorted."""
+        """Return the names of all artifacts that have a version, sorted."""
         versions = self.root / "versions"
-        return sorted(path.name for path in versions.iterdir() if path.is_dir()) if versions.is_dir() else []
+        names = sorted(path.name for path in versions.iterdir()) if versions.is_dir() else []
+        return [name for name in names if self._numbers(name)]
 
     def versions(self, name: str) -> list[Version]:
         """Return all versions of an artifact, oldest first."""
@@ -269,7 +284,10 @@ class Registry:
         return sorted(int(path.name[1:]) for path in folder.iterdir() if NUMBER.fullmatch(path.name))
 
     def _next_number(self, name: str) -> int:
-        return max(self._numbers(name), default=-1) + 1
+        following = 0
+        with contextlib.suppress(OSError, ValueError):  # written when a version was removed
+            following = int((self.root / "versions" / name / "next").read_text())
+        return max([following, *(number + 1 for number in self._numbers(name))])
 
     def _read(self, name: str, number: int) -> Version:
         return manifest.read(self._folder(name, number) / "manifest.json")

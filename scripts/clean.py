@@ -1,0 +1,23 @@
+"""Remove what a command makes again: the profile's reports, and what killed runs left in its store.
+
+    python scripts/clean.py --profile demo          (make clean PROFILE=demo)
+
+Reads   params.yaml
+Writes  nothing; removes reports/<profile> and leftovers in store/<profile>; artifacts, receipts and journals stay
+"""
+
+from flywheel import command, housekeeping
+
+
+def main() -> None:
+    """Remove and print what was removed."""
+    params = command.load_params(command.parser(__doc__).parse_args())
+    removed = housekeeping.clean(params)
+    for path in removed:
+        print(f"clean: removed {path}")
+    if not removed:
+        print("clean: nothing to remove")
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,89 @@
+"""What prune and clean keep and remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flywheel import files, housekeeping
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+
+MODEL = "digits-classifier"
+
+
+def publish(registry: Registry, tmp_path: Path, name: str, type: str, text: str, *inputs: Version) -> Version:
+    path = tmp_path / f"{name}-{text}"
+    path.write_text(f"{name} {text}")
+    return registry.publish(name, type, {"a": path}, inputs=tuple(version.ref for version in inputs))
+
+
+@pytest.fixture
+def versions(registry: Registry, tmp_path: Path) -> dict[str, Version]:
+    """Two data sets; a model of the old one in production, three of the new one, one of them best."""
+    old = publish(registry, tmp_path, "digits_dataset", "dataset", "old")
+    new = publish(registry, tmp_path, "digits_dataset", "dataset", "new")
+    made = {"old": old, "new": new, "production": publish(registry, tmp_path, "model-1", "model", "1", old)}
+    for name in ("best", "loser", "receipt"):
+        made[name] = publish(registry, tmp_path, f"model-{name}", "model", name, new)
+    registry.link(made["production"], MODEL, ("production",), reason="x")
+    registry.link(made["best"], MODEL, ("best",), reason="x")
+    return made
+
+
+def receipt(params: Params, name: str, outputs: list[str]) -> None:
+    files.write_json(params.store / "receipts" / f"{name}.json", {"outputs": outputs, "inputs": {}})
+
+
+def test_only_what_nothing_needs_is_named(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+    receipt(params, "sweep", [versions["receipt"].ref])
+    assert housekeeping.unneeded(params, registry) == [versions["loser"]]
+
+
+def test_the_lineage_of_what_is_kept_is_kept(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+    assert versions["old"] not in housekeeping.unneeded(params, registry)
+    registry.link(versions["best"], MODEL, ("production",), reason="x")  # the former production is `previous` now
+    assert versions["old"] not in housekeeping.unneeded(params, registry)
+    registry.link(versions["receipt"], MODEL, ("production",), reason="x")
+    unneeded = housekeeping.unneeded(params, registry)
+    assert versions["old"] in unneeded
+    assert versions["production"] in unneeded
+
+
+def test_the_newest_data_set_is_kept_without_any_model(params: Params, registry: Registry, tmp_path: Path) -> None:
+    publish(registry, tmp_path, "digits_dataset", "dataset", "one")
+    latest = publish(registry, tmp_path, "digits_dataset", "dataset", "two")
+    assert latest not in housekeeping.unneeded(params, registry)
+
+
+def test_pruning_removes_exactly_those(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+    doomed = housekeeping.unneeded(params, registry)
+    removed, freed = housekeeping.prune(params, registry)
+    assert removed == doomed == [versions["loser"], versions["receipt"]]
+    assert freed == sum(version.size for version in doomed)
+    assert housekeeping.unneeded(params, registry) == []
+    for name in ("old", "new", "production", "best"):
+        registry.verify(versions[name])
+
+
+def test_nothing_is_pruned_while_a_stage_runs(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+    with (
+        files.lock(params.store / "locks" / "sweep.lock"),
+        pytest.raises(files.Locked, match="another run holds sweep"),
+    ):
+        housekeeping.prune(params, registry)
+    assert registry.resolve(versions["loser"].ref) == versions["loser"]
+
+
+def test_cleaning_leaves_what_cannot_be_made_again(
+    params: Params, registry: Registry, versions: dict[str, Version]
+) -> None:
+    receipt(params, "data", [])
+    (params.store / "trials" / "sweep-1").mkdir(parents=True)
+    files.write_json(params.reports / "sweep.json", {})
+    assert housekeeping.clean(params) == [params.reports, params.store / "trials"]
+    assert housekeeping.clean(params) == []
+    assert (params.store / "receipts" / "data.json").exists()
+    for version in versions.values():
+        registry.verify(version)
