@@ -41,7 +41,7 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
-.PHONY: status artifacts lineage prune clean
+.PHONY: status artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
 	@$(STAGE)
 
@@ -49,6 +49,9 @@ artifacts: $(READY) ## every artifact version, with its aliases (ARGS=--verify r
 	@$(STAGE)
 
 lineage: $(READY) ## what came from what (ARGS=name:version for one artifact)
+	@$(STAGE)
+
+logs: $(READY) ## where each stage's log is, and its last lines
 	@$(STAGE)
 
 prune: $(READY) ## the versions that nothing needs (ARGS=--yes removes them)

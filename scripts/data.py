@@ -15,12 +15,13 @@ def main() -> None:
     """Run the stage and print what it made."""
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
-    receipt = data.run(params, Registry(params.store), force=arguments.force)
-    counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
-    print(f"data: {Registry(params.store).resolve(receipt['outputs'][0]).label}: {counts}")
-    for pair, count in receipt["metrics"]["duplicates"]["across"].items():
-        kept, dropped = pair.split("/")
-        print(f"data: {count} images of {dropped} left out: {kept} has the same")
+    with command.logged(params, "data") as say:
+        receipt = data.run(params, Registry(params.store), force=arguments.force, say=say)
+        counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
+        say(f"data: {Registry(params.store).resolve(receipt['outputs'][0]).label}: {counts}")
+        for pair, count in receipt["metrics"]["duplicates"]["across"].items():
+            kept, dropped = pair.split("/")
+            say(f"data: {count} images of {dropped} left out: {kept} has the same")
 
 
 if __name__ == "__main__":

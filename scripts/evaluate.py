@@ -17,16 +17,17 @@ def main() -> None:
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
     registry = Registry(params.store)
-    receipt = evaluate.run(params, registry, force=arguments.force)
-    metrics = receipt["metrics"]
-    low, high = metrics["interval"]
-    print(
-        f"evaluate: {registry.resolve(receipt['inputs']['model']).label}: {metrics['accuracy']:.2%} of "
-        f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
-    )
-    outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
-    print(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
-    print(f"reports: {params.reports}")
+    with command.logged(params, "evaluate") as say:
+        receipt = evaluate.run(params, registry, force=arguments.force, say=say)
+        metrics = receipt["metrics"]
+        low, high = metrics["interval"]
+        say(
+            f"evaluate: {registry.resolve(receipt['inputs']['model']).label}: {metrics['accuracy']:.2%} of "
+            f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
+        )
+        outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
+        say(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
+        say(f"reports: {params.reports}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main() -> None:
         outcome = f"removed {len(versions)} versions, {human_size(freed)} freed"
     else:
         versions = housekeeping.unneeded(params, registry)
-        outcome = f"{len(versions)} versions are not needed" + ("; ARGS=--yes removes them" if versions else "")
+        outcome = f"{len(versions)} versions are not needed; ARGS=--yes removes them" if versions else "all are needed"
     for version in versions:
         print(f"{version.label:<28}{human_size(version.size):>10}  {version.created[:19].replace('T', ' ')}")
     print(f"prune: {outcome}")

@@ -19,13 +19,14 @@ def main() -> None:
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
     registry = Registry(params.store)
-    receipt = sweep.run(params, registry, force=arguments.force)
-    metrics = receipt["metrics"]
-    model = registry.resolve(receipt["outputs"][0])
-    print(
-        f"sweep: best of {metrics['trials']} trials: {model.label}, {metrics['accuracy']:.2%} on validation "
-        f"({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
-    )
+    with command.logged(params, "sweep") as say:
+        receipt = sweep.run(params, registry, force=arguments.force, say=say)
+        metrics = receipt["metrics"]
+        model = registry.resolve(receipt["outputs"][0])
+        say(
+            f"sweep: best of {metrics['trials']} trials: {model.label}, {metrics['accuracy']:.2%} on validation "
+            f"({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
+        )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ Exit codes: 0 done or up to date; 1 an error, said in one line; 75 another run h
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
 
 from flywheel import FlywheelError, params_file
 from flywheel.files import Locked
@@ -38,6 +42,38 @@ def load_params(arguments: argparse.Namespace) -> Params:
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
     overrides = os.environ.get("SET", "") if arguments.set is None else arguments.set
     return params_file.load(arguments.params, profile, overrides)
+
+
+@contextlib.contextmanager
+def logged(params: Params, stage: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a line and appends it, with the time, to the stage's log; errors are logged too."""
+    path = log_path(params, stage)
+
+    def note(text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write("".join(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n" for line in text.splitlines()))
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        note(text)
+
+    try:
+        yield say
+    except FlywheelError as error:
+        note(f"error: {error}")
+        raise
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise
+    except Exception:
+        note(traceback.format_exc())
+        raise
+
+
+def log_path(params: Params, stage: str) -> Path:
+    """Return where a stage's log lies."""
+    return params.store / "logs" / f"{stage}.log"
 
 
 def main(script: Callable[[], None]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from flywheel import FlywheelError, stage
 from flywheel.files import human_size
@@ -62,6 +63,14 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
     for depth, ref, version in registry.lineage(registry.resolve(reference)):
         indent = "   " * depth + ("└─ " if depth else "")
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
+
+
+def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
+    """Yield each log's path and its last lines."""
+    for path in paths:
+        yield f"{path}" if path.exists() else f"{path} (none yet)"
+        if path.exists():
+            yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

@@ -113,6 +113,17 @@ def test_verifying_reads_every_byte_and_names_what_is_damaged(
     assert "error: damaged: digits_dataset:v0" in damaged.stderr
 
 
+def test_logs_keep_what_a_stage_said_and_why_it_failed(
+    turned: subprocess.CompletedProcess[str], place: Path, tmp_path: Path
+) -> None:
+    shown = make(place, "logs", "PROFILE=demo").stdout
+    for name in ("data", "sweep", "evaluate"):
+        assert str(place / "store/demo/logs" / f"{name}.log") in shown
+    assert "gate: first" in shown
+    make(tmp_path, "data", overrides="data.source=folder data.path=/etc/hostname")
+    assert "error: /etc/hostname: not a readable directory" in make(tmp_path, "logs").stdout
+
+
 def test_nothing_but_the_named_places_is_written(turned: subprocess.CompletedProcess[str], place: Path) -> None:
     assert {path.name for path in place.iterdir()} == {"store", "reports"}
     status = subprocess.run(["git", "status", "--porcelain", "--ignored"], cwd=ROOT, capture_output=True, text=True)
