@@ -41,8 +41,11 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
-.PHONY: status artifacts lineage logs prune clean
+.PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
+	@$(STAGE)
+
+doctor: $(READY) ## what this machine offers, and what is wrong with it
 	@$(STAGE)
 
 artifacts: $(READY) ## every artifact version, with its aliases (ARGS=--verify reads every byte)

@@ -28,7 +28,7 @@ LAYERS = (
     ("flywheel.training", "flywheel.evaluation"),
     ("flywheel.sweep", "flywheel.promotion"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping"),
+    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor"),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 

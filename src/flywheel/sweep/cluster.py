@@ -53,14 +53,9 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    if address.startswith("ray://"):
-        raise SweepError(
-            "RAY_ADDRESS=ray://… cannot run a sweep (the driver would be far from its trials); "
-            "run make on a node of the cluster with RAY_ADDRESS=host:6379 or auto"
-        )
     remote = address not in ("", "local")
     if remote:
-        _probe(address)
+        check_address(address)
     # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
     options = {"runtime_env": {"py_modules": [str(code.PACKAGE)]}} if remote else {"include_dashboard": False}
     try:
@@ -126,6 +121,25 @@ def check_nodes(resources: Resources, folder: Path) -> None:
         )
 
 
+def check_address(address: str) -> None:
+    """Fail at once for an address that cannot be used; ray.init would try for minutes. Raises SweepError."""
+    if address.startswith("ray://"):
+        raise SweepError(
+            "RAY_ADDRESS=ray://… cannot run a sweep (the driver would be far from its trials); "
+            "run make on a node of the cluster with RAY_ADDRESS=host:6379 or auto"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and the like: ray.init knows where to look
+    try:
+        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
+            pass
+    except OSError as error:
+        raise SweepError(
+            f"RAY_ADDRESS={address}: no answer ({error}); start Ray there or unset RAY_ADDRESS to run on this machine"
+        ) from None
+
+
 def results_folder(store: Path) -> Path:
     """Return where trials keep their best weights while a sweep runs; on a cluster every node must reach it."""
     return store / "trials"
@@ -143,20 +157,6 @@ def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
 
 def _reaches(folder: str) -> bool:
     return Path(folder).is_dir() and os.access(folder, os.W_OK)
-
-
-def _probe(address: str) -> None:
-    """Fail at once for a host that does not answer; ray.init would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto` and the like: ray.init knows where to look
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
-            pass
-    except OSError as error:
-        raise SweepError(
-            f"RAY_ADDRESS={address}: no answer ({error}); start Ray there or unset RAY_ADDRESS to run on this machine"
-        ) from None
 
 
 def _interrupt(*_: object) -> None:

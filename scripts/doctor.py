@@ -1,0 +1,28 @@
+"""What this machine offers and what is wrong with it, each trouble with its fix.
+
+    python scripts/doctor.py --profile demo         (make doctor PROFILE=demo)
+
+Reads   the environment, params.yaml, the registry's manifests
+Writes  nothing; exits 1 if there is a trouble
+"""
+
+import sys
+
+from flywheel import command, doctor
+from flywheel.registry import Registry
+
+
+def main() -> None:
+    """Print a line a finding, the fix beside each trouble."""
+    params = command.load_params(command.parser(__doc__).parse_args())
+    troubles = 0
+    for finding in doctor.examine(params, Registry(params.store)):
+        troubles += bool(finding.fix)
+        print(f"{'TROUBLE' if finding.fix else 'ok':<9}{finding.name:<12}{finding.text}", flush=True)
+        if finding.fix:
+            print(f"{'':<21}fix: {finding.fix}")
+    sys.exit(1 if troubles else 0)
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,119 @@
+"""What this machine offers and what is wrong with it, each trouble with its fix. Takes seconds and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from flywheel import FlywheelError
+from flywheel.files import human_size
+from flywheel.params import Params
+from flywheel.registry import Registry
+
+LOW_DISK_BYTES = 5_000_000_000
+DEPENDENCIES = ("torch", "torchvision", "ray", "wandb", "optuna")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and the fix if that is a trouble."""
+
+    name: str
+    text: str
+    fix: str = ""
+
+
+def examine(params: Params, registry: Registry) -> Iterator[Finding]:
+    """Yield a finding for everything that a run depends on."""
+    yield _python()
+    yield _packages()
+    yield _device()
+    yield from _disk(params)
+    yield _store(registry)
+    yield _ray()
+    yield _wandb(params)
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()} at {sys.prefix}"
+    return Finding("python", text, "" if sys.version_info >= (3, 11) else "make PYTHON=python3.11 setup")
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in DEPENDENCIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    text = ", ".join([*found, *(f"no {name}" for name in missing)])
+    return Finding("packages", text, "rm .venv/ready-*; make setup" if missing else "")
+
+
+def _device() -> Finding:
+    try:
+        import torch
+
+        from flywheel.models import device as devices
+    except ImportError as error:
+        return Finding("device", f"torch cannot be imported ({error})", "rm -r .venv; make setup")
+    device = devices.pick()
+    precision = "bfloat16" if devices.has_bfloat16(device) else "float32"
+    cpus = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
+    if device.type != "cuda":
+        return Finding("device", f"{device.type}, {cpus}, trains in {precision}")
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = ", ".join(f"{gpu.name} ({human_size(gpu.total_memory)})" for gpu in gpus)
+    return Finding("device", f"{names}, {cpus}, trains in {precision}")
+
+
+def _disk(params: Params) -> Iterator[Finding]:
+    for name, path in (("store", params.store), ("cache", params.cache)):
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK)
+        fix = "" if writable else f"make {there} writable or set paths.{name}"
+        if writable and free < LOW_DISK_BYTES:
+            fix = f"free space, or set paths.{name} to another disk"
+        text = f"{path}: {human_size(free)} free{'' if writable else ', not writable'}"
+        yield Finding(f"{name} disk", text, fix)
+
+
+def _store(registry: Registry) -> Finding:
+    damaged, versions = [], 0
+    for name in registry.collections():
+        try:
+            versions += len(registry.versions(name))
+        except FlywheelError as error:
+            damaged.append(str(error))
+    if damaged:
+        return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify tells what else is damaged")
+    return Finding("registry", f"{versions} versions in {registry.root}")
+
+
+def _ray() -> Finding:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        return Finding("ray", "a sweep starts its own and stops it")
+    from flywheel.sweep import cluster
+
+    try:
+        cluster.check_address(address)
+    except FlywheelError as error:
+        text, _, fix = str(error).partition("; ")
+        return Finding("ray", text, fix)
+    return Finding("ray", f"a sweep runs on the cluster at {address}")
+
+
+def _wandb(params: Params) -> Finding:
+    from flywheel.tracking import choose_mode
+
+    mode, why = choose_mode(params.tracking.wandb)
+    folder = params.store / "wandb"
+    runs = len(list(folder.glob("wandb/offline-run-*"))) if folder.is_dir() else 0
+    return Finding("wandb", f"{mode} ({why}){f', {runs} runs recorded offline' if runs else ''}")
