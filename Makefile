@@ -86,11 +86,16 @@ lock: $(READY) ## write requirements.lock anew from .venv
 	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \
 	  && mv .lock-new requirements.lock
 
+# An environment that is half-made, or whose Python is gone or too old, is made anew.
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
-	  'Python 3.11 or newer is needed: name one, for example: make PYTHON=python3.11 setup' >&2; exit 1; }
+	  'error: Python 3.11 or newer is needed; name one, for example: make PYTHON=python3.12 setup' >&2; exit 1; }
 	@echo 'setup: installing into .venv (about 7 GB with CUDA builds; 2 to 10 minutes)'
-	@test -x $(VENV_PYTHON) || $(PYTHON) -m venv .venv
+	@$(VENV_PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { rm -rf .venv && $(PYTHON) -m venv .venv; } || { echo \
+	  'error: cannot make .venv; the reason is above (Debian: apt install python3-venv)' >&2; exit 1; }
 	@rm -f .venv/ready-*
-	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]' || { echo \
+	  'error: the installation failed; the reason is above. With a package index and 7 GB free, run make setup again' \
+	  >&2; exit 1; }
 	@touch $@
