@@ -26,6 +26,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.registry.blobs",
         "flywheel.registry.local",
         "flywheel.registry.manifest",
+        "flywheel.registry.shelf",
         "flywheel.stage",
         "flywheel.sweep.journal",
         "flywheel.sweep.report",

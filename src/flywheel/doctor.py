@@ -85,14 +85,10 @@ def _disk(params: Params) -> Iterator[Finding]:
 
 
 def _store(registry: Registry) -> Finding:
-    damaged, versions = [], 0
-    for name in registry.collections():
-        try:
-            versions += len(registry.versions(name))
-        except FlywheelError as error:
-            damaged.append(str(error))
+    damaged = registry.damaged()
     if damaged:
         return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify tells what else is damaged")
+    versions = sum(len(registry.versions(name)) for name in registry.collections())
     return Finding("registry", f"{versions} versions in {registry.root}")
 
 

@@ -108,22 +108,28 @@ def append_json_lines(path: Path, *values: object) -> None:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         if end and os.pread(descriptor, 1, end - 1) != b"\n":
             data = b"\n" + data  # a power failure tore the last line; leave it behind as a line of its own
-        if os.write(descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(descriptor)
+        try:
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)  # all or nothing
+            raise
     finally:
         os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; a line torn by a power failure is left out."""
+    """Read a file of JSON lines; a line that is torn or no object is left out."""
     if not path.exists():
         return []
     rows = []
     # Not splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
     return rows
 
 

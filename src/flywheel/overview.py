@@ -44,6 +44,9 @@ def artifacts(registry: Registry) -> Iterator[str]:
 def verify(registry: Registry) -> Iterator[str]:
     """Read every byte of every version and yield a line each. Raises RegistryError at the end if one is damaged."""
     damaged = []
+    for reason in registry.damaged():
+        damaged.append("a manifest")
+        yield reason
     for version in _versions(registry):
         try:
             registry.verify(version)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 from flywheel import files
 
+KEYS = {"at", "who", "model", "alias", "from", "to", "reason", "gate", "forced", "write", "moves"}
 MODEL_ALIASES = ("best", "candidate", "production", "previous")
 
 
@@ -35,7 +38,14 @@ class Audit:
 
     def entries(self, registered_model: str | None = None) -> list[dict[str, Any]]:
         """Return the log of one registered model or all, oldest first."""
-        return [e for e in files.read_json_lines(self.path) if registered_model in (None, e["model"])]
+        found = [entry for entry in files.read_json_lines(self.path) if entry.keys() >= KEYS]
+        # Moves that were written together hold together: of a write that a power failure cut, none counts.
+        written = Counter(entry["write"] for entry in found)
+        return [
+            entry
+            for entry in found
+            if written[entry["write"]] == entry["moves"] and registered_model in (None, entry["model"])
+        ]
 
     def aliases(self, registered_model: str) -> dict[str, str]:
         """Return alias -> ref."""
@@ -55,6 +65,7 @@ class Audit:
         forced: bool,
     ) -> None:
         """Record moves, all in one write."""
+        write = secrets.token_hex(8)
         entries = [
             {
                 "at": now(),
@@ -66,6 +77,8 @@ class Audit:
                 "reason": reason,
                 "gate": gate,
                 "forced": forced,
+                "write": write,
+                "moves": len(moves),
             }
             for move in moves
         ]

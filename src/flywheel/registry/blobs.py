@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flywheel import files
 from flywheel.files import Digests
+from flywheel.registry.manifest import RegistryError
 
 
 class Blobs:
@@ -22,7 +23,11 @@ class Blobs:
         """Store a copy of a file, reading it once, and return its digests. A damaged blob of that name is replaced."""
         temporary = self.scratch / secrets.token_hex(8)
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reading, temporary.open("xb") as writing:
+        try:
+            reading = source.open("rb")
+        except OSError as error:
+            raise RegistryError(f"{source} cannot be read ({error.strerror})") from None
+        with reading, temporary.open("xb") as writing:
             digests = files.digest_stream(reading, copy_to=writing)
             writing.flush()
             os.fsync(writing.fileno())

@@ -24,6 +24,7 @@ from flywheel.registry import manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
+from flywheel.registry.shelf import Shelf
 
 __all__ = ["Registry", "RegistryError", "Version"]
 
@@ -34,6 +35,7 @@ class Registry:
     def __init__(self, store: Path):
         self.root = store / "registry"
         self._blobs = Blobs(self.root / "blobs", self.root / "tmp")
+        self._shelf = Shelf(self.root / "versions")
         self._audit = Audit(store / "audit.jsonl")
 
     # -- publishing ------------------------------------------------------------------------------------
@@ -61,18 +63,18 @@ class Registry:
             version = next((v for v in self.versions(name) if v.digest == digest), None)
             if version is None:
                 version = Version(
-                    name, self._next_number(name), type, digest, entries, inputs, now(), dict(metadata or {})
+                    name, self._shelf.next_number(name), type, digest, entries, inputs, now(), dict(metadata or {})
                 )
                 self._commit(version)
             else:
                 self._mend(version)
-            self._point_latest(version)
+            self._shelf.set_latest(version.name, version.number)
             return version
 
     def set_latest(self, version: Version) -> None:
         """Make an existing version the latest of its collection."""
         with self._writing():
-            self._point_latest(version)
+            self._shelf.set_latest(version.name, version.number)
 
     def link(
         self,
@@ -102,7 +104,7 @@ class Registry:
                         f"{registered_model}:{alias} was moved meanwhile to {before.get(alias) or 'nothing'}; "
                         "nothing was changed, try again"
                     )
-            moves = [Move(alias, before.get(alias), version.ref) for alias in aliases]
+            moves = [Move(alias, before.get(alias), version.ref) for alias in dict.fromkeys(aliases)]
             if "production" in aliases and before.get("production") not in (None, version.ref):
                 moves.append(Move("previous", before.get("previous"), str(before["production"])))
             moves = [move for move in moves if move.before != move.to]
@@ -116,9 +118,8 @@ class Registry:
             grave = self.root / "tmp"
             grave.mkdir(parents=True, exist_ok=True)
             for version in versions:
-                following = self.root / "versions" / version.name / "next"
-                files.write_text(following, f"{self._next_number(version.name)}\n")
-                self._folder(version.name, version.number).rename(grave / secrets.token_hex(8))
+                self._shelf.spend_numbers(version.name)
+                self._shelf.folder(version.name, version.number).rename(grave / secrets.token_hex(8))
             needed = {
                 entry.sha256 for name in self.collections() for v in self.versions(name) for entry in v.files.values()
             }
@@ -144,13 +145,13 @@ class Registry:
         links = self._audit.links(name)
         if links:
             return self._resolve_link(name, alias or "latest", links)
-        numbers = self._numbers(name)
+        numbers = self._shelf.numbers(name)
         if not numbers:
             raise RegistryError(f"no artifact {name} in {self.root}")
         if alias in ("", "latest"):
-            return self._read(name, self._latest(name, numbers))
+            return self._shelf.read(name, self._shelf.latest(name, numbers))
         if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
-            return self._read(name, int(alias[1:]))
+            return self._shelf.read(name, int(alias[1:]))
         raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
 
     def open(self, version: Version) -> Path:
@@ -159,7 +160,7 @@ class Registry:
         Files whose size and time stamp are those last verified are taken as whole; others are read
         again. Raises RegistryError naming the damaged or missing file.
         """
-        folder = self._folder(version.name, version.number)
+        folder = self._shelf.folder(version.name, version.number)
         stamps = {path: _stamp(folder / "files" / path) for path in version.files}
         record = folder / "verified.json"
         known = {}
@@ -174,7 +175,7 @@ class Registry:
     def verify(self, version: Version) -> None:
         """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
         for path, expected in version.files.items():
-            place = self._folder(version.name, version.number) / "files" / path
+            place = self._shelf.folder(version.name, version.number) / "files" / path
             try:
                 found = files.digest_file(place)
             except OSError as error:
@@ -184,13 +185,26 @@ class Registry:
 
     def collections(self) -> list[str]:
         """Return the names of all artifacts that have a version, sorted."""
-        versions = self.root / "versions"
-        names = sorted(path.name for path in versions.iterdir()) if versions.is_dir() else []
-        return [name for name in names if self._numbers(name)]
+        return self._shelf.names()
 
     def versions(self, name: str) -> list[Version]:
-        """Return all versions of an artifact, oldest first."""
-        return [self._read(name, number) for number in self._numbers(name)]
+        """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
+        found = []
+        for number in self._shelf.numbers(name):
+            with contextlib.suppress(RegistryError):
+                found.append(self._shelf.read(name, number))
+        return found
+
+    def damaged(self) -> list[str]:
+        """Return what is wrong with every manifest that is damaged."""
+        reasons = []
+        for name in self.collections():
+            for number in self._shelf.numbers(name):
+                try:
+                    self._shelf.read(name, number)
+                except RegistryError as error:
+                    reasons.append(str(error))
+        return reasons
 
     def registered_models(self) -> list[str]:
         """Return the names of the registered models, sorted."""
@@ -202,7 +216,8 @@ class Registry:
 
     def aliases_of(self, version: Version) -> list[str]:
         """Return what points at a version: `latest` and `<registered model>:<alias>`."""
-        found = ["latest"] if self.resolve(version.name).number == version.number else []
+        numbers = self._shelf.numbers(version.name)
+        found = ["latest"] if numbers and self._shelf.latest(version.name, numbers) == version.number else []
         for model in self.registered_models():
             found += [f"{model}:{a}" for a, ref in sorted(self.aliases(model).items()) if ref == version.ref]
         return found
@@ -219,12 +234,16 @@ class Registry:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        """Hold the writer's lock, after removing what a killed writer left; a failing write is a RegistryError."""
         try:
             with files.lock(self.root / "writer.lock", wait=True):
-                shutil.rmtree(self.root / "tmp", ignore_errors=True)  # left by a writer that was killed
+                shutil.rmtree(self.root / "tmp", ignore_errors=True)
+                for half_written in [*self.root.glob("versions/*/.*"), *self.root.glob("versions/*/*/.*")]:
+                    half_written.unlink(missing_ok=True)
                 yield
-        except PermissionError as error:
-            raise RegistryError(f"{error.filename or self.root}: no permission to write the store") from None
+        except OSError as error:
+            place = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
+            raise RegistryError(f"cannot change {self.root}: {place}{error.strerror}") from None
 
     def _commit(self, version: Version) -> None:
         temporary = self.root / "tmp" / secrets.token_hex(8)
@@ -233,7 +252,7 @@ class Registry:
         stamps = {path: _stamp(temporary / "files" / path) for path in version.files}
         files.write_json(temporary / "verified.json", stamps)
         manifest.write(temporary / "manifest.json", version)
-        folder = self._folder(version.name, version.number)
+        folder = self._shelf.folder(version.name, version.number)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(folder)
         files.sync_directory(folder.parent)
@@ -241,21 +260,10 @@ class Registry:
     def _mend(self, version: Version) -> None:
         """Put the blobs, which were just written or checked, in place of damaged files of a version."""
         for path, entry in version.files.items():
-            place = self._folder(version.name, version.number) / "files" / path
+            place = self._shelf.folder(version.name, version.number) / "files" / path
             if not place.exists() or files.digest_file(place) != entry:
                 place.unlink(missing_ok=True)
                 self._blobs.link(entry, place)
-
-    def _point_latest(self, version: Version) -> None:
-        pointer = self.root / "versions" / version.name / "latest"
-        files.write_text(pointer, f"{version.number}\n")
-
-    def _latest(self, name: str, numbers: list[int]) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            number = int((self.root / "versions" / name / "latest").read_text())
-            if number in numbers:
-                return number
-        return numbers[-1]
 
     def _resolve_link(self, model: str, alias: str, links: list[str]) -> Version:
         if alias == "latest":
@@ -276,24 +284,6 @@ class Registry:
         yield depth, ref, version
         for parent in version.inputs:
             yield from self._ancestors(parent, depth + 1)
-
-    def _numbers(self, name: str) -> list[int]:
-        folder = self.root / "versions" / name
-        if not folder.is_dir():
-            return []
-        return sorted(int(path.name[1:]) for path in folder.iterdir() if NUMBER.fullmatch(path.name))
-
-    def _next_number(self, name: str) -> int:
-        following = 0
-        with contextlib.suppress(OSError, ValueError):  # written when a version was removed
-            following = int((self.root / "versions" / name / "next").read_text())
-        return max([following, *(number + 1 for number in self._numbers(name))])
-
-    def _read(self, name: str, number: int) -> Version:
-        return manifest.read(self._folder(name, number) / "manifest.json")
-
-    def _folder(self, name: str, number: int) -> Path:
-        return self.root / "versions" / name / f"v{number}"
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -66,15 +66,18 @@ def write(path: Path, version: Version) -> None:
     files.write_json(path, asdict(version))
 
 
-def read(path: Path) -> Version:
-    """Read a manifest. Raises RegistryError when it is damaged or does not describe its own digest."""
+def read(path: Path, name: str, number: int) -> Version:
+    """Read the manifest of a version. Raises RegistryError when it is damaged or describes something else."""
     try:
         raw = files.read_json(path)
-        raw["files"] = {name: Digests(**entry) for name, entry in raw["files"].items()}
+        raw["files"] = {place: Digests(**entry) for place, entry in raw["files"].items()}
         raw["inputs"] = tuple(raw["inputs"])
         version = Version(**raw)
+        whole = (version.name, version.number, version.digest) == (name, number, digest_of(version.files))
+    except PermissionError as error:
+        raise RegistryError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RegistryError(f"{path}: the manifest is damaged ({error}); remove its folder") from None
-    if digest_of(version.files) != version.digest:
-        raise RegistryError(f"{path}: the manifest does not match its digest; remove its folder")
+    if not whole:
+        raise RegistryError(f"{path}: the manifest does not match its digest or its place; remove its folder")
     return version

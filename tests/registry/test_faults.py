@@ -1,0 +1,1134 @@
+"""The registry under faults: damage, full and forbidden disks, processes at once, processes that die at any moment.
+
+Damage is done to real files, full disks are small file systems of their own or a limit on a file's size, and writers
+are child processes that are killed. What every test asks afterwards is in `check_whole`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from flywheel import files
+from flywheel.registry import Registry, RegistryError, Version
+
+FORK = multiprocessing.get_context("fork")
+ROOT = os.getuid() == 0
+NOBODY = 65534
+DIED = "died"
+PAGE_BYTES = 4096
+
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that another user can reach: pytest's own are closed to all but their owner."""
+    made = Path(tempfile.mkdtemp(prefix="registry-faults-"))
+    made.chmod(0o755)
+    yield made
+    for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def store(place: Path) -> Path:
+    return place / "store"
+
+
+@pytest.fixture
+def registry(store: Path) -> Registry:
+    return Registry(store)
+
+
+@pytest.fixture
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = place / "disk"
+    disk.mkdir()
+    if not ROOT or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]).returncode:
+        pytest.skip("a small file system cannot be mounted here; the tests with a limit on a file's size still run")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(params=["another user", "read-only mount"])
+def read_only(
+    request: pytest.FixtureRequest, store: Path, place: Path
+) -> Iterator[Callable[[Callable[..., Any]], Any]]:
+    """Run a function of the store's path where the store, filled by then, cannot be written."""
+    if request.param == "another user":
+
+        def run(action: Callable[[Path], Any]) -> Any:
+            close(store)
+            return in_child(lambda: action(store), user=NOBODY)
+
+        yield run
+        return
+
+    mount = place / "mount"
+    mount.mkdir()
+    if not ROOT or subprocess.run(["mount", "--bind", str(store.parent), str(mount)]).returncode:
+        pytest.skip("a directory cannot be mounted read-only here; the test with another user still runs")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
+        yield lambda action: in_child(lambda: action(mount / store.name))
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+# -- damaged files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 70_000, 149_999])
+def test_a_flipped_byte_is_found_by_open_and_verify(registry: Registry, place: Path, position: int) -> None:
+    version = publish(registry, place, "one", extra=150_000)
+    flip(registry.open(version) / "extra", position)
+    for read in (registry.open, registry.verify):
+        with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/extra is damaged"):
+            read(version)
+
+
+@pytest.mark.parametrize("position", [0, 70_000, 149_999])
+def test_a_flipped_byte_that_kept_its_time_stamp_is_found_by_verify(
+    registry: Registry, place: Path, position: int
+) -> None:
+    version = publish(registry, place, "one", extra=150_000)
+    path = registry.open(version) / "extra"
+    before = path.stat()
+    flip(path, position)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RegistryError, match=r"files/extra is damaged"):
+        registry.verify(version)
+
+
+def test_a_flipped_byte_harms_only_the_versions_that_have_the_file(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    other = registry.publish("other", "test", {"a": write(place / "other", "other")})
+    flip(blob(store, one.files["sub/b"].sha256))
+    for damaged in (one, two):
+        with pytest.raises(RegistryError, match=r"files/sub/b is damaged"):
+            registry.open(damaged)
+    assert (registry.open(other) / "a").read_text() == "other"
+    for text, damaged in (("one", one), ("two", two)):
+        assert publish(registry, place, text) == damaged
+    check_whole(store, [one, two, other])
+
+
+@pytest.mark.parametrize("inside", ["a", "sub/b"])
+def test_the_advice_given_for_a_damaged_file_mends_it(
+    registry: Registry, store: Path, place: Path, inside: str
+) -> None:
+    version = publish(registry, place, "one")
+    flip(registry.open(version) / inside)
+    with pytest.raises(RegistryError) as caught:
+        registry.verify(version)
+    advice = re.search(r"remove (\S+) and make it anew", str(caught.value))
+    assert advice
+    shutil.rmtree(advice[1])
+    again = publish(registry, place, "one")
+    assert again.ref == version.ref
+    check_whole(store, [again])
+
+
+@pytest.mark.parametrize("record", ["", "{", "null", "[]", '{"a": null, "sub/b": [4, 0]}'])
+def test_a_damaged_record_of_what_was_verified_only_costs_reading_again(
+    registry: Registry, store: Path, place: Path, record: str
+) -> None:
+    version = publish(registry, place, "one")
+    path = folder_of(store, version) / "verified.json"
+    path.write_text(record)
+    assert (registry.open(version) / "a").read_text() == "one"
+    flip(registry.open(version) / "a")
+    path.write_text(record)
+    with pytest.raises(RegistryError, match="files/a is damaged"):
+        registry.open(version)
+
+
+def test_a_missing_blob_leaves_its_versions_whole_and_comes_back_with_the_next_publish(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    one = publish(registry, place, "one")
+    missing = blob(store, one.files["sub/b"].sha256)
+    missing.unlink()
+    check_whole(store, [one])
+    two = publish(registry, place, "two")
+    assert missing.read_text() == "same"
+    check_whole(store, [one, two])
+
+
+def test_a_blob_missing_everywhere_is_named_and_mended_by_publishing_again(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    blob(store, one.files["a"].sha256).unlink()
+    (folder_of(store, one) / "files" / "a").unlink()
+    for read in (registry.open, registry.verify):
+        with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/a cannot be read \(No such file or directory"):
+            read(one)
+    registry.verify(two)
+    assert publish(registry, place, "one") == one
+    check_whole(store, [one, two])
+
+
+@pytest.mark.parametrize("text", ["", "x", "99\n", "-1\n", "0\n0\n", "\0\0\0"])
+def test_a_damaged_latest_pointer_means_the_newest(registry: Registry, store: Path, place: Path, text: str) -> None:
+    publish(registry, place, "one")
+    two = publish(registry, place, "two")
+    (store / "registry" / "versions" / "thing" / "latest").write_text(text)
+    assert registry.resolve("thing") == two
+    assert publish(registry, place, "three").label == "thing:v2"
+
+
+# -- damaged manifests ---------------------------------------------------------------------------------
+
+
+def truncated(manifest: Path) -> None:
+    manifest.write_bytes(manifest.read_bytes()[: manifest.stat().st_size // 2])
+
+
+def empty(manifest: Path) -> None:
+    manifest.write_bytes(b"")
+
+
+def missing(manifest: Path) -> None:
+    manifest.unlink()
+
+
+def not_an_object(manifest: Path) -> None:
+    manifest.write_text("[1, 2]\n")
+
+
+def forged_digest(manifest: Path) -> None:
+    content = files.read_json(manifest)
+    content["files"]["a"]["md5"] = content["files"]["sub/b"]["md5"]
+    files.write_json(manifest, content)
+
+
+def of_another_version(manifest: Path) -> None:
+    shutil.copy(manifest.parents[1] / "v0" / "manifest.json", manifest)
+
+
+def of_another_artifact(manifest: Path) -> None:
+    shutil.copy(manifest.parents[2] / "other" / "v0" / "manifest.json", manifest)
+
+
+DAMAGES = [truncated, empty, missing, not_an_object, forged_digest, of_another_version, of_another_artifact]
+
+
+@pytest.fixture
+def three(registry: Registry, place: Path) -> list[Version]:
+    """Versions v0, v1 and v2 of `thing`; `other` has one of its own, made of them."""
+    versions = [publish(registry, place, text) for text in ("one", "two", "three")]
+    registry.publish("other", "test", {"a": write(place / "other", "other")}, inputs=(versions[0].ref, versions[2].ref))
+    return versions
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_refused_in_one_sentence_that_names_it(
+    registry: Registry, store: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    for reference in ("thing:v1", three[1].ref):
+        with pytest.raises(RegistryError) as caught:
+            registry.resolve(reference)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[1])))):
+        registry.resolve("thing:v1")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_other_versions_of_an_artifact_with_a_damaged_manifest_stay_readable(
+    registry: Registry, store: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    for number in (0, 2):
+        version = three[number]
+        for reference in (f"thing:v{number}", version.ref):
+            assert registry.resolve(reference) == version
+        assert (registry.open(version) / "sub" / "b").read_text() == "same"
+        registry.verify(version)
+        assert registry.aliases_of(version) == (["latest"] if number == 2 else [])
+    assert registry.resolve("thing") == three[2]
+    assert [version.label for version in registry.versions("thing")] == ["thing:v0", "thing:v2"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_other_artifacts_and_their_lineage_do_not_mind_a_damaged_manifest(
+    registry: Registry, store: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    other = registry.resolve("other")
+    registry.verify(other)
+    assert registry.collections() == ["other", "thing"]
+    assert registry.versions("other") == [other]
+    assert list(registry.lineage(other)) == [(0, other.ref, other), *((1, three[n].ref, three[n]) for n in (0, 2))]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_publishing_goes_on_beside_a_damaged_manifest(
+    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    assert publish(registry, place, "four").label == "thing:v3"
+    assert publish(registry, place, "one") == three[0]
+    again = publish(registry, place, "two")  # the damaged one: mended in its place or made anew
+    assert registry.resolve(three[1].ref) == again
+    assert registry.resolve("thing") == again
+    registry.verify(again)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_aliases_and_removal_of_others_go_on_beside_a_damaged_manifest(
+    registry: Registry, store: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    registry.link(three[2], "model", ("best", "production"), reason="x")
+    assert registry.resolve("model:production") == three[2]
+    registry.remove([three[0]])
+    with pytest.raises(RegistryError, match="no version v0"):
+        registry.resolve("thing:v0")
+    assert (registry.open(three[2]) / "a").read_text() == "three"
+    registry.verify(three[2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_version_does_not_pass_for_an_older_one_nor_hide_it(
+    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[2]))
+    with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[2])))):
+        registry.resolve("thing")
+    assert registry.resolve(three[1].ref) == three[1]
+    assert registry.aliases_of(three[1]) == []
+    assert publish(registry, place, "four").label == "thing:v3"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_removing_the_folder_of_a_damaged_manifest_mends_the_artifact(
+    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
+) -> None:
+    damage(manifest_of(store, three[1]))
+    shutil.rmtree(folder_of(store, three[1]))
+    assert registry.versions("thing") == [three[0], three[2]]
+    again = publish(registry, place, "two")
+    assert (again.ref, again.label) == (three[1].ref, "thing:v3")
+    check_whole(store, [three[0], three[2], again])
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\0" * 40 + b"\n", b"\xff\xfe\n", b'{"at": "2026', b"\n", b"null\n", b"[]\n", b"{}\n", b"7\n"]
+)
+def test_a_line_of_the_audit_log_that_is_no_entry_hides_no_other(
+    registry: Registry, store: Path, place: Path, junk: bytes
+) -> None:
+    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    registry.link(one, "model", ("production",), reason="first")
+    with (store / "audit.jsonl").open("ab") as log:
+        log.write(junk)
+    registry.link(two, "model", ("production",), reason="second")
+    assert [entry["reason"] for entry in registry.history("model")] == ["first", "second", "second"]
+    assert registry.aliases("model") == {"production": two.ref, "previous": one.ref}
+    assert registry.registered_models() == ["model"]
+
+
+def test_a_log_cut_anywhere_in_its_last_write_goes_on(registry: Registry, store: Path, place: Path) -> None:
+    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    registry.link(one, "model", ("production",), reason="first")
+    before, log = registry.history(), store / "audit.jsonl"
+    start = log.stat().st_size
+    registry.link(two, "model", ("best", "production"), reason="second")
+    after = log.read_bytes()
+    for cut in (start, *range(start + 1, len(after), 41), len(after) - 1):
+        log.write_bytes(after[:cut])
+        registry.link(two, "model", ("candidate",), reason="third")
+        history = registry.history()
+        assert history[: len(before)] == before
+        assert (history[-1]["alias"], history[-1]["to"], history[-1]["reason"]) == ("candidate", two.ref, "third")
+
+
+def test_a_log_cut_anywhere_in_its_last_write_shows_that_write_whole_or_not_at_all(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    one, two, three = (publish(registry, place, text) for text in ("one", "two", "three"))
+    registry.link(one, "model", ("production",), reason="first")
+    registry.link(two, "model", ("production",), reason="second")
+    before, earlier = (store / "audit.jsonl").read_bytes(), registry.aliases("model")
+    registry.link(three, "model", ("best", "production"), reason="third")
+    after, later = (store / "audit.jsonl").read_bytes(), registry.aliases("model")
+    seen = []
+    for cut in range(len(before), len(after) + 1):
+        (store / "audit.jsonl").write_bytes(after[:cut])
+        seen.append(registry.aliases("model"))
+    assert seen[0] == earlier
+    assert seen[-1] == later
+    assert [aliases for aliases in seen if aliases not in (earlier, later)] == []
+
+
+# -- full disks ----------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_at_any_point_of_a_publish_harms_nothing_and_the_next_one_works(
+    small_disk: Path, place: Path
+) -> None:
+    store, filler, refusals = small_disk / "store", small_disk / "filler", []
+    registry = Registry(store)
+    kept = [publish(registry, place, "first", extra=5_000)]
+    registry.link(kept[0], "model", ("production",), reason="x")
+    for free in range(12):  # a version of these files takes ten pages
+        fill(filler, free * PAGE_BYTES)
+        try:
+            kept.append(publish(registry, place, f"{free}", extra=5_000 + free))
+        except RegistryError as error:
+            refusals.append(str(error))
+        assert (registry.open(kept[0]) / "a").read_text() == "first"
+        check_whole(store, kept)
+        filler.unlink()
+        if len(kept) < free + 2:
+            kept.append(publish(registry, place, f"{free}", extra=5_000 + free))
+        assert registry.resolve("thing") == kept[-1]
+        assert leftovers_in_tmp(store) == []
+        check_whole(store, kept)
+    assert [version.number for version in kept] == list(range(13))
+    assert 5 < len(refusals) < 12
+    for refused in refusals:
+        assert "No space left on device" in refused
+        assert str(small_disk) in refused
+
+
+def test_a_file_larger_than_the_disk_is_refused_and_its_room_comes_back(small_disk: Path, place: Path) -> None:
+    store = small_disk / "store"
+    registry = Registry(store)
+    one = publish(registry, place, "one")
+    with pytest.raises(RegistryError, match="No space left on device"):
+        publish(registry, place, "two", extra=3_000_000)
+    assert registry.versions("thing") == [one]
+    two = publish(registry, place, "three", extra=1_500_000)
+    assert leftovers_in_tmp(store) == []
+    check_whole(store, [one, two])
+
+
+def test_a_full_disk_can_be_read_and_opened(small_disk: Path, place: Path) -> None:
+    registry = Registry(small_disk / "store")
+    version = publish(registry, place, "one")
+    (folder_of(small_disk / "store", version) / "verified.json").unlink()
+    fill(small_disk / "filler", 0)
+    assert (registry.open(version) / "a").read_text() == "one"
+    check_whole(small_disk / "store", [version])
+
+
+def test_a_write_that_fails_half_way_publishes_nothing(registry: Registry, store: Path, place: Path) -> None:
+    one = publish(registry, place, "one")
+    for size in (10_001, 1_500_000, 3_000_000):
+        sources = content(place / f"{size}", f"{size}", extra=size)
+        with pytest.raises(RegistryError, match="File too large"):
+            in_child(
+                lambda sources=sources: registry.publish("thing", "test", sources),
+                file_limit_bytes=10_000,
+            )
+        assert registry.versions("thing") == [one]
+    two = publish(registry, place, "two", extra=10_001)
+    assert two.label == "thing:v1"
+    assert leftovers_in_tmp(store) == []
+    check_whole(store, [one, two])
+
+
+def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    for version in (one, two, one, two):  # the log outgrows every other file that a move writes
+        registry.link(version, "model", ("best", "candidate", "production"), reason="x" * 2_000)
+    aliases, history, size = registry.aliases("model"), registry.history(), (store / "audit.jsonl").stat().st_size
+
+    def move(store: Path) -> None:
+        Registry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
+
+    elsewhere = place / "elsewhere"
+    shutil.copytree(store, elsewhere)
+    move(elsewhere)
+    needed = (elsewhere / "audit.jsonl").stat().st_size - size
+    for room in (0, 1, needed // 3, needed // 2, needed - needed // 5, needed - 1):
+        with pytest.raises((RegistryError, OSError)):
+            in_child(lambda: move(store), file_limit_bytes=size + room)
+        assert registry.aliases("model") == aliases
+        assert registry.history() == history
+    move(store)
+    assert registry.history()[: len(history)] == history
+    assert registry.aliases("model") == Registry(elsewhere).aliases("model") != aliases
+
+
+# -- no permission, no writing, another place ------------------------------------------------------------
+
+
+def test_a_store_without_permission_to_write_refuses_every_change_in_one_sentence(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    version = publish(registry, place, "one")
+    registry.link(version, "model", ("best",), reason="x")
+    sources = content(place / "two", "two")
+    close(store)
+    changes: list[Callable[[], object]] = [
+        lambda: registry.publish("thing", "test", sources),
+        lambda: registry.link(version, "model", ("production",), reason="y"),
+        lambda: registry.set_latest(version),
+        lambda: registry.remove([version]),
+    ]
+    for change in changes:
+        message = refusal(lambda change=change: in_child(change, user=NOBODY))
+        assert str(store) in message
+        assert "ermission" in message
+    check_whole(store, [version])
+    assert registry.aliases("model") == {"best": version.ref}
+
+
+def test_a_log_without_permission_to_write_moves_no_alias(registry: Registry, store: Path, place: Path) -> None:
+    version = publish(registry, place, "one")
+    registry.link(version, "model", ("best",), reason="x")
+    for path in (store / "registry").iterdir():  # the lock and what stands beside it are anyone's
+        path.chmod(path.stat().st_mode | 0o222)
+    (store / "registry").chmod(0o777)
+    (store / "audit.jsonl").chmod(0o444)
+    message = refusal(
+        lambda: in_child(lambda: registry.link(version, "model", ("production",), reason="y"), user=NOBODY)
+    )
+    assert str(store / "audit.jsonl") in message
+    assert registry.aliases("model") == {"best": version.ref}
+
+
+def test_a_store_that_cannot_be_made_is_refused_in_one_sentence(store: Path, place: Path) -> None:
+    sources = content(place / "one", "one")
+    place.chmod(0o555)
+    message = refusal(lambda: in_child(lambda: Registry(store).publish("thing", "test", sources), user=NOBODY))
+    assert str(store) in message
+    assert Registry(store).collections() == []
+
+
+def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(registry: Registry, store: Path, place: Path) -> None:
+    store.mkdir(mode=0o777)
+    store.chmod(0o777)
+    sources = content(place / "one", "one")
+    (sources / "a").chmod(0)
+    message = refusal(lambda: in_child(lambda: registry.publish("thing", "test", sources), user=NOBODY))
+    assert str(sources / "a") in message
+    assert "write the store" not in message
+    assert registry.collections() == []
+
+
+def test_a_manifest_without_permission_to_read_is_not_called_damaged(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    version = publish(registry, place, "one")
+    manifest_of(store, version).chmod(0)
+    message = refusal(lambda: in_child(lambda: registry.resolve("thing:v0"), user=NOBODY))
+    assert str(manifest_of(store, version)) in message
+    assert "remove" not in message
+
+
+def test_a_read_only_store_is_read_as_any_other(
+    registry: Registry, store: Path, place: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+) -> None:
+    data = publish(registry, place, "data")
+    version = publish(registry, place, "one", name="model-1", inputs=(data.ref,))
+    registry.link(version, "model", ("best",), reason="x")
+    (folder_of(store, data) / "verified.json").unlink()
+
+    def read(store: Path) -> None:
+        there = Registry(store)
+        for reference in ("model:best", "model", "model-1:v0", version.ref):
+            assert there.resolve(reference) == version
+        assert (there.open(data) / "a").read_text() == "data"
+        assert (there.open(version) / "a").read_text() == "one"
+        assert [ref for _, ref, _ in there.lineage(version)] == [version.ref, data.ref]
+        assert [entry["reason"] for entry in there.history("model")] == ["x"]
+        assert there.aliases_of(version) == ["latest", "model:best"]
+        check_whole(store, [data, version])
+
+    read_only(read)
+
+
+def test_a_read_only_store_refuses_every_change_in_one_sentence(
+    registry: Registry, store: Path, place: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+) -> None:
+    version = publish(registry, place, "one")
+    registry.link(version, "model", ("best",), reason="x")
+    sources = content(place / "two", "two")
+    changes: list[Callable[[Path], object]] = [
+        lambda store: Registry(store).publish("thing", "test", sources),
+        lambda store: Registry(store).link(version, "model", ("production",), reason="y"),
+        lambda store: Registry(store).set_latest(version),
+        lambda store: Registry(store).remove([version]),
+    ]
+    for change in changes:
+        message = refusal(lambda change=change: read_only(change))
+        assert "/store/registry" in message
+    check_whole(store, [version])
+    assert registry.aliases("model") == {"best": version.ref}
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: Path, place: Path, copied: bool) -> None:
+    data, one = publish(registry, place, "data", name="data"), publish(registry, place, "one")
+    two = publish(registry, place, "two", inputs=(data.ref,))
+    registry.link(one, "model", ("production",), reason="first")
+    registry.link(two, "model", ("production",), reason="second")
+    holding = [path for path in store.rglob("*") if path.is_file() and str(place).encode() in path.read_bytes()]
+    assert holding == []
+    history = registry.history()
+    moved = place / "elsewhere" / "deeper"
+    if copied:
+        shutil.copytree(store, moved)  # other time stamps, and no hard links
+        shutil.rmtree(store)
+    else:
+        moved.parent.mkdir()
+        store.rename(moved)
+    there = Registry(moved)
+    assert there.history() == history
+    assert there.resolve("model:previous") == one
+    assert [ref for _, ref, _ in there.lineage(there.resolve("model:production"))] == [two.ref, data.ref]
+    assert (there.open(two) / "a").read_text() == "two"
+    assert publish(there, place, "one") == one
+    three = publish(there, place, "three")
+    assert three.label == "thing:v2"
+    check_whole(moved, [data, one, two, three])
+    assert not store.exists()
+
+
+# -- processes at once -----------------------------------------------------------------------------------
+
+
+def test_two_processes_that_publish_the_same_at_once_make_one_version(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    kept = []
+    for turn in range(10):
+        sources = content(place / f"{turn}", f"{turn}", extra=200_000)
+        published = at_once(2, lambda who, sources=sources: Registry(store).publish("thing", "test", sources))
+        assert published[0] == published[1]
+        assert published[0].label == f"thing:v{turn}"
+        kept.append(published[0])
+    assert registry.versions("thing") == kept
+    check_whole(store, kept)
+    for text in (version.files["a"].sha256 for version in kept):
+        assert blob(store, text).stat().st_nlink == 2
+
+
+def test_twenty_processes_that_publish_at_once_get_a_number_each_and_readers_see_only_whole_versions(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    every = {who: content(place / f"{who}", f"{who}", extra=20_000 + who) for who in range(20)}
+
+    def work(who: int) -> object:
+        if who < 20:
+            return Registry(store).publish("thing", "test", every[who])
+        seen, until = 0, time.monotonic() + 60
+        while seen < 20 and time.monotonic() < until:
+            versions = Registry(store).versions("thing")
+            assert len(versions) >= seen
+            seen = len(versions)
+            for version in versions:
+                Registry(store).open(version)
+            if versions:
+                assert Registry(store).resolve("thing").number < 20
+        return seen
+
+    *published, seen = at_once(21, work)
+    assert seen == 20
+    assert sorted(version.number for version in published) == list(range(20))
+    assert registry.versions("thing") == sorted(published, key=lambda version: version.number)
+    assert registry.resolve("thing").number == 19
+    assert leftovers_in_tmp(store) == []
+    check_whole(store, published)
+
+
+def test_twenty_processes_that_move_an_alias_at_once_leave_a_chain(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    versions = [publish(registry, place, f"{who}") for who in range(20)]
+    at_once(20, lambda who: Registry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
+    moves = [entry for entry in registry.history("model") if entry["alias"] == "production"]
+    assert sorted(entry["to"] for entry in moves) == sorted(version.ref for version in versions)
+    assert [entry["from"] for entry in moves] == [None, *(entry["to"] for entry in moves[:-1])]
+    assert registry.aliases("model") == {"production": moves[-1]["to"], "previous": moves[-1]["from"]}
+
+
+# -- processes that die ----------------------------------------------------------------------------------
+
+
+def publish_new(registry: Registry, place: Path, step: int) -> object:
+    return publish(registry, place, f"new-{step}")
+
+
+def publish_existing(registry: Registry, place: Path, step: int) -> object:
+    return publish(registry, place, f"kept-{step % 2}")
+
+
+def move_latest(registry: Registry, place: Path, step: int) -> object:
+    return registry.set_latest(registry.versions("thing")[step % 2])
+
+
+def move_aliases(registry: Registry, place: Path, step: int) -> object:
+    return registry.link(registry.versions("thing")[step % 2], "model", ("best", "production"), reason=f"{step}")
+
+
+def remove_spare(registry: Registry, place: Path, step: int) -> object:
+    return registry.remove(registry.versions("spare")[:1])
+
+
+def open_unverified(registry: Registry, place: Path, step: int) -> object:
+    return registry.open(registry.versions("thing")[0])
+
+
+ACTIONS = [publish_new, publish_existing, move_latest, move_aliases, remove_spare, open_unverified]
+
+
+@pytest.mark.parametrize("fault", ["killed", "disk full"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_fault_before_any_step_of_a_change_leaves_the_store_whole(
+    registry: Registry, store: Path, place: Path, action: Callable[[Registry, Path, int], object], fault: str
+) -> None:
+    kept = [publish(registry, place, f"kept-{index}") for index in range(2)]
+    publish(registry, place, "spare", name="spare")
+    registry.link(kept[1], "model", ("best", "production"), reason="start")
+    for step in range(200):
+        content(place / f"new-{step}", f"new-{step}")
+        publish(registry, place, "spare", name="spare")
+        (folder_of(store, kept[0]) / "verified.json").unlink(missing_ok=True)
+        aliases, history = registry.aliases("model"), registry.history()
+        fault_hit, outcome = with_fault(lambda step=step: action(registry, place, step), fault, step, store)
+
+        found = Registry(store)
+        check_whole(store, kept)
+        if action is publish_new and isinstance(outcome, Version):
+            assert found.resolve("thing") == outcome
+            registry.verify(outcome)
+        target = kept[step % 2].ref
+        done = {"best": target, "production": target, "previous": str(aliases["production"])}
+        if action is move_aliases and aliases["production"] != target:
+            assert found.aliases("model") in (
+                [aliases, done] if outcome is DIED else [done if outcome is None else aliases]
+            )
+        else:
+            assert found.aliases("model") == aliases
+        assert found.history()[: len(history)] == history
+
+        kept.append(publish(found, place, f"after-{step}"))
+        assert leftovers_in_tmp(store) == []
+        registry.verify(kept[-1])
+        if not fault_hit:
+            break
+    assert not fault_hit
+    assert step >= 3  # the faults came
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_next_publish_cleans_what_a_writer_killed_before_any_step_left(
+    registry: Registry, store: Path, place: Path, action: Callable[[Registry, Path, int], object]
+) -> None:
+    kept = [publish(registry, place, f"kept-{index}") for index in range(2)]
+    found = []
+    for step in range(200):
+        content(place / f"new-{step}", f"new-{step}")
+        publish(registry, place, "spare", name="spare")
+        (folder_of(store, kept[0]) / "verified.json").unlink(missing_ok=True)
+        fault_hit, _ = with_fault(lambda step=step: action(registry, place, step), "killed", step, store)
+        publish(registry, place, f"after-{step}")
+        found += [path.name for path in leftovers(store)]
+        for path in leftovers(store):
+            path.unlink()
+        if not fault_hit:
+            break
+    assert found == []
+
+
+@pytest.mark.parametrize("fault", ["killed", "disk full"])
+def test_a_fault_before_any_step_of_mending_is_mended_by_publishing_again(
+    registry: Registry, store: Path, place: Path, fault: str
+) -> None:
+    damaged, other = publish(registry, place, "damaged"), publish(registry, place, "other")
+    for step in range(200):
+        flip(folder_of(store, damaged) / "files" / "sub" / "b")
+        registry.publish("thing", "test", place / "other")  # the file they share, in `other` too
+        fault_hit, _ = with_fault(lambda: publish(registry, place, "damaged"), fault, step, store)
+        registry.verify(other)
+        assert publish(registry, place, "damaged") == damaged
+        assert leftovers_in_tmp(store) == []
+        check_whole(store, [damaged, other])
+        if not fault_hit:
+            break
+    assert not fault_hit
+    assert step >= 3
+
+
+@pytest.mark.long
+def test_fifty_kills_at_random_moments_of_a_publish_loop_lose_nothing(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    random = Random(7)
+    moments_s = [(index + random.random()) * 0.3 / 50 for index in range(50)]
+    random.shuffle(moments_s)
+    shared = [write(place / f"shared-{index}", random.randbytes(1 << (8 + 2 * index))) for index in range(6)]
+    finished: list[Version] = []
+    numbers: dict[str, str] = {}
+    for turn, moment_s in enumerate(moments_s):
+        fresh = [write(place / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
+
+        def loop(report: Callable[[object], None], turn: int = turn, fresh: list[Path] = fresh) -> None:
+            here = Registry(store)
+            for index in range(10_000):  # every fourth is published a second time
+                unique = fresh[(index - index % 4 // 3) % len(fresh)]
+                contents = {"a": unique, "sub/b": shared[index % 6], "sub/c": shared[turn % 6]}
+                if index % 4 == 3:
+                    contents["sub/b"] = shared[(index - 1) % 6]
+                report(here.publish(f"thing-{index % 3 if index % 4 < 3 else (index - 1) % 3}", "test", contents))
+
+        reported = killed_after(moment_s, loop)
+        finished += [version for version in reported if version not in finished]
+        for version in finished:
+            assert numbers.setdefault(version.label, version.ref) == version.ref
+        check_whole(store, finished)
+        finished.append(publish(Registry(store), place, f"after-{turn}"))
+        assert leftovers_in_tmp(store) == []
+        check_whole(store, finished[-1:])
+    assert len(finished) > 100
+
+
+@pytest.mark.long
+def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_table_agreeing(
+    registry: Registry, store: Path, place: Path
+) -> None:
+    random = Random(11)
+    versions = [publish(registry, place, f"{index}") for index in range(6)]
+    finished: list[tuple[str, str]] = []
+    for moment_s in (random.uniform(0, 0.1) for _ in range(20)):
+        seed = random.random()
+
+        def loop(report: Callable[[object], None], seed: float = seed) -> None:
+            here, choose = Registry(store), Random(seed)
+            for _ in range(10_000):
+                version = choose.choice(versions)
+                aliases = tuple(choose.sample(["best", "candidate", "production"], choose.randint(1, 3)))
+                here.link(version, "model", aliases, reason="ö" * choose.randint(0, 300))
+                report((aliases, version.ref))
+
+        table = registry.aliases("model")
+        lines_before = (store / "audit.jsonl").read_bytes() if finished else b""
+        reported = killed_after(moment_s, loop)
+        finished += reported
+        log = (store / "audit.jsonl").read_bytes() if (store / "audit.jsonl").exists() else b""
+        assert log.startswith(lines_before)
+        whole = log[: log.rfind(b"\n") + 1].splitlines()
+        lines = [json.loads(line) for line in whole]  # not one torn line but, perhaps, the last
+        entries = [entry for line in lines for entry in (line if isinstance(line, list) else [line])]
+        assert Registry(store).history() == entries
+        assert Registry(store).aliases("model") == {entry["alias"]: entry["to"] for entry in entries if entry["alias"]}
+        for aliases, ref in reported:
+            table |= dict.fromkeys(aliases, ref) | (
+                {"previous": table["production"]}
+                if "production" in aliases and table.get("production", ref) != ref
+                else {}
+            )
+        unreported = entries[-4:]  # what one more link may have moved before it could report
+        found = Registry(store).aliases("model")
+        for alias, ref in table.items():
+            assert found[alias] == ref or (alias, found[alias]) in {(e["alias"], e["to"]) for e in unreported}
+        for alias in found:
+            registry.verify(Registry(store).resolve(f"model:{alias}"))
+        Registry(store).link(versions[0], "model", ("best",), reason="next")
+        assert Registry(store).aliases("model")["best"] == versions[0].ref
+    assert len(finished) > 200
+
+
+# -- large files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_publishing_a_large_file_costs_little_more_than_copying_it_and_computing_its_digests(
+    store: Path, place: Path
+) -> None:
+    random, ratios = Random(3), []
+    source = place / "large"
+    with source.open("wb") as writing:
+        for _ in range(180):
+            writing.write(random.randbytes(1_000_000))
+
+    def copy_and_digest() -> None:
+        with source.open("rb") as reading, (place / "copy").open("wb") as writing:
+            shutil.copyfileobj(reading, writing, 1 << 20)
+            writing.flush()
+            os.fsync(writing.fileno())
+        for algorithm in ("sha256", "md5"):
+            with source.open("rb") as reading:
+                hashlib.file_digest(reading, algorithm)
+
+    published_s, parts_s = [], []
+    for _ in range(3):
+        published_s.append(seconds(lambda: Registry(store).publish("large", "test", {"file": source})))
+        shutil.rmtree(store)
+        parts_s.append(seconds(copy_and_digest))
+        (place / "copy").unlink()
+    ratios = [statistics.median(published_s) / statistics.median(parts_s)]
+    print(f"publish {published_s}, copy and digests {parts_s}, ratio {ratios[0]:.2f}")
+    assert ratios[0] <= 1.5
+
+
+@pytest.mark.long
+def test_opening_a_large_version_reads_none_of_it(registry: Registry, place: Path) -> None:
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        pytest.skip("no /proc/self/io here")
+    version = registry.publish("large", "test", {"file": write(place / "large", os.urandom(180_000_000))})
+    before = bytes_read(counters)
+    opened_s = min(seconds(lambda: registry.open(version)) for _ in range(5))
+    assert bytes_read(counters) - before < 1_000_000
+    assert opened_s < seconds(lambda: registry.verify(version)) / 10
+    assert bytes_read(counters) - before > 180_000_000  # the counter counts
+
+
+# -- what the tests are made of --------------------------------------------------------------------------
+
+
+def write(path: Path, data: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def content(folder: Path, text: str, extra: int = 0) -> Path:
+    """A directory of files: `a` with the text, `sub/b` the same for all, `extra` of a size if one is asked for."""
+    write(folder / "a", text)
+    write(folder / "sub" / "b", "same")
+    if extra:
+        write(folder / "extra", Random(extra).randbytes(extra))
+    return folder
+
+
+def publish(registry: Registry, place: Path, text: str, *, name: str = "thing", extra: int = 0, **more: Any) -> Version:
+    return registry.publish(name, "test", content(place / text, text, extra), **more)
+
+
+def folder_of(store: Path, version: Version) -> Path:
+    return store / "registry" / "versions" / version.name / f"v{version.number}"
+
+
+def manifest_of(store: Path, version: Version) -> Path:
+    return folder_of(store, version) / "manifest.json"
+
+
+def blob(store: Path, sha256: str) -> Path:
+    return store / "registry" / "blobs" / sha256[:2] / sha256
+
+
+def flip(path: Path, position: int = 0) -> None:
+    """Flip one byte of a file in place: every hard link of it sees it."""
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(0o444)
+
+
+def check_whole(store: Path, finished: list[Version]) -> None:
+    """A fresh registry reads every byte of every version listed; numbers are unique; what was finished is there."""
+    registry = Registry(store)
+    listed = {version.label: version for name in registry.collections() for version in registry.versions(name)}
+    assert sum(len(registry.versions(name)) for name in registry.collections()) == len(listed)
+    assert len({version.ref for version in listed.values()}) == len(listed)
+    for label, version in listed.items():
+        assert registry.resolve(label) == version
+        registry.verify(version)
+        folder = registry.open(version)
+        assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(version.files)
+    assert {version.label: listed.get(version.label) for version in finished} == {v.label: v for v in finished}
+    for name in registry.collections():
+        assert registry.resolve(name).label in listed
+    for model in registry.registered_models():
+        for alias in registry.aliases(model):
+            assert registry.resolve(f"{model}:{alias}").label in listed
+
+
+def leftovers_in_tmp(store: Path) -> list[Path]:
+    return list((store / "registry" / "tmp").rglob("*"))
+
+
+def leftovers(store: Path) -> list[Path]:
+    """What lies in a registry and is none of its files."""
+    root = store / "registry"
+    known = re.compile(
+        r"blobs/../[0-9a-f]{64}|versions/[^/]+/(latest|next|v\d+/(manifest\.json|verified\.json|files/.+))|writer\.(lock|pid)"
+    )
+    return [p for p in root.rglob("*") if p.is_file() and not known.fullmatch(p.relative_to(root).as_posix())]
+
+
+def close(store: Path) -> None:
+    """Take away every permission to write below a directory."""
+    for path in (store, *store.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+
+
+def fill(filler: Path, free_bytes: int) -> None:
+    """Take all the room of a file system but so much."""
+    with filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(PAGE_BYTES)):
+                pass
+        assert shutil.disk_usage(filler.parent).free == 0
+        file.truncate(file.tell() - free_bytes)
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The one sentence with which a RegistryError says no."""
+    with pytest.raises(RegistryError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def in_child(action: Callable[[], Any], *, user: int | None = None, file_limit_bytes: int | None = None) -> Any:
+    """Return what a function returns in a child process, or raise what it raises; DIED if the child was killed.
+
+    `user` is who the child becomes (only root can, others stay who they are); no file of it grows past the limit.
+    """
+    receiving, sending = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            if user is not None and ROOT:
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+            if file_limit_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
+            sending.send(action())
+        except BaseException as error:
+            sending.send(error)
+
+    child = FORK.Process(target=run)
+    child.start()
+    sending.close()
+    try:
+        outcome = receiving.recv()
+    except EOFError:
+        outcome = DIED
+    child.join()
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def with_fault(action: Callable[[], Any], fault: str, step: int, store: Path) -> tuple[bool, Any]:
+    """Run a change of the store in a child whose step of that number meets a fault.
+
+    A step is a call that changes the file system below the store: to open for writing, make, rename, link, remove,
+    change the mode. Python announces each before it happens. Returns whether the fault came, and what came of the
+    change: its result, its RegistryError, or DIED.
+    """
+
+    def run() -> tuple[bool, Any]:
+        steps = 0
+
+        def before(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal steps
+            if event not in ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod"):
+                return
+            path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else ""
+            if not path or (path.startswith("/") and not path.startswith(f"{store}/")):
+                return
+            if event == "open" and not int(arguments[2]) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+            steps += 1
+            if steps == step + 1:
+                if fault == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+        sys.addaudithook(before)
+        try:
+            outcome: Any = action()
+        except RegistryError as error:
+            outcome = error
+        return steps > step, outcome
+
+    result = in_child(run)
+    return (True, DIED) if result is DIED else result
+
+
+def killed_after(moment_s: float, loop: Callable[[Callable[[object], None]], None]) -> list[Any]:
+    """Run a loop in a child, kill it so long after it began, and return what it had reported by then."""
+    receiving, sending = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        sending.send("begun")
+        loop(sending.send)
+
+    child = FORK.Process(target=run)
+    child.start()
+    sending.close()
+    assert receiving.recv() == "begun"
+    time.sleep(moment_s)
+    reported = []
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    try:
+        while True:
+            reported.append(receiving.recv())
+    except EOFError:
+        return reported
+
+
+def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """Start processes that begin together; return what each of them returned."""
+    barrier: Barrier = FORK.Barrier(count)
+    results = [FORK.Pipe(duplex=False) for _ in range(count)]
+
+    def run(who: int) -> None:
+        barrier.wait()
+        results[who][1].send(work(who))
+
+    children = [FORK.Process(target=run, args=(who,)) for who in range(count)]
+    for child in children:
+        child.start()
+    for _, sending in results:
+        sending.close()
+    returned = [receiving.recv() for receiving, _ in results]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * count
+    return returned
+
+
+def seconds(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def bytes_read(counters: Path) -> int:
+    values: Mapping[str, str] = dict(line.split(": ") for line in counters.read_text().splitlines())
+    return int(values["rchar"])
