@@ -20,6 +20,25 @@ from flywheel.tracking import Run, Tracker, choose_mode
 Make = Callable[..., Params]
 
 
+TRACK = """
+import sys
+from flywheel import params_file
+from flywheel.tracking import Tracker
+run = Tracker(params_file.load(profile="demo", overrides=sys.argv[1]), "turn-1").start("data", "data", {})
+run.log({"a": 1})
+run.finish()
+"""
+
+
+def track(place: Path, overrides: str, **environment: str) -> list[str]:
+    """Track a run in a process of its own, since wandb reads its environment once a process; return what was said."""
+    return subprocess.run(
+        [sys.executable, "-c", TRACK, f"paths.store={place}/store {overrides}"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("WANDB")}, **environment},
+    ).stdout.splitlines()  # fmt: skip
+
+
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """A server that accepts connections and never answers."""
@@ -88,13 +107,10 @@ def test_disabled_does_not_import_wandb(make_params: Make, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_offline_run_lies_in_the_store_and_nowhere_else(make_params: Make, tmp_path: Path) -> None:
-    params = make_params("tracking.wandb=offline")
-    run = Tracker(params, "turn-1", lambda line: None).start("data", "data", {"a": 1})
-    run.log({"loss": 0.5})
-    run.summarize({"best": 1})
-    run.finish()
-    (folder,) = (params.store / "wandb" / "wandb").glob("offline-run-*")
+def test_an_offline_run_lies_in_the_store_and_nowhere_else(tmp_path: Path) -> None:
+    shown = track(tmp_path, "tracking.wandb=offline", HOME=str(tmp_path / "home"))
+    assert shown == ["W&B: offline (tracking.wandb)"]
+    (folder,) = (tmp_path / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -123,29 +139,14 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(tmp_path: Path) -> Non
     assert broken.calls == 1
 
 
-TRACK = """
-import sys
-from flywheel import params_file
-from flywheel.tracking import Tracker
-run = Tracker(params_file.load(profile="demo", overrides=sys.argv[1]), "turn-1").start("data", "data", {})
-run.log({"a": 1})
-run.finish()
-"""
-
-
 @pytest.mark.long
 def test_a_server_that_never_answers_costs_little_and_the_run_goes_on_offline(
     tmp_path: Path, silent_server: str
 ) -> None:
-    """In a process of its own: wandb reads the address once a process."""
     started = time.monotonic()
-    shown = subprocess.run(
-        [sys.executable, "-c", TRACK, f"paths.store={tmp_path} tracking.wandb=auto"],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
-        env={**os.environ, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": silent_server},
-    ).stdout.splitlines()  # fmt: skip
+    shown = track(tmp_path, "tracking.wandb=auto", WANDB_API_KEY="0" * 40, WANDB_BASE_URL=silent_server)
     assert time.monotonic() - started < 60
     assert shown[0] == "W&B: online (127.0.0.1 answers)"
     assert shown[1].endswith("going on offline")
     assert len(shown) == 2
-    assert list((tmp_path / "demo" / "wandb" / "wandb").glob("offline-run-*"))
+    assert list((tmp_path / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*"))

@@ -12,13 +12,14 @@ from flywheel.sweep.journal import Journal, Trial, best
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     journal = Journal(tmp_path / "sweep-1.jsonl")
-    for name, accuracies, ending in (("a", (0.5, 0.9), "finished"), ("b", (0.95,), "failed"), ("c", (0.9,), "stopped")):
-        journal.start(name, {"learning_rate": 0.1, "epochs": 2}, bayesian=name == "c")
-        for number, accuracy in enumerate(accuracies, start=1):
-            journal.epoch(name, number, {"accuracy": accuracy, "loss": 1.0})
+    endings = (("a", (0.5, 0.9), "finished"), ("b", (0.95,), "failed"), ("c", (0.9,), "stopped"))
+    for number, (name, accuracies, ending) in enumerate(endings):
+        journal.start(Trial(name, number, {"learning_rate": 0.1, "epochs": 2}, bayesian=name == "c"))
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            journal.epoch(name, epoch, {"accuracy": accuracy, "loss": 1.0})
         error = "NaN" if ending == "failed" else None
         journal.end(Trial(name, 0, {}, False, ending, error, 1.235, {"threads": 1}))
-    journal.start("d", {"learning_rate": 0.2, "epochs": 2}, bayesian=True)
+    journal.start(Trial("d", 3, {"learning_rate": 0.2, "epochs": 2}, bayesian=True))
     return journal
 
 
@@ -43,7 +44,7 @@ def test_the_best_did_not_fail_and_came_first(journal: Journal) -> None:
 def test_no_trial_that_ended_well_is_no_best(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "sweep-2.jsonl")
     assert best(journal.trials()) is None
-    journal.start("a", {}, bayesian=False)
+    journal.start(Trial("a", 0, {}, bayesian=False))
     journal.epoch("a", 1, {"accuracy": 0.9})
     assert best(journal.trials()) is None
 
@@ -54,10 +55,10 @@ def test_a_torn_last_line_costs_that_event_only(journal: Journal) -> None:
     assert [trial.id for trial in journal.trials()] == ["a", "b", "c"]
 
 
-def test_of_equals_the_one_that_started_first_is_the_best_whoever_ended_first(tmp_path: Path) -> None:
+def test_of_equals_the_one_proposed_first_is_the_best_whoever_started_or_ended_first(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "sweep-3.jsonl")
-    for name in ("a", "b"):
-        journal.start(name, {}, bayesian=False)
+    for number, name in ((1, "b"), (0, "a")):
+        journal.start(Trial(name, number, {}, bayesian=False))
         journal.epoch(name, 1, {"accuracy": 0.9875})
     for name in ("b", "a"):
         journal.end(Trial(name, 0, {}, False, "finished"))

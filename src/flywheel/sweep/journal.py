@@ -57,9 +57,9 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
 
-    def start(self, trial: str, config: Mapping[str, Any], bayesian: bool) -> None:
+    def start(self, trial: Trial) -> None:
         """Record that a trial starts."""
-        self._append(trial, "start", config=dict(config), bayesian=bayesian)
+        self._append(trial.id, "start", number=trial.number, config=trial.config, bayesian=trial.bayesian)
 
     def epoch(self, trial: str, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Record an epoch's metrics."""
@@ -70,19 +70,19 @@ class Journal:
         self._append(trial.id, trial.status, time_s=trial.time_s, error=trial.error, machine=trial.machine)
 
     def trials(self) -> list[Trial]:
-        """Return all trials, in the order of their start."""
+        """Return all trials, in the order in which they were proposed."""
         trials: dict[str, Trial] = {}
         for event in files.read_json_lines(self.path):
             name = event["trial"]
             if event["event"] == "start":
-                trials[name] = Trial(name, len(trials), event["config"], event["bayesian"])
+                trials[name] = Trial(name, event["number"], event["config"], event["bayesian"])
             elif event["event"] == "epoch":
                 trials[name].epochs.append({"epoch": event["epoch"], **event["metrics"]})
             elif event["event"] in ENDINGS:
                 trials[name].status = event["event"]
                 for key in ("error", "time_s", "machine"):
                     setattr(trials[name], key, event[key])
-        return list(trials.values())
+        return sorted(trials.values(), key=lambda trial: trial.number)
 
     def _append(self, trial: str, event: str, **details: Any) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

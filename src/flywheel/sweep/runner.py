@@ -121,9 +121,9 @@ class Recorder(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Journal the start and begin the W&B run."""
         name, config = trial.trial_id, dict(trial.config)
-        record = Trial(name, len(self.trials), config, self.searcher.bayesian[name])
+        record = Trial(name, self.searcher.numbers[name], config, self.searcher.bayesian[name])
         self.trials[name], self._started[name] = record, time.monotonic()
-        self.journal.start(name, config, record.bayesian)
+        self.journal.start(record)
         title = f"{config['architecture']}-{record.number:03d}"
         details = {**config, "bayesian": record.bayesian, "sweep_id": self.journal.path.stem}
         self._runs[name] = self.tracker.start("trial", title, details, id=name)

@@ -24,13 +24,15 @@ METRIC = "accuracy"
 class StudySearcher(Searcher):
     """Asks an Optuna study for points and tells it how trials went.
 
-    `bayesian` says of each trial whether a model of the earlier ones proposed it.
+    `numbers` has the order in which trials were proposed (they may start in another), `bayesian` whether a model
+    of the earlier ones proposed them.
     """
 
     def __init__(self, params: Params, concurrent: int = 1):
         super().__init__(metric=METRIC, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.params = params
+        self.numbers: dict[str, int] = {}
         self.bayesian: dict[str, bool] = {}
         self.study = optuna.create_study(direction="maximize", sampler=make_sampler(params, concurrent))
         self._distributions = {name: _distribution(c) for name, c in space.dimensions(params).items()}
@@ -43,6 +45,7 @@ class StudySearcher(Searcher):
         """Return the complete recipe of the next trial."""
         trial = self.study.ask(self._distributions)
         self._live[trial_id], self._values[trial_id] = trial, {}
+        self.numbers[trial_id] = trial.number
         recipe = space.to_recipe(self.params, trial.params).model_dump()
         if trial.number < len(self.params.sweep.first):
             self.bayesian[trial_id] = False
