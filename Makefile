@@ -18,8 +18,9 @@ export PROFILE SET
 # of these files changes, never because of a time stamp.
 READY := .venv/ready-$(shell cat pyproject.toml requirements.lock | cksum | tr ' ' '-')
 VENV_PYTHON := .venv/bin/python
-# FORCE=1 forces the goals that were typed, not the stages they depend on.
-STAGE = exec $(VENV_PYTHON) scripts/$@.py $(if $(FORCE),$(if $(filter $@,$(MAKECMDGOALS)),--force)) $(ARGS)
+SCRIPT = exec $(VENV_PYTHON) scripts/$@.py
+# FORCE=1 and ARGS go to the goals that were typed, not to the stages they depend on.
+STAGE = $(SCRIPT) $(if $(filter $@,$(MAKECMDGOALS)),$(if $(filter-out 0,$(FORCE)),--force) $(ARGS))
 
 .PHONY: help
 help: ## this list
@@ -43,25 +44,25 @@ evaluate: sweep ## judge the best model on the test set; a first model that pass
 
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 doctor: $(READY) ## what this machine offers, and what is wrong with it
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 artifacts: $(READY) ## every artifact version, with its aliases (ARGS=--verify reads every byte)
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 lineage: $(READY) ## what came from what (ARGS=name:version for one artifact)
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 logs: $(READY) ## where each stage's log is, and its last lines
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 prune: $(READY) ## the versions that nothing needs (ARGS=--yes removes them)
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 clean: $(READY) ## remove the profile's reports and what killed runs left; artifacts stay
-	@$(STAGE)
+	@$(SCRIPT) $(ARGS)
 
 .PHONY: lint test test-all
 lint: $(READY) ## ruff (lint and format) and mypy

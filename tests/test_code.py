@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import code
+from flywheel import FlywheelError, code
 
 ROOTS = ("flywheel.sweep.trial", "flywheel.sweep.space")
 
@@ -85,3 +85,9 @@ def test_what_determines_a_trial_is_found() -> None:
 def test_imports_names_modules_not_their_members() -> None:
     tree = ast.parse("from flywheel.params import Recipe\nfrom flywheel import files, code\nimport numpy")
     assert code.imports(tree) == ["flywheel.code", "flywheel.files", "flywheel.params"]
+
+
+def test_a_syntax_error_is_one_line_with_its_place(package: Path) -> None:
+    (package / "helper.py").write_text("def add(:\n")
+    with pytest.raises(FlywheelError, match=r"helper\.py:1: .*; mend it and run again"):
+        code.digests("flywheel.root")

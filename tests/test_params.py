@@ -73,6 +73,9 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("data.drift.noise=9", "data.drift.noise: must be less than or equal to 5 (got 9)"),
         ("data.source=mnist", "data.source: must be 'cifar10', 'folder' or 'digits' (got 'mnist')"),
         ("data.source=folder", "source folder needs data.path"),
+        ("data.path=/somewhere", "path is read by source folder only (source is digits); set data.source=folder"),
+        ("data.name=My_Shapes", "data.name: must be lower-case letters, digits and hyphens (got 'My_Shapes')"),
+        ("profile.x=1", "profile: unknown key; PROFILE=name chooses a profile"),
         ("sweep.searcher=gp", "needs sweep.early_stopping=false"),
         ("sweep.space.learning_rat=3", "sweep.space.learning_rat: unknown key; did you mean learning_rate?"),
         ("sweep.space.batch_size=[64.5]", "sweep.space.batch_size: must be a valid integer (got 64.5)"),
@@ -151,7 +154,7 @@ def test_identity_leaves_out_what_does_not_change_the_result(make_params: Make) 
         "sweep.trials=99",
         "sweep.max_concurrent_trials=1",
         "sweep.gpus_per_trial=0",
-        "data.path=/elsewhere",
+        "paths.cache=/elsewhere",
     ):
         other = make_params(overrides)
         assert (other.sweep.identity(), other.data.identity()) == (base.sweep.identity(), base.data.identity())

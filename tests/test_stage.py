@@ -93,7 +93,7 @@ def test_other_params_do_not_run_it(make_params: Make, params: Params, registry:
     work = Work(define(params, registry), tmp_path)
     stage.run(work.defined, work)
     assert stage.check(
-        define(make_params("sweep.trials=3 data.path=/elsewhere gate.floor_accuracy=0.1"), registry)
+        define(make_params("sweep.trials=3 paths.cache=/elsewhere gate.floor_accuracy=0.1"), registry)
     ).up_to_date
 
 
@@ -104,6 +104,18 @@ def test_a_missing_output_runs_it(params: Params, registry: Registry, tmp_path: 
     verdict = stage.check(work.defined)
     assert not verdict.up_to_date
     assert verdict.reason.startswith("an output is missing: no artifact thing@")
+
+
+def test_a_missing_file_of_an_output_runs_it(params: Params, registry: Registry, tmp_path: Path) -> None:
+    work = Work(define(params, registry), tmp_path)
+    stage.run(work.defined, work)
+    (params.store / "registry" / "versions" / "thing" / "v0" / "files" / "a").unlink()
+    verdict = stage.check(work.defined)
+    assert not verdict.up_to_date
+    assert verdict.reason.startswith("an output is damaged: ")
+    stage.run(work.defined, work)
+    assert stage.check(work.defined).up_to_date
+    registry.verify(registry.resolve("thing"))
 
 
 def test_a_missing_report_runs_what_the_registry_cannot_give(

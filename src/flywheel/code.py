@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from flywheel import FlywheelError
+
 PACKAGE = Path(__file__).parent
 
 # Modules that carry, show or schedule a result and do not change it; everything else that a stage
@@ -44,7 +46,10 @@ def digests(*roots: str) -> dict[str, str]:
         module = waiting.pop()
         if module in found or module in INFRASTRUCTURE:
             continue
-        tree = ast.parse(source_of(module).read_bytes())
+        try:
+            tree = ast.parse(source_of(module).read_bytes())
+        except SyntaxError as error:
+            raise FlywheelError(f"{source_of(module)}:{error.lineno}: {error.msg}; mend it and run again") from None
         found[module] = hashlib.sha256("".join(_canonical(_without_docstrings(tree))).encode()).hexdigest()[:16]
         waiting += imports(tree)
     return dict(sorted(found.items()))

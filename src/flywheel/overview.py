@@ -26,8 +26,12 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
             yield f"{name:<12}{'waiting':<12}{error}"
     aliases = registry.aliases(params.registered_model)
     for alias in ("best", "production"):
-        found = registry.resolve(aliases[alias]).label if alias in aliases else "none"
-        yield f"{alias:<12}{found}"
+        if alias not in aliases:
+            yield f"{alias:<12}none"
+        elif registry.has(aliases[alias]):
+            yield f"{alias:<12}{registry.resolve(aliases[alias]).label}"
+        else:
+            yield f"{alias:<12}missing: {aliases[alias]} is not in the store"
 
 
 def artifacts(registry: Registry) -> Iterator[str]:

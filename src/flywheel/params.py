@@ -70,6 +70,8 @@ class Data(Section):
     def _folder_has_a_path(self) -> Data:
         if self.source == "folder" and not self.path:
             raise ValueError("source folder needs data.path, a directory or archive")
+        if self.source != "folder" and self.path:
+            raise ValueError(f"path is read by source folder only (source is {self.source}); set data.source=folder")
         return self
 
 
@@ -252,6 +254,8 @@ def explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "missing":
         return "is missing"
+    if error["type"] == "string_pattern_mismatch":
+        return f"must be lower-case letters, digits and hyphens (got {error['input']!r})"
     if error["type"] in ("value_error", "assertion_error"):
         return str(message)
     return f"must be {message} (got {error['input']!r})"

@@ -48,6 +48,8 @@ def load(path: Path | str = "params.yaml", profile: str = "cifar10", overrides: 
         for part in reversed(key.split(".")):
             nested = {part: nested}
         tree = overlay(tree, nested, Params, "SET")
+    if "profile" in tree:
+        raise ParamsError(f"{path}: profile: unknown key; PROFILE=name chooses a profile")
     try:
         return Params.model_validate({**_tuples(tree), "profile": profile})
     except ValidationError as error:

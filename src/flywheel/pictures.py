@@ -83,7 +83,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     """Draw a confusion matrix: counts, shaded by the part of the true class; correct ones blue, mistakes red."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(max(4.5, 0.62 * len(class_names) + 1.8), MAX_SIDE)
+    side = min(max(6.0, 0.62 * len(class_names) + 1.8), MAX_SIDE)
     readable = len(class_names) <= READABLE_CLASSES
     with _figure(path, side + 0.4, side) as figure:
         axis = figure.subplots()
@@ -245,6 +245,8 @@ def _draw_param(
         axis.scatter(places, heights, color=colour, s=36, alpha=0.85, label=kind, zorder=3)
     if logarithmic:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     if not numeric:
         axis.set_xticks(range(len(options)), [str(option) for option in options])
         axis.set_xlim(-0.5, len(options) - 0.5)

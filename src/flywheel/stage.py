@@ -111,9 +111,11 @@ def check(stage: Stage) -> Verdict:
         return Verdict(adopted is not None, reason, receipt, adopted)
     for ref in receipt["outputs"]:
         try:
-            stage.registry.resolve(ref)
+            damaged = stage.registry.incomplete(stage.registry.resolve(ref))
         except RegistryError as error:
             return Verdict(False, f"an output is missing: {error}", receipt)
+        if damaged is not None:
+            return Verdict(False, f"an output is damaged: {damaged}", receipt)
     if stage.unfinished and (more := stage.unfinished(receipt["metrics"])):
         return Verdict(False, more, receipt)
     for path in receipt["reports"]:

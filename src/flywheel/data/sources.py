@@ -112,7 +112,7 @@ def digits(data: params.Data) -> SourceImages:
 def from_folder(data: params.Data, say: Callable[[str], None] = print) -> SourceImages:
     """Return the images of `data.path`; the test images are shuffled with the seed and cut by `test_fraction`."""
     assert data.path is not None
-    found = folder.read(Path(data.path), data.image_size, data.skip_corrupt, say)
+    found = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt, say)
     order = np.random.default_rng(data.seed).permutation(len(found.test_labels))
     return SourceImages(
         found.class_names,

@@ -24,7 +24,7 @@ from flywheel.registry import manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
-from flywheel.registry.shelf import Shelf
+from flywheel.registry.shelf import Shelf, stamp
 
 __all__ = ["Registry", "RegistryError", "Version"]
 
@@ -161,7 +161,7 @@ class Registry:
         again. Raises RegistryError naming the damaged or missing file.
         """
         folder = self._shelf.folder(version.name, version.number)
-        stamps = {path: _stamp(folder / "files" / path) for path in version.files}
+        stamps = {path: stamp(folder / "files" / path) for path in version.files}
         record = folder / "verified.json"
         known = {}
         with contextlib.suppress(OSError, ValueError):
@@ -182,6 +182,23 @@ class Registry:
                 raise RegistryError(f"{version.label}: {place} cannot be read ({error.strerror})") from None
             if found != expected:
                 raise RegistryError(f"{version.label}: {place} is damaged; remove {place.parents[1]} and make it anew")
+
+    def has(self, reference: str) -> bool:
+        """Tell whether a reference names a version that is here."""
+        try:
+            self.resolve(reference)
+        except RegistryError:
+            return False
+        return True
+
+    def incomplete(self, version: Version) -> Path | None:
+        """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
+        folder = self._shelf.folder(version.name, version.number) / "files"
+        for path, entry in version.files.items():
+            found = stamp(folder / path)
+            if found is None or found[0] != entry.size:
+                return folder / path
+        return None
 
     def collections(self) -> list[str]:
         """Return the names of all artifacts that have a version, sorted."""
@@ -249,7 +266,7 @@ class Registry:
         temporary = self.root / "tmp" / secrets.token_hex(8)
         for path, entry in version.files.items():
             self._blobs.link(entry, temporary / "files" / path)
-        stamps = {path: _stamp(temporary / "files" / path) for path in version.files}
+        stamps = {path: stamp(temporary / "files" / path) for path in version.files}
         files.write_json(temporary / "verified.json", stamps)
         manifest.write(temporary / "manifest.json", version)
         folder = self._shelf.folder(version.name, version.number)
@@ -294,12 +311,3 @@ def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:
     if not found:
         raise RegistryError(f"{contents}: no files to publish")
     return found
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Return what changes when a file is written: size and modification time in nanoseconds."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]

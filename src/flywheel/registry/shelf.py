@@ -58,3 +58,12 @@ class Shelf:
     def spend_numbers(self, name: str) -> None:
         """Record which number comes next, before a version is removed."""
         files.write_text(self.root / name / "next", f"{self.next_number(name)}\n")
+
+
+def stamp(path: Path) -> list[int] | None:
+    """Return what changes when a file is written: size and modification time in nanoseconds."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

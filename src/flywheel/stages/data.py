@@ -20,7 +20,7 @@ def define(params: Params, registry: Registry) -> Stage:
         from flywheel.data import folder
 
         assert params.data.path is not None
-        inputs["source"] = folder.content_digest(Path(params.data.path), params.store / "source.json")
+        inputs["source"] = folder.content_digest(Path(params.data.path).expanduser(), params.store / "source.json")
     return Stage(
         "data",
         params,

@@ -20,7 +20,11 @@ def define(params: Params, registry: Registry) -> Stage:
         raise StageError(f"there is no {params.dataset_name}; run make data {profile}") from None
     model = registry.aliases(params.registered_model).get("best")
     if model is None:
-        raise StageError(f"{params.registered_model} has no best model yet; run make sweep {profile}")
+        raise StageError(
+            f"{params.registered_model} has no best model; run make sweep {profile} (FORCE=1 if up to date)"
+        )
+    if not registry.has(model):
+        raise StageError(f"the best model, {model}, is not in the store; run make sweep {profile}")
     if dataset.ref not in registry.resolve(model).inputs:
         raise StageError(f"the best model was trained on another {params.dataset_name}; run make sweep {profile}")
     return Stage(

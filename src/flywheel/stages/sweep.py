@@ -79,6 +79,12 @@ def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
                 f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
                 f"and {files.human_size(expected.disk_bytes)} of disk"
             )
+            free = shutil.disk_usage(folder.parent).free
+            if free < expected.disk_bytes:
+                raise SweepError(
+                    f"{params.store} has {files.human_size(free)} free and the sweep may need "
+                    f"{files.human_size(expected.disk_bytes)}; free space or set paths.store"
+                )
             started = time.monotonic()
             recorder = runner.run(params, TrainingData.of(opened), record, folder, resources, tracker, say)
             wall_s = time.monotonic() - started
