@@ -67,6 +67,22 @@ def test_a_second_time_every_stage_is_up_to_date(turned: subprocess.CompletedPro
     assert "running" not in again.stdout
 
 
+@pytest.mark.parametrize("script", ["data", "sweep", "evaluate", "status", "artifacts", "lineage"])
+def test_an_up_to_date_stage_is_light(turned: subprocess.CompletedProcess[str], place: Path, script: str) -> None:
+    """It answers in a fraction of a second since it imports nothing heavy: modules are asserted, not the clock."""
+    overrides = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache {SMALL}"
+    probe = (
+        "import sys, runpy\n"
+        f"sys.argv = ['scripts/{script}.py', '--profile', 'demo', '--set', {overrides!r}]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'ray', 'wandb', 'matplotlib', 'sklearn', 'optuna', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "running" not in shown
+
+
 def test_an_unrelated_param_runs_nothing_and_a_related_one_its_dependants(
     turned: subprocess.CompletedProcess[str], place: Path
 ) -> None:
