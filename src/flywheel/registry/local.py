@@ -104,10 +104,10 @@ class Registry:
                         f"{registered_model}:{alias} was moved meanwhile to {before.get(alias) or 'nothing'}; "
                         "nothing was changed, try again"
                     )
-            moves = [Move(alias, before.get(alias), version.ref) for alias in dict.fromkeys(aliases)]
+            after = dict.fromkeys(aliases, version.ref)
             if "production" in aliases and before.get("production") not in (None, version.ref):
-                moves.append(Move("previous", before.get("previous"), str(before["production"])))
-            moves = [move for move in moves if move.before != move.to]
+                after["previous"] = before["production"]  # whatever else was asked of it
+            moves = [Move(alias, before.get(alias), ref) for alias, ref in after.items() if before.get(alias) != ref]
             if not moves and version.ref not in self._audit.links(registered_model):
                 moves = [Move(None, None, version.ref)]
             self._audit.append(registered_model, moves, reason=reason, gate=gate, forced=forced)
