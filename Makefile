@@ -42,6 +42,13 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
+.PHONY: serve stop
+serve: $(READY) ## answer /predict in the background with the model in production (FOREGROUND=1 stays)
+	@$(SCRIPT) $(if $(filter-out 0,$(FOREGROUND)),--foreground) $(ARGS)
+
+stop: $(READY) ## end the server that make serve started, and nothing else
+	@$(SCRIPT) $(ARGS)
+
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
 	@$(SCRIPT) $(ARGS)

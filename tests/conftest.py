@@ -56,7 +56,7 @@ def ray_cluster() -> Iterator[None]:
     """One small Ray for all tests that need one."""
     import ray
 
-    from flywheel.sweep.cluster import QUIET
+    from flywheel.ray_address import QUIET
 
     os.environ.update(QUIET)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from flywheel import FlywheelError
+from flywheel import FlywheelError, ray_address
 from flywheel.files import human_size
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -96,10 +96,9 @@ def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         return Finding("ray", "a sweep starts its own and stops it")
-    from flywheel.sweep import cluster
 
     try:
-        cluster.check_address(address)
+        ray_address.check(address)
     except FlywheelError as error:
         text, _, fix = str(error).partition("; ")
         return Finding("ray", text, fix)

@@ -151,6 +151,24 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         held.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds the lock."""
+    if not path.exists():
+        return False
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return True
+    held.release()
+    return False
+
+
+def lock_owner(path: Path) -> int:
+    """Return the pid that a held lock names. Raises ValueError or OSError when it names none."""
+    return int(path.with_suffix(".pid").read_text())
+
+
 def size_of(directory: Path) -> int:
     """Return the bytes of all files below a directory; files that vanish meanwhile count nothing."""
     total = 0

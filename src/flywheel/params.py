@@ -143,6 +143,41 @@ class Promotion(Section):
     auto: bool = Field(description="promote what passes the gate")
 
 
+class Serve(Section):
+    """The server: how much it takes, where it listens, how it grows."""
+
+    host: str = Field(min_length=1, description="where HTTP is answered; 127.0.0.1 = this machine only")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="of HTTP")
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="copies of the model, at least")
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="at most; more than min_replicas autoscales")
+    cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(_whole_above_one)] = Field(
+        description="also the torch threads of a replica"
+    )
+    gpus_per_replica: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)], Field()
+    ] = Field(description="auto: 1 where there is one; 0.5 = two replicas a GPU")
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="images that the model takes at once")
+    max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        description="images that wait in a replica; beyond them the answer is 503 with Retry-After"
+    )
+    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="of a request; beyond it 413")
+    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="images of a multipart request")
+    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="how often a replica looks at production")
+    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="until the server answers, at most")
+    access_log: bool = Field(description="a line of JSON a request in store/<profile>/logs/access-<replica>.jsonl")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Serve:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        if self.max_queued_images < self.max_batch_size:
+            raise ValueError(
+                f"max_queued_images ({self.max_queued_images}) is below max_batch_size ({self.max_batch_size}): "
+                "no batch would fill"
+            )
+        return self
+
+
 class Tracking(Section):
     """Weights & Biases."""
 
@@ -169,6 +204,7 @@ class Params(Section):
     sweep: Sweep
     gate: Gate
     promotion: Promotion
+    serve: Serve
     tracking: Tracking
     paths: Paths
 

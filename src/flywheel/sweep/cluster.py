@@ -6,24 +6,14 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flywheel import code
+from flywheel import code, ray_address
 from flywheel.params import Sweep
 from flywheel.sweep import SweepError
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside our journal
-}
-
-PROBE_TIMEOUT_S = 3
 CHECK_TIMEOUT_S = 60
 
 
@@ -46,16 +36,14 @@ def connected() -> Iterator[None]:
 
     Until the block ends SIGTERM is a KeyboardInterrupt, as Ctrl-C is. Raises SweepError when there is no Ray to use.
     """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in ray_address.QUIET.items() if name not in os.environ})
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "")
-    remote = address not in ("", "local")
-    if remote:
-        check_address(address)
+    address = ray_address.wanted()
+    remote = address is not None
     # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
     options = {"runtime_env": {"py_modules": [str(code.PACKAGE)]}} if remote else {"include_dashboard": False}
     try:
@@ -119,25 +107,6 @@ def check_nodes(resources: Resources, folder: Path) -> None:
             f"{folder.parent} cannot be written on {', '.join(sorted(blind))}; "
             "set paths.store to a directory that every node shares"
         )
-
-
-def check_address(address: str) -> None:
-    """Fail at once for an address that cannot be used; ray.init would try for minutes. Raises SweepError."""
-    if address.startswith("ray://"):
-        raise SweepError(
-            "RAY_ADDRESS=ray://… cannot run a sweep (the driver would be far from its trials); "
-            "run make on a node of the cluster with RAY_ADDRESS=host:6379 or auto"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto` and the like: ray.init knows where to look
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
-            pass
-    except OSError as error:
-        raise SweepError(
-            f"RAY_ADDRESS={address}: no answer ({error}); start Ray there or unset RAY_ADDRESS to run on this machine"
-        ) from None
 
 
 def results_folder(store: Path) -> Path:

@@ -1,0 +1,197 @@
+"""Requests a second: ours against FastAPI, same network, same machine, same run, alternating.
+
+    python benchmarks/serving.py [--seconds 5] [--rounds 3]        (make bench BENCH=serving)
+
+Reads   params.yaml; needs wrk (Debian: apt install wrk)
+Writes  the entry `serving` of reports/bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from PIL import Image
+
+from flywheel import files, params_file
+from flywheel.models.classifier import Classifier
+from flywheel.params import Params
+from flywheel.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+CONNECTIONS = (1, 16, 64)
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+POST = 'wrk.method = "POST"; local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()\n'
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of wrk: requests a second, latencies in ms, answers that were no 200."""
+
+    rate: float
+    p50: float
+    p99: float
+    failed: int
+
+
+def main() -> None:
+    """Measure, print a table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=5, help="of one measurement (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all servers (default: 3)")
+    arguments = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("error: wrk is missing; apt install wrk")
+    with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
+        rows = measure(Path(folder), arguments.seconds, arguments.rounds)
+    names = ("textbook", "batched", "ours")
+    print(f"\n{'connections':<13}" + "".join(f"{name:>12}{'p50':>7}{'p99 ms':>8}" for name in names) + "   ratio")
+    for row in rows:
+        cells = "".join(
+            f"{row['requests_per_s'][name]['median']:>8.0f}/s  {row['p50_ms'][name]:>7.1f}{row['p99_ms'][name]:>8.1f}"
+            for name in names
+        )
+        print(f"{row['connections']:<13}{cells}{row['ratio']:>7.2f}x")
+    report = ROOT / "reports" / "bench.json"
+    before = files.read_json(report) if report.exists() else {}
+    files.write_json(report, {**before, "serving": rows})
+    print(f"reports: {report}")
+
+
+def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each number of connections."""
+    port = _free_port()
+    overrides = f"serve.port={port} paths.store={folder / 'store'} paths.reports={folder / 'reports'}"
+    params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
+    model = _publish(params, folder / "model")
+    body = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(body, "PNG")
+    (folder / "image.png").write_bytes(body.getvalue())
+    (folder / "post.lua").write_text(POST.format(body=folder / "image.png"))
+    found: dict[tuple[str, int], list[Measurement]] = {}
+    with contextlib.ExitStack() as stack:
+        urls = {
+            "textbook": stack.enter_context(_fastapi("textbook", model)),
+            "batched": stack.enter_context(_fastapi("batched", model)),
+            "ours": stack.enter_context(_ours(overrides, port)),
+        }
+        for url in urls.values():
+            _wrk(url, 8, 2, folder)  # warm
+        for number in range(rounds):
+            for connections in CONNECTIONS:
+                for name, url in urls.items():
+                    result = _wrk(url, connections, seconds, folder)
+                    found.setdefault((name, connections), []).append(result)
+                    print(f"round {number + 1}, {connections:>2} connections, {name:<9}{result}", flush=True)
+    return [_row(found, list(urls), connections) for connections in CONNECTIONS]
+
+
+def _row(found: dict[tuple[str, int], list[Measurement]], names: list[str], connections: int) -> dict[str, Any]:
+    rates = {name: [m.rate for m in found[name, connections]] for name in names}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "connections": connections,
+        "ours": medians["ours"],
+        "fastapi": medians["textbook"],
+        "fastapi_batched": medians["batched"],
+        "ratio": round(medians["ours"] / medians["textbook"], 3),
+        "ratio_batched": round(medians["ours"] / medians["batched"], 3),
+        "requests_per_s": {
+            name: {"median": medians[name], "least": min(values), "most": max(values)} for name, values in rates.items()
+        },
+        "p50_ms": {name: statistics.median(m.p50 for m in found[name, connections]) for name in names},
+        "p99_ms": {name: statistics.median(m.p99 for m in found[name, connections]) for name in names},
+        "failed": {name: sum(m.failed for m in found[name, connections]) for name in names},
+    }
+
+
+def _publish(params: Params, directory: Path) -> Path:
+    """Put an untrained ResNet-18 into production: its speed is that of a trained one. Returns its directory."""
+    Classifier("standard", CLASSES, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 32).save(directory, {"precision": "auto"})
+    registry = Registry(params.store)
+    version = registry.publish("model-bench", "model", directory, metadata={}, inputs=())
+    registry.link(version, params.registered_model, ("production",), reason="benchmark")
+    return directory
+
+
+@contextlib.contextmanager
+def _fastapi(kind: str, model: Path) -> Iterator[str]:
+    port = _free_port()
+    script = str(Path(__file__).with_name("fastapi_servers.py"))
+    process = subprocess.Popen([sys.executable, script, kind, str(model), str(port)])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(f"{url}/openapi.json")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _ours(overrides: str, port: int) -> Iterator[str]:
+    arguments = ["--profile", "cifar10", "--set", overrides]
+    subprocess.run([sys.executable, "scripts/serve.py", *arguments], check=True, cwd=ROOT)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        subprocess.run([sys.executable, "scripts/stop.py", *arguments], check=True, cwd=ROOT)
+
+
+def _wrk(url: str, connections: int, seconds: int, folder: Path) -> Measurement:
+    asked = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
+    told = subprocess.run(
+        [*asked, "-s", str(folder / "post.lua"), f"{url}/predict"], capture_output=True, text=True, check=True
+    ).stdout
+
+    def find(pattern: str) -> str:
+        match = re.search(pattern, told)
+        return match.group(1) if match else "0"
+
+    failed = int(find(r"Non-2xx or 3xx responses: (\d+)")) + sum(
+        int(number) for number in re.findall(r"(?:connect|read|write|timeout) (\d+)", told)
+    )
+    return Measurement(
+        float(find(r"Requests/sec:\s+([\d.]+)")), _ms(find(r"50%\s+(\S+)")), _ms(find(r"99%\s+(\S+)")), failed
+    )
+
+
+def _ms(text: str) -> float:
+    for unit, factor in (("us", 1e-3), ("ms", 1.0), ("s", 1e3)):
+        if text.endswith(unit):
+            return round(float(text.removesuffix(unit)) * factor, 2)
+    return 0.0
+
+
+def _wait(url: str, timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(url, timeout=3).ok:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

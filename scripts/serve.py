@@ -1,0 +1,40 @@
+"""Serve the production model with Ray Serve; it follows production by itself.
+
+    python scripts/serve.py --profile demo                  (make serve PROFILE=demo)
+    python scripts/serve.py --profile demo --foreground     (make serve PROFILE=demo FOREGROUND=1)
+    RAY_ADDRESS=host:6379 python scripts/serve.py           on a cluster, from one of its nodes
+
+Reads   the section serve of params.yaml; the model in production
+Writes  store/<profile>/serve.json while it serves; store/<profile>/logs/serve.log
+"""
+
+import sys
+
+from flywheel import command, ray_address
+
+
+def main() -> None:
+    """Start the server, or be it."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--foreground", action="store_true", help="stay, for containers and systemd; SIGTERM drains")
+    arguments = parser.parse_args()
+    params = command.load_params(arguments)
+    from flywheel.serving import host, remote
+
+    with command.logged(params, "serve") as say:
+        address = ray_address.wanted()
+        if arguments.foreground and address is None:
+            host.run(params, say)
+            return
+        if address is None:
+            served = host.start(params, [sys.executable, *sys.argv, "--foreground"], say)
+        else:
+            served = remote.start(params, address, say)
+        health = served.health() or {}
+        say(f"serve: {health.get('model', served.model)} answers at {served.url} (a page to try it is there too)")
+        say(f"  curl --data-binary @image.png {served.url}/predict")
+        say(f"  make stop PROFILE={params.profile} ends it")
+
+
+if __name__ == "__main__":
+    command.main(main)

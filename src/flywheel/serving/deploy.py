@@ -1,0 +1,75 @@
+"""Puts the application on a Ray that is connected already, and takes it off."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from flywheel.params import Params
+from flywheel.serving import ServingError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
+REQUEST_TIMEOUT_S = 60
+POLL_S = 0.2
+
+
+def name(params: Params) -> str:
+    """Return the application's name in Serve."""
+    return f"flywheel-{params.profile}"
+
+
+def deploy(params: Params) -> None:
+    """Deploy and wait until all replicas are ready. Raises ServingError at a failure or after serve.start_timeout_s."""
+    import ray
+    from ray import serve
+
+    from flywheel.serving.deployment import application
+
+    settings = params.serve
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = min(1.0, resources.get("GPU", 0.0)) if settings.gpus_per_replica == "auto" else settings.gpus_per_replica
+    for kind, each in (("CPU", settings.cpus_per_replica), ("GPU", gpus)):
+        if each * settings.min_replicas > resources.get(kind, 0.0):
+            raise ServingError(
+                f"serve: {settings.min_replicas} replicas with {each:g} {kind} each, but there are "
+                f"{resources.get(kind, 0.0):g}; lower serve.{kind.lower()}s_per_replica or serve.min_replicas"
+            )
+    serve.start(
+        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_TIMEOUT_S},
+        logging_config={"enable_access_log": False},
+    )
+    target = serve.RunTarget(application(params, gpus), name=name(params), route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    until = time.monotonic() + settings.start_timeout_s
+    while (status := _status(params)) is None or status.status != "RUNNING":
+        if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ServingError(f"the server did not start: {_reason(status)}")
+        if time.monotonic() > until:
+            raise ServingError(
+                f"the server was not ready within serve.start_timeout_s={settings.start_timeout_s:g} s; "
+                f"run make logs PROFILE={params.profile}"
+            )
+        time.sleep(POLL_S)
+
+
+def withdraw(params: Params) -> None:
+    """Delete the application: replicas finish what they have and end."""
+    from ray import serve
+
+    serve.delete(name(params))
+
+
+def _status(params: Params) -> ApplicationStatusOverview | None:
+    from ray import serve
+
+    return serve.status().applications.get(name(params))
+
+
+def _reason(status: ApplicationStatusOverview) -> str:
+    """Return the last line of what Serve tells: of a traceback, the error itself."""
+    texts = [status.message, *(deployment.message for deployment in status.deployments.values())]
+    lines = [line.strip() for text in texts if text for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.split(":")[0]]
+    return (errors or lines or ["Serve gives no reason"])[-1][:300]

@@ -1,0 +1,220 @@
+"""The life of a server on this machine: a process of ours that holds a Ray of its own, and what ends it.
+
+The host process holds the lock `serve` for as long as it lives, so whether a server runs is never guessed from a pid.
+All that it starts carries its store's path in the environment (MARK): after a crash of the host that is how the
+replicas and HAProxy are found and ended, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from flywheel import command, files, ray_address
+from flywheel.params import Params
+from flywheel.serving import ServingError, deploy, ingress, record
+from flywheel.serving.record import Served
+
+MARK = "FLYWHEEL_SERVER"
+DRAIN_S = 30  # for requests in flight, at a stop
+KILL_AFTER_S = 5  # what was asked to end and did not
+POLL_S = 0.1
+OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving puts nothing there
+
+
+def lock_path(params: Params) -> Path:
+    """Return the lock that a host process holds while it lives."""
+    return params.store / "locks" / "serve.lock"
+
+
+def start(params: Params, host_command: Sequence[str], say: Callable[[str], None] = print) -> Served:
+    """Start a server in the background and return when it answers; one that runs unchanged is left alone.
+
+    `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
+    and files.Locked when another process is starting one.
+    """
+    with files.lock(lock_path(params).with_stem("serve-start")):
+        return _start(params, host_command, say)
+
+
+def run(params: Params, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
+    model = record.production(params)
+    with files.lock(lock_path(params)), _folder() as folder:
+        _end_leftovers(params)
+        _check_port(params)
+        os.environ.update(
+            {
+                **ray_address.QUIET,
+                **ingress.environment(folder / "h", params.serve.port),
+                "RAY_AUTH_MODE": "token",  # Ray's own ports listen to the network; without the token they refuse
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                MARK: str(params.store),
+            }
+        )
+        stopping = threading.Event()
+        try:
+            with _ray(folder):
+                for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
+                    signal.signal(number, lambda *_: stopping.set())
+                deploy.deploy(params)
+                url, now = record.url(params), datetime.now(UTC).isoformat(timespec="seconds")
+                record.write(
+                    params,
+                    Served(url, os.getpid(), now, model.label, record.settings(params), folder=str(folder)),
+                )
+                say(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
+                while not stopping.wait(1):
+                    pass
+                say("serve: stopping when the requests in flight are answered")
+                record.remove(params)
+                deploy.withdraw(params)
+        finally:
+            record.remove(params)
+            _end_leftovers(params)
+    say("serve: stopped")
+
+
+def stop(params: Params) -> bool:
+    """End the server on this machine, and whatever a crashed one left. Returns whether there was anything."""
+    ended = False
+    path = lock_path(params)
+    served = record.read(params)
+    if files.is_locked(path):
+        ended = True
+        with contextlib.suppress(ValueError, OSError):
+            os.kill(pid := files.lock_owner(path), signal.SIGTERM)
+            until = time.monotonic() + DRAIN_S + 2 * KILL_AFTER_S
+            while files.is_locked(path) and time.monotonic() < until:
+                time.sleep(POLL_S)
+            if files.is_locked(path):
+                os.kill(pid, signal.SIGKILL)
+    ended = bool(_end_leftovers(params)) or ended
+    if served is not None and served.folder:
+        shutil.rmtree(served.folder, ignore_errors=True)
+    record.remove(params)
+    return ended
+
+
+def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
+    record.production(params)
+    served, wanted = record.read(params), record.settings(params)
+    if files.is_locked(lock_path(params)):
+        if served is None:
+            raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
+        if served.settings == wanted and served.answers():
+            say(f"serve: nothing changed since {served.started}")
+            return served
+        say("serve: settings or code changed, or it does not answer; starting anew")
+    stop(params)
+    _check_port(params)
+    printed = command.log_path(params, "serve").with_suffix(".out")
+    printed.parent.mkdir(parents=True, exist_ok=True)
+    with printed.open("wb") as output:
+        process = subprocess.Popen(
+            list(host_command),
+            env=os.environ | {MARK: str(params.store)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + params.serve.start_timeout_s
+        while (served := record.read(params)) is None or not served.answers():
+            if process.poll() is not None:
+                raise ServingError(_last_error(printed))
+            if time.monotonic() > until:
+                raise ServingError(
+                    f"no answer within serve.start_timeout_s={params.serve.start_timeout_s:g} s; {printed} has more"
+                )
+            time.sleep(POLL_S)
+    except BaseException:
+        stop(params)
+        raise
+    return served
+
+
+@contextlib.contextmanager
+def _ray(folder: Path) -> Iterator[None]:
+    """A Ray of our own, ended with the block. Raises ServingError."""
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder / "r"),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        raise ServingError(f"Ray does not start: {' '.join(str(error).split())[:300]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A private directory with a short path, for the sockets of Ray and HAProxy; removed afterwards."""
+    parent = tempfile.gettempdir()
+    made = Path(tempfile.mkdtemp(prefix="fw-", dir=parent if len(parent) < 20 else "/tmp"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _check_port(params: Params) -> None:
+    """Raise ServingError when the port cannot be had."""
+    host, port = params.serve.host, params.serve.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(
+                f"serve.host={host} serve.port={port} cannot be used ({error.strerror}); "
+                f'choose another: make serve SET="serve.port={port + 1}"'
+            ) from None
+
+
+def _end_leftovers(params: Params) -> list[int]:
+    """End every process that carries the mark of this store, but this one. Returns their pids."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(params.store):
+                process.terminate()
+                found.append(process)
+    _, alive = psutil.wait_procs(found, timeout=KILL_AFTER_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=KILL_AFTER_S)
+    return [process.pid for process in found]
+
+
+def _last_error(printed: Path) -> str:
+    """Return the error that the host process printed last."""
+    lines = printed.read_text(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"the server ended before it answered; {printed} has more"

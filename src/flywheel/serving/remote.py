@@ -1,0 +1,73 @@
+"""The same application on a Ray cluster that runs already: RAY_ADDRESS=host:port make serve, from one of its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from flywheel import code, ray_address
+from flywheel.params import Params
+from flywheel.serving import ServingError, deploy, record
+from flywheel.serving.record import Served
+
+ANSWER_S = 30
+
+
+def start(params: Params, address: str, say: Callable[[str], None] = print) -> Served:
+    """Deploy the application to the cluster, where it stays, and return when it answers. Raises ServingError.
+
+    The store must be a directory that every node of the cluster shares: the replicas follow `production` there.
+    """
+    model = record.production(params)
+    before, settings = record.read(params), record.settings(params)
+    if before is not None and before.address == address and before.settings == settings and before.answers():
+        say(f"serve: nothing changed since {before.started}")
+        return before
+    with _connected(address):
+        deploy.deploy(params)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    served = Served(record.url(params), None, now, model.label, settings, address=address)
+    until = time.monotonic() + ANSWER_S
+    while not served.answers():
+        if time.monotonic() > until:
+            raise ServingError(
+                f"deployed, but {served.url} does not answer from here: Serve on {address} listens elsewhere; "
+                "set serve.host and serve.port as it does"
+            )
+        time.sleep(0.2)
+    record.write(params, served)
+    return served
+
+
+def stop(params: Params, served: Served) -> None:
+    """Delete the application from its cluster; the cluster stays. Raises ServingError."""
+    assert served.address is not None
+    with _connected(served.address):
+        deploy.withdraw(params)
+    record.remove(params)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    ray_address.check(address)
+    os.environ.update({name: value for name, value in ray_address.QUIET.items() if name not in os.environ})
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": [str(code.PACKAGE)]},
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ServingError(f"cannot use the cluster at RAY_ADDRESS={address}: {reason}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,242 @@
+"""What a client can send, right or wrong, and what it gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from served import CLASSES, Server, png
+
+from flywheel.data import images
+from flywheel.models import classifier
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """Return a PNG of side x side black pixels in a few bytes a thousand."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    pixels = zlib.compress(b"\0" * (side + 1) * 100)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_an_image_gets_what_the_model_says_of_it(server: Server) -> None:
+    version = server.registry.resolve("model-1")
+    model = classifier.load(server.registry.open(version))
+    for seed in range(3):
+        answer = server.predict(png(seed), **{"Content-Type": "image/png"})
+        assert answer.status_code == 200
+        body = answer.json()
+        expected = model.predict(images.decode(png(seed), 32)[None])[0]
+        told = [body["probabilities"][name] for name in CLASSES]
+        np.testing.assert_allclose(told, expected, atol=0.01)
+        assert body["class_id"] == int(np.argmax(told))
+        assert body["label"] == CLASSES[body["class_id"]]
+        assert body["confidence"] == max(told)
+        assert body["model"] == version.label
+        assert abs(sum(told) - 1) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])
+def test_the_content_decides_not_the_content_type(server: Server, kind: str, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    picture = Image.fromarray(np.full((20, 30, 3), 120, dtype=np.uint8))
+    assert server.predict(encoded(picture, kind), **headers).status_code == 200
+
+
+def test_curls_way_of_posting_a_file_works(server: Server) -> None:
+    answer = server.predict(png(), **{"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.status_code == 200
+
+
+def test_a_clients_request_id_is_kept_and_others_get_one(server: Server) -> None:
+    given = server.predict(png(), **{"X-Request-Id": "order-66"})
+    assert given.json()["request_id"] == given.headers["x-request-id"] == "order-66"
+    own = server.predict(png())
+    assert own.json()["request_id"] == own.headers["x-request-id"] != ""
+    refused = server.predict(b"", **{"X-Request-Id": "empty"})
+    assert refused.json()["request_id"] == refused.headers["x-request-id"] == "empty"
+
+
+def test_many_parts_answer_in_order_each_with_its_result_or_error(server: Server) -> None:
+    parts = [("file", ("a.png", png(1))), ("file", ("b.txt", b"no image")), ("file", ("c.png", png(2)))]
+    answer = requests.post(f"{server.url}/predict", files=parts, timeout=60)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["predictions"]
+    assert first["label"] == server.predict(png(1)).json()["label"]
+    assert third["probabilities"].keys() == set(CLASSES)
+    assert list(second) == ["error"]
+    assert "not an image" in second["error"]
+
+
+ANIMATED = [Image.fromarray(np.full((8, 8), value, dtype=np.uint8)) for value in (0, 255)]
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"hello", "not an image in one of the formats"),
+    "truncated": (png()[:200], "truncated"),
+    "animated": (encoded(ANIMATED[0], "GIF", save_all=True, append_images=ANIMATED[1:]), "animated"),
+    "16-bit": (encoded(Image.fromarray(np.zeros((8, 8), dtype=np.uint16)), "PNG"), "16 bits"),
+    "CMYK": (encoded(Image.new("CMYK", (8, 8)), "JPEG"), "CMYK"),
+    "bomb": (bomb(50_000), "pixels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_usable_image_is_refused_with_the_reason(server: Server, case: str) -> None:
+    body, reason = BAD[case]
+    answer = server.predict(body)
+    assert answer.status_code == 400, answer.text
+    assert reason in answer.json()["error"]
+    assert server.predict(png()).status_code == 200
+
+
+def test_a_large_body_is_refused_before_it_is_read(server: Server) -> None:
+    """The answer comes though not a byte of the 100 GB follows."""
+    with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=30) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n")
+        head = client.recv(4096).decode()
+    assert " 413 " in head.splitlines()[0]
+    assert server.predict(b"x" * 200_001).status_code == 413
+    assert "200,000 bytes (serve.max_body_bytes)" in server.predict(b"x" * 200_001).json()["error"]
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> None:
+    sent = 0
+
+    def endless() -> Any:
+        nonlocal sent
+        while sent < 500_000_000:
+            sent += 50_000
+            yield b"x" * 50_000
+
+    try:
+        answer = requests.post(f"{server.url}/predict", data=endless(), timeout=60)
+        assert answer.status_code == 413
+    except requests.ConnectionError:
+        pass  # closed while we still sent: refused as well
+    assert sent < 100_000_000
+    assert server.predict(png()).status_code == 200
+
+
+def test_too_many_parts_are_refused(server: Server) -> None:
+    parts = [("file", (f"{number}.png", png(size=8))) for number in range(9)]
+    answer = requests.post(f"{server.url}/predict", files=parts, timeout=60)
+    assert answer.status_code == 413
+    assert "more than 8 parts (serve.max_parts)" in answer.json()["error"]
+    assert requests.post(f"{server.url}/predict", files=parts[:8], timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "reason"),
+    [
+        ({"Content-Type": "multipart/form-data"}, b"x", "boundary"),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, b"no parts here", "not multipart"),
+        (
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            b'--b\r\nContent-Disposition: form-data; name="other"\r\n\r\n1\r\n--b--\r\n',
+            "no part is a file called 'file'",
+        ),
+    ],
+)
+def test_broken_multipart_says_what_is_wrong(server: Server, headers: dict[str, str], body: bytes, reason: str) -> None:
+    answer = server.predict(body, **headers)
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]
+
+
+def test_wrong_paths_and_methods_are_answered_in_json(server: Server) -> None:
+    nowhere = requests.get(f"{server.url}/nowhere", timeout=60)
+    assert nowhere.status_code == 404
+    assert "POST an image to /predict" in nowhere.json()["error"]
+    wrong = requests.get(f"{server.url}/predict", timeout=60)
+    assert wrong.status_code == 405
+    assert "GET is not for /predict" in wrong.json()["error"]
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_hundred_clients_that_hang_up_leave_the_next_one_served(server: Server) -> None:
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png())}\r\n\r\n".encode()
+
+    def hang_up(number: int) -> None:
+        with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=30) as client:
+            client.sendall(head + (png() if number % 2 else png()[:100]))
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(hang_up, range(100)))
+    answer = server.predict(png())
+    assert answer.status_code == 200
+    assert answer.elapsed.total_seconds() < 30
+
+
+def test_overload_is_answered_at_once_and_leaves_nothing_behind(server: Server) -> None:
+    parts = [("file", (f"{number}.png", png(number))) for number in range(8)]  # eight images a request fill the queue
+
+    def ask(_: int) -> tuple[int, str | None, float]:
+        answer = requests.post(f"{server.url}/predict", files=parts, timeout=60)
+        return answer.status_code, answer.headers.get("Retry-After"), answer.elapsed.total_seconds()
+
+    with ThreadPoolExecutor(48) as pool:
+        pending = [pool.submit(ask, number) for number in range(480)]
+        healths = []
+        while not all(future.done() for future in pending):
+            healths.append(requests.get(f"{server.url}/healthz", timeout=30).status_code)
+            time.sleep(0.1)
+        answers = [future.result() for future in pending]
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) == {200, 503}
+    assert all(1 <= int(after or 0) <= 60 for status, after, _ in answers if status == 503)
+    assert set(healths) == {200}
+    assert [ask(0)[0] for _ in range(5)] == [200] * 5
+
+
+def test_metrics_count_what_was_asked(server: Server) -> None:
+    def value(name: str) -> float:
+        text = requests.get(f"{server.url}/metrics", timeout=60).text
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    good, bad = 'flywheel_requests_total{path="/predict"', "flywheel_predictions_total"
+    before = {name: value(name) for name in (good, bad, "flywheel_request_seconds_count", "flywheel_confidence_count")}
+    for seed in range(4):
+        server.predict(png(seed))
+    server.predict(b"")
+    after = {name: value(name) for name in before}
+    assert [after[name] - before[name] for name in before] == [5, 4, 4, 4]
+    text = requests.get(f"{server.url}/metrics", timeout=60).text
+    assert 'model="model-1:v0"' in text
+    for name in ("flywheel_batch_size_bucket", "flywheel_queue_images", "flywheel_failed_swaps"):
+        assert name in text
+
+
+def test_the_access_log_has_a_line_a_request(server: Server) -> None:
+    server.predict(png(), **{"X-Request-Id": "look-for-me"})
+    lines = [json.loads(line) for path in (server.params.store / "logs").glob("access-*.jsonl") for line in path.open()]
+    (found,) = [line for line in lines if line["request_id"] == "look-for-me"]
+    assert (found["method"], found["path"], found["status"]) == ("POST", "/predict", 200)
+    assert found["ms"] > 0
+    assert found["model"] == "model-1:v0"
+
+
+def test_model_tells_what_answers(server: Server) -> None:
+    told = requests.get(f"{server.url}/model", timeout=60).json()
+    version = server.registry.resolve("model-1")
+    assert (told["model"], told["ref"], told["classes"]) == (version.label, version.ref, list(CLASSES))
+    assert told["swap_error"] is None
+    assert requests.get(f"{server.url}/healthz", timeout=60).json() == {"status": "ready", "model": version.label}
