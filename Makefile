@@ -81,6 +81,11 @@ test: lint ## lint, types and tests (about 8 minutes on two cores)
 test-all: lint ## the same and the long tests
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
+BENCH ?= serving
+.PHONY: bench
+bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=serving)
+	@exec $(VENV_PYTHON) benchmarks/$(BENCH).py $(ARGS)
+
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)
 
