@@ -20,6 +20,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.command",
         "flywheel.data.fetch",
         "flywheel.files",
+        "flywheel.gate_picture",
         "flywheel.params",
         "flywheel.params_file",
         "flywheel.pictures",

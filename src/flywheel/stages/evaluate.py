@@ -1,4 +1,8 @@
-"""The stage `evaluate`: the sweep's best model on the test set, then the gate."""
+"""The stage `evaluate`: the sweep's best model on the test set, then the gate.
+
+What is in production is no input: the gate decides when a best model, the data, the gate's params or the code are new,
+and a model that was moved out of production by hand does not come back because somebody types `make evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ def run(
 
 
 def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
-    from flywheel import pictures, promotion
+    from flywheel import gate, pictures, promotion
     from flywheel.data import dataset
     from flywheel.evaluation import metrics
     from flywheel.models import classifier
@@ -65,7 +69,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         probabilities = loaded.predict(test.images)
         result = metrics.evaluate(probabilities, test.labels, opened.class_names)
         accuracy = result["accuracy"]
-        decision = promotion.judge(params, registry, model, accuracy)
+        decision = promotion.judge(params, registry, model, probabilities=probabilities)
         title = f"{model.label}: {accuracy:.2%} of {result['n']:,} test images"
         folder, names = params.reports, opened.class_names
         drawn = (
@@ -81,21 +85,23 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
             ),
         )  # fmt: skip
         files.write_json(folder / "evaluation.json", {"model": model.ref, "dataset": data.ref, **result})
+        gate_reports = promotion.report(params, decision)
+        for line in gate.table(decision):
+            say(line)
         moved = promotion.apply(params, registry, model, decision)
-        files.write_json(folder / "gate.json", decision.report())
         numbers = {
             "accuracy": accuracy,
             "ece": result["ece"],
             "n": result["n"],
             "interval": result["interval"],
         }
-        tracked.summarize({**numbers, "decision": decision.decision})
+        tracked.summarize({**numbers, **decision.numbers(), "decision": decision.decision})
         tracked.log_confusion_matrix(test.labels.tolist(), probabilities.argmax(axis=1).tolist(), opened.class_names)
-        tracked.log_pictures(drawn)
+        tracked.log_pictures([*drawn, *(path for path in gate_reports if path.suffix == ".png")])
     except BaseException:
         tracked.finish(failed=True)
         raise
     tracked.finish()
     verdict = {"decision": decision.decision, "reasons": list(decision.reasons), "promoted": moved}
-    reports = (folder / "evaluation.json", folder / "gate.json", *drawn)
+    reports = (folder / "evaluation.json", *drawn, *gate_reports)
     return Outcome((model,), reports, {**numbers, **verdict})
