@@ -26,6 +26,8 @@ def main() -> None:
             f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
         )
         outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
+        if metrics["decision"] != "keep" and not metrics["promoted"]:
+            outcome += " (promotion.auto is off)"
         say(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
         production = registry.aliases(params.registered_model).get("production")
         if metrics["promoted"] and production != receipt["inputs"]["model"]:

@@ -141,14 +141,14 @@ def decide(
     base["accuracy"] = {model.model: model.accuracy(exam) for model in (candidate, production, best_ever) if model}
     base["reported"] = _reported(exam, candidate, production)
     missing = [] if checks["answers"] else [_no_answer(candidate)]
-    best = _against(best_ever, candidate, exam)
+    test = _against(production, candidate, exam)
+    same = production and best_ever and production.model == best_ever.model
+    best = test if same else _against(best_ever, candidate, exam)
     if best is not None:
         base["best_ever_difference"] = best.overall
         checks["best_ever"] = best.overall.low > -rules.margin
-    if production is None:
+    if production is None or test is None:
         return _first(rules, candidate.accuracy(exam), checks, missing, best, base)
-    test = _against(production, candidate, exam)
-    assert test is not None
     holdout = _on_holdout(production, candidate, exam)
     harmed = [name for name, difference in test.per_class.items() if difference.high < -rules.class_margin]
     checks |= {
@@ -159,7 +159,7 @@ def decide(
     reasons = missing
     if not checks["test"]:
         reasons.append(_worse(test.overall, "production", rules.margin))
-    if best is not None and best_ever is not None and best_ever.model != production.model and not checks["best_ever"]:
+    if best is not None and best_ever is not None and not same and not checks["best_ever"]:
         reasons.append(_worse(best.overall, f"{best_ever.label}, the best that was in production", rules.margin))
     for name in harmed:
         reasons.append(f"class {name} is harmed: {said(test.per_class[name])}, wholly below -gate.class_margin")
@@ -187,7 +187,7 @@ def table(decision: Decision) -> list[str]:
     lines = [f"gate: candidate {candidate}, production {names.get(decision.production or '', 'none')}"]
     if decision.overall is not None:
         lines.append(f"  {'':<11}{'images':>7}{'old':>9}{'new':>9}{'points':>9}   {'95 % interval':<18}{'rule':<20}")
-    rows = [("test", decision.production, decision.overall, f"low above {-100 * rules.get('margin', 0):+.2f}")]
+    rows = [("test", decision.production, decision.overall, f"low above {0 - 100 * rules.get('margin', 0):+.2f}")]
     if decision.best_ever != decision.production:
         rows.append(("best ever", decision.best_ever, decision.best_ever_difference, rows[0][3]))
     new = decision.accuracy.get(decision.candidate)
@@ -202,7 +202,7 @@ def table(decision: Decision) -> list[str]:
         lines.append(_row("holdout", decision.holdout, old, recent, "high not below 0", decision.checks["holdout"]))
     if decision.per_class:
         name, worst = min(decision.per_class.items(), key=lambda item: item[1].difference.high)
-        rule = f"high not below {-100 * rules['class_margin']:+.2f}"
+        rule = f"high not below {0 - 100 * rules['class_margin']:+.2f}"
         old, recent = f"{worst.old:.2%}", f"{worst.new:.2%}"
         lines.append(_row("worst class", worst.difference, old, recent, rule, decision.checks["per_class"]))
         lines.append(f"  worst class: {name} (its interval holds for all {len(decision.per_class)} classes together)")

@@ -222,4 +222,45 @@ def test_the_environment_follows_the_content_of_what_is_installed(tmp_path: Path
 
 def test_gate_json_has_the_keys_that_others_read(turned: subprocess.CompletedProcess[str], place: Path) -> None:
     gate = json.loads((place / "reports/demo/gate.json").read_text())
-    assert {"candidate", "production", "decision", "reasons", "checks"} <= set(gate)
+    assert {
+        "candidate", "production", "best_ever", "decision", "reasons", "overall", "best_ever_difference", "per_class",
+        "holdout", "checks", "reported",
+    } <= set(gate)  # fmt: skip
+
+
+def test_promote_rollback_and_history_by_hand(
+    turned: subprocess.CompletedProcess[str], place: Path, tmp_path: Path
+) -> None:
+    """A second model by force, with a reason that a shell would take apart; back; and who did what and why."""
+    copy = tmp_path / "copy"
+    shutil.copytree(place, copy, symlinks=True)
+    no_model = make(copy, "promote", "PROFILE=demo")
+    assert no_model.stderr.startswith("error: which model? make promote MODEL=name:version")
+    gone = make(copy, "rollback", "PROFILE=demo")
+    assert gone.stderr.startswith("error: there is nothing to roll back to: digits-classifier has had one production")
+    model = json.loads((copy / "reports/demo/gate.json").read_text())["candidate"]
+    there = make(copy, "promote", f"MODEL={model}", "PROFILE=demo")
+    assert (there.returncode, "is in production already" in there.stdout) == (0, True)
+    other = json.loads((copy / "reports/demo/sweep.json").read_text())["best"]["model"]
+    assert other == model
+    second = make(copy, "sweep", "PROFILE=demo", overrides=f"{SMALL} sweep.seed=5 sweep.epochs=1 recipe.seed=1")
+    assert second.returncode == 0, second.stderr
+    candidate = "digits-classifier:best"
+    strict = f"{SMALL} gate.margin=0"
+    refused = make(copy, "promote", f"MODEL={candidate}", "PROFILE=demo", overrides=strict)
+    assert refused.returncode == 2
+    assert len([line for line in refused.stderr.splitlines() if not line.startswith("make: ***")]) == 1
+    assert 'FORCE=1 REASON="why" overrides' in refused.stderr
+    unreasoned = make(copy, "promote", f"MODEL={candidate}", "FORCE=1", "PROFILE=demo", overrides=strict)
+    assert unreasoned.stderr.startswith('error: FORCE=1 needs REASON="why"')
+    reason = """it's "better" (say 50 % of; us) $HOME `id` -x"""
+    arguments = (f"MODEL={candidate}", "FORCE=1", f"REASON={reason.replace('$', '$$')}", "PROFILE=demo")
+    forced = make(copy, "promote", *arguments, overrides=strict)
+    assert forced.returncode == 0, forced.stderr
+    assert "is in production by force" in forced.stdout
+    assert make(copy, "rollback", "REASON=second thoughts", "PROFILE=demo").returncode == 0
+    shown = make(copy, "history", "PROFILE=demo").stdout.splitlines()
+    assert len(shown) == 3
+    assert f"FORCED {reason}" in shown[1]
+    assert shown[2].endswith(": second thoughts")
+    assert "previous: " in make(copy, "history", "ARGS=--all", "PROFILE=demo").stdout
