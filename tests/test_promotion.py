@@ -289,6 +289,19 @@ def test_on_another_data_set_nobody_is_judged_on_what_he_was_trained_on(wheel: W
     assert (len(sheet.exam.test), sheet.exam.left_out) == (550, 0)
 
 
+def test_where_every_test_image_was_trained_on_nothing_is_judged(wheel: Wheel, tmp_path: Path) -> None:
+    wheel.settle("a")
+    indices = dict(wheel.made.data.indices)
+    indices |= {"train": indices["train"][300:], "test": indices["train"][:300]}
+    old_data = wheel.data
+    wheel.replace_data(replace(wheel.made.data, indices=indices), tmp_path / "moved")
+    decision = promotion.judge(wheel.params, wheel.registry, wheel.publish("b", None, old_data))
+    assert decision.decision == "keep"
+    assert "no test image is left" in decision.reasons[0]
+    promotion.report(wheel.params, decision)
+    assert files.read_json(wheel.params.reports / "gate.json")["decision"] == "keep"
+
+
 def test_a_model_of_another_image_size_is_asked_as_the_server_would(wheel: Wheel, tmp_path: Path) -> None:
     first = wheel.settle("a")
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
@@ -512,7 +525,7 @@ while True:
 
 @pytest.mark.parametrize(
     ("action", "kills", "longest_s"),
-    [("rollback", 30, 0.1), pytest.param("promote", 12, 3.0, marks=pytest.mark.long)],
+    [("rollback", 30, 0.1), pytest.param("promote", 12, 12.0, marks=pytest.mark.long)],
 )
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     wheel: Wheel, random: np.random.Generator, action: str, kills: int, longest_s: float

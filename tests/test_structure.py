@@ -27,7 +27,7 @@ LAYERS = (
     ("flywheel.models",),
     ("flywheel.training", "flywheel.evaluation"),
     ("flywheel.gate",),
-    ("flywheel.exam",),
+    ("flywheel.exam", "flywheel.gate_table"),
     ("flywheel.sweep", "flywheel.promotion"),
     ("flywheel.stages",),
     ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor"),
@@ -102,6 +102,7 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
         "flywheel.tracking",
         "flywheel.pictures",
         "flywheel.gate_picture",
+        "flywheel.gate_table",
     }
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}

@@ -21,6 +21,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.data.fetch",
         "flywheel.files",
         "flywheel.gate_picture",
+        "flywheel.gate_table",
         "flywheel.params",
         "flywheel.params_file",
         "flywheel.pictures",

@@ -65,12 +65,17 @@ def ask(
     if model.class_names != sheet.exam.class_names:
         nothing = np.zeros(0, np.int64)
         return Answers(version.ref, version.label, model.class_names, nothing, nothing)
-    test = model.predict(_sized(sheet.test, model)) if probabilities is None else probabilities[sheet.kept]
-    empty = not len(sheet.holdout)
-    holdout = np.zeros((0, test.shape[1]), np.float32) if empty else model.predict(_sized(sheet.holdout, model))
-    ece = metrics.calibration(test, sheet.exam.test)["ece"] if np.isfinite(test).all() else None
-    latency_ms = _latency_ms(model, _sized(sheet.test[:1], model)) if timed else None
+    test = _predict(model, sheet.test) if probabilities is None else probabilities[sheet.kept]
+    holdout = _predict(model, sheet.holdout)
+    ece = metrics.calibration(test, sheet.exam.test)["ece"] if len(test) and np.isfinite(test).all() else None
+    latency_ms = _latency_ms(model, _sized(sheet.test[:1], model)) if timed and len(test) else None
     return Answers(version.ref, version.label, model.class_names, _classes(test), _classes(holdout), ece, latency_ms)
+
+
+def _predict(model: Classifier, pixels: Pixels) -> NDArray[np.float32]:
+    if not len(pixels):
+        return np.zeros((0, len(model.class_names)), np.float32)
+    return model.predict(_sized(pixels, model))
 
 
 def _classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -80,7 +85,7 @@ def _classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _sized(pixels: Pixels, model: Classifier) -> Pixels:
     size = model.image_size
-    if pixels.shape[1] == size or not len(pixels):
+    if pixels.shape[1] == size:
         return pixels
     return np.stack([images.from_array(image, size) for image in pixels])
 

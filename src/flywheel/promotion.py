@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # numpy and torch load where models are judged
     from numpy.typing import NDArray
 
     from flywheel.gate import Answers, Decision, Exam
+    from flywheel.tracking import Run
 
 
 class PromotionError(FlywheelError):
@@ -87,16 +88,28 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
     return True
 
 
-def report(params: Params, decision: Decision) -> tuple[Path, ...]:
-    """Write gate.json and, where models were compared, gate.png into the reports folder; returns what was written."""
-    path, picture = params.reports / "gate.json", params.reports / "gate.png"
-    files.write_json(path, decision.report())
-    if not decision.per_class:
-        picture.unlink(missing_ok=True)  # of an earlier decision
-        return (path,)
-    from flywheel import gate_picture
+def report(
+    params: Params, decision: Decision, tracked: Run | None = None, say: Callable[[str], None] = print
+) -> tuple[Path, ...]:
+    """Say a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
 
-    return (path, gate_picture.draw(decision.report(), picture))
+    Returns the files written into the reports folder.
+    """
+    from flywheel import gate_picture, gate_table
+
+    for line in gate_table.table(decision):
+        say(line)
+    written = [params.reports / "gate.json"]
+    files.write_json(written[0], decision.report())
+    picture = params.reports / "gate.png"
+    if decision.per_class:
+        written.append(gate_picture.draw(decision.report(), picture))
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier decision
+    if tracked is not None:
+        tracked.summarize(decision.numbers())
+        tracked.log_pictures(written[1:])
+    return tuple(written)
 
 
 def promote(
@@ -113,7 +126,7 @@ def promote(
     Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or
     gives no finite probabilities.
     """
-    from flywheel import gate, stage
+    from flywheel import stage
     from flywheel.tracking import Tracker
 
     reason = " ".join(reason.split())
@@ -133,11 +146,7 @@ def promote(
             "promote", f"promote {candidate.label}", {"model": candidate.ref, "forced": force, "reason": reason}
         )
         try:
-            written = report(params, decision)
-            for line in gate.table(decision):
-                say(line)
-            tracked.summarize(decision.numbers())
-            tracked.log_pictures([path for path in written if path.suffix == ".png"])
+            report(params, decision, tracked, say)
             why = "; ".join(decision.reasons)
             refused = decision.decision == "keep"
             if refused and not force:

@@ -50,7 +50,7 @@ def run(
 
 
 def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
-    from flywheel import gate, pictures, promotion
+    from flywheel import pictures, promotion
     from flywheel.data import dataset
     from flywheel.evaluation import metrics
     from flywheel.models import classifier
@@ -85,9 +85,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
             ),
         )  # fmt: skip
         files.write_json(folder / "evaluation.json", {"model": model.ref, "dataset": data.ref, **result})
-        gate_reports = promotion.report(params, decision)
-        for line in gate.table(decision):
-            say(line)
+        gate_reports = promotion.report(params, decision, tracked, say)
         moved = promotion.apply(params, registry, model, decision)
         numbers = {
             "accuracy": accuracy,
@@ -95,9 +93,9 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
             "n": result["n"],
             "interval": result["interval"],
         }
-        tracked.summarize({**numbers, **decision.numbers(), "decision": decision.decision})
+        tracked.summarize({**numbers, "decision": decision.decision})
         tracked.log_confusion_matrix(test.labels.tolist(), probabilities.argmax(axis=1).tolist(), opened.class_names)
-        tracked.log_pictures([*drawn, *(path for path in gate_reports if path.suffix == ".png")])
+        tracked.log_pictures(drawn)
     except BaseException:
         tracked.finish(failed=True)
         raise
