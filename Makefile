@@ -12,7 +12,9 @@ PYTHON ?= python3
 PROFILE ?= cifar10
 SET ?=
 ARGS ?=
-export PROFILE SET
+MODEL ?=
+REASON ?=
+export PROFILE SET MODEL REASON
 
 # The stamp's name holds a checksum of what is installed: the environment is refreshed when the content
 # of these files changes, never because of a time stamp.
@@ -39,7 +41,7 @@ data: $(READY) ## build the data set and its splits: the artifact cifar10_datase
 sweep: data ## search for the best model; publishes model-<run_id>, linked as best
 	@$(STAGE)
 
-evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
+evaluate: sweep ## judge the best model on the test set; it goes into production if it passes the gate
 	@$(STAGE)
 
 .PHONY: serve stop
@@ -47,6 +49,16 @@ serve: $(READY) ## answer /predict in the background with the model in productio
 	@$(SCRIPT) $(if $(filter-out 0,$(FOREGROUND)),--foreground) $(ARGS)
 
 stop: $(READY) ## end the server that make serve started, and nothing else
+	@$(SCRIPT) $(ARGS)
+
+.PHONY: promote rollback history
+promote: $(READY) ## put MODEL=name:version into production if it passes the gate (FORCE=1 REASON="…" if not)
+	@$(SCRIPT) $(if $(filter-out 0,$(FORCE)),--force) --reason="$$REASON" -- "$$MODEL"
+
+rollback: $(READY) ## put the previous model back into production
+	@$(SCRIPT) --reason="$$REASON"
+
+history: $(READY) ## what moved into production: who, when and why (ARGS=--all for every alias)
 	@$(SCRIPT) $(ARGS)
 
 .PHONY: status doctor artifacts lineage logs prune clean

@@ -21,11 +21,13 @@ LAYERS = (
     ("flywheel.files", "flywheel.search_space", "flywheel.code", "flywheel.ray_address"),
     ("flywheel.params",),
     ("flywheel.params_file", "flywheel.registry", "flywheel.tracking", "flywheel.pictures"),
-    ("flywheel.stage", "flywheel.params_reference"),
+    ("flywheel.stage", "flywheel.params_reference", "flywheel.gate_picture"),
     ("flywheel.command",),
     ("flywheel.data",),
     ("flywheel.models",),
     ("flywheel.training", "flywheel.evaluation"),
+    ("flywheel.gate",),
+    ("flywheel.exam", "flywheel.gate_table"),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving"),
     ("flywheel.stages",),
     ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor"),
@@ -99,6 +101,8 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
         "flywheel.params_file",
         "flywheel.tracking",
         "flywheel.pictures",
+        "flywheel.gate_picture",
+        "flywheel.gate_table",
     }
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}

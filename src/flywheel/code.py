@@ -20,6 +20,8 @@ INFRASTRUCTURE = frozenset(
         "flywheel.command",
         "flywheel.data.fetch",
         "flywheel.files",
+        "flywheel.gate_picture",
+        "flywheel.gate_table",
         "flywheel.params",
         "flywheel.params_file",
         "flywheel.pictures",

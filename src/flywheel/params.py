@@ -135,6 +135,13 @@ class Gate(Section):
     """What a model must show before it goes into production."""
 
     floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="test accuracy of a first model, at least")
+    margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="test accuracy that a candidate may lose to production, or to the best ever, within the 95 % "
+        "interval; 0: it must be shown better (docs/gate.md)"
+    )
+    class_margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="a class is harmed if its interval (95 % for all classes together) lies wholly below minus this"
+    )
 
 
 class Promotion(Section):
