@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ STYLE: Any = {
     "grid.color": GRID,
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # a class may be called $5
 }
 DPI = 150
 MAX_SIDE = 20.0  # inches
@@ -44,7 +46,8 @@ READABLE_CLASSES = 30  # beyond, a confusion matrix shows shades without numbers
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # an alphabet without a font shows as boxes
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         yield figure
         with files.atomic(path) as temporary:
