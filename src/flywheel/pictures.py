@@ -41,6 +41,7 @@ STYLE: Any = {
 }
 DPI = 150
 MAX_SIDE = 20.0  # inches
+MAX_NAME = 18  # letters of a class's name
 READABLE_CLASSES = 30  # beyond, a confusion matrix shows shades without numbers and names
 
 
@@ -74,7 +75,7 @@ def sample_grid(
     with _figure(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
         axis = figure.subplots()
         axis.imshow(mosaic, interpolation="nearest")
-        axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [class_names[i] for i in shown])
+        axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [_short(class_names[i]) for i in shown])
         axis.set_xticks([])
         axis.tick_params(length=0, colors=INK)
         axis.spines[:].set_visible(False)
@@ -101,8 +102,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
                 color="white" if dark else INK if count else GRID,
                 fontweight="bold" if row == column else "normal",
             )  # fmt: skip
-        slanted = max(map(len, class_names)) > 3
-        names = class_names if readable else ()
+        names = [_short(name) for name in class_names] if readable else []
+        slanted = max(map(len, names), default=0) > 3
         axis.set_xticks(
             range(len(names)), names, rotation=45 if slanted else 0,
             ha="right" if slanted else "center", rotation_mode="anchor",
@@ -162,9 +163,9 @@ def worst_mistakes(
             if place < len(shown):
                 index = shown[place]
                 axis.imshow(images[index], interpolation="nearest")
-                axis.set_title(class_names[labels[index]], fontsize=9, fontweight="normal", loc="center", pad=3)
+                axis.set_title(_short(class_names[labels[index]]), fontsize=9, fontweight="normal", loc="center", pad=3)
                 axis.text(
-                    0.5, -0.04, f"{class_names[predictions[index]]} {confidence[index]:.0%}",
+                    0.5, -0.04, f"{_short(class_names[predictions[index]])} {confidence[index]:.0%}",
                     transform=axis.transAxes, ha="center", va="top", fontsize=9, color=BAD, fontweight="bold",
                 )  # fmt: skip
     return path
@@ -257,3 +258,7 @@ def _draw_param(
     if axis.get_subplotspec() is not None and axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axis.set_ylabel("validation accuracy (%)")
     axis.grid(axis="y")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
