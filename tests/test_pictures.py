@@ -39,12 +39,16 @@ def test_any_class_name_can_be_drawn_without_a_warning(path: Path, random: np.ra
     images = random.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     probabilities = random.dirichlet(np.ones(len(NAMES)), len(labels)).astype(np.float32)
     matrix = random.integers(0, 9, (len(NAMES), len(NAMES))).tolist()
+    paths = iter(range(9))
+
+    def place() -> Path:
+        return path.with_stem(str(next(paths)))
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for made in (
-            pictures.sample_grid(images, labels, NAMES, "$title$", path),
-            pictures.confusion_matrix(matrix, NAMES, "$title$", path),
-            pictures.worst_mistakes(images, labels, probabilities, NAMES, "$title$", path),
+            pictures.sample_grid(images, labels, NAMES, "$title$", place()),
+            pictures.confusion_matrix(matrix, NAMES, "$title$", place()),
+            pictures.worst_mistakes(images, labels, probabilities, NAMES, "$title$", place()),
         ):
             assert drawn(made).std() > 0
-            made.unlink()
