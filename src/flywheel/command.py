@@ -25,7 +25,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a script; its help is the script's docstring."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--profile", help="profile of params.yaml (default: $PROFILE, else cifar10)")
-    result.add_argument("--set", help='overrides such as "sweep.trials=4 sweep.epochs=2" (default: $SET)')
+    result.add_argument(
+        "--set",
+        action="append",
+        help='overrides such as "sweep.trials=4 sweep.epochs=2"; may stand several times (default: $SET)',
+    )
     result.add_argument("--params", default="params.yaml", help="the params file (default: params.yaml)")
     return result
 
@@ -40,7 +44,7 @@ def stage_parser(description: str | None) -> argparse.ArgumentParser:
 def load_params(arguments: argparse.Namespace) -> Params:
     """Return the params that the command line and the environment ask for."""
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
-    overrides = os.environ.get("SET", "") if arguments.set is None else arguments.set
+    overrides = os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
     return params_file.load(arguments.params, profile, overrides)
 
 

@@ -164,7 +164,7 @@ def test_no_process_is_left(turned: subprocess.CompletedProcess[str], place: Pat
         (
             ("data", "PROFILE=demo"),
             "sweep.trails=3",
-            "error: params.yaml: sweep.trails: unknown key; did you mean trials?",
+            "error: SET: sweep.trails: unknown key; did you mean sweep.trials?",
         ),
         (("lineage", "PROFILE=demo"), "", "error: no artifact digits_dataset in"),
         (("data",), "data.source=folder data.path=/nowhere", "error: /nowhere: no such directory or archive"),
