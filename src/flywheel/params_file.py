@@ -187,7 +187,7 @@ def _leaves(tree: Any, model: type[BaseModel] | None, prefix: Key = ()) -> Itera
         kind = field.annotation if field else None
         if isinstance(kind, type) and issubclass(kind, Section):
             yield from _leaves(value, kind, (*prefix, name))
-        elif model is Sweep and name == "space":
+        elif model is Sweep and name == "space" and isinstance(value, dict):
             yield from _leaves(value, None, (*prefix, name))
         else:
             yield (*prefix, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,6 +74,8 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     from flywheel.data import dataset
     from flywheel.data.splits import SPLITS
 
+    # The stage is locked, so what lies here was left by one that was killed.
+    shutil.rmtree(params.store / "scratch" / "data", ignore_errors=True)
     opened = dataset.open_directory(registry.open(version))
     drawn = []
     for name in SPLITS:
@@ -87,6 +90,6 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
 
 def _scratch(params: Params) -> Path:
     """Return a folder on the store's file system for what is about to be published."""
-    folder = params.store / "scratch"
+    folder = params.store / "scratch" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
