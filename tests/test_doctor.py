@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
-from flywheel import doctor, files, ray_address, tracking
+from flywheel import doctor, ray_address, tracking
 from flywheel.doctor import Finding
 from flywheel.params import Params
 from flywheel.registry import Registry
+from flywheel.serving import record
+from flywheel.serving.record import Served
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,9 +30,12 @@ def findings(params: Params) -> dict[str, Finding]:
     return {finding.name: finding for finding in doctor.examine(params, Registry(params.store))}
 
 
-def test_a_sound_machine_has_no_trouble(params: Params) -> None:
-    found = findings(params)
-    assert list(found) == ["python", "packages", "device", "store disk", "cache disk", "registry", "ray", "wandb"]
+def test_a_sound_machine_has_no_trouble(make_params: Make) -> None:
+    with listening() as taken:
+        free = taken.getsockname()[1]
+    found = findings(make_params(f"serve.port={free}"))
+    names = ["python", "packages", "device", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
+    assert list(found) == names
     assert {name: finding.fix for name, finding in found.items() if finding.fix} == {}
     assert "torch 2.14.1" in found["packages"].text
     assert "trains in " in found["device"].text
@@ -109,22 +114,26 @@ def test_another_ray_on_the_machine_is_named_and_no_trouble(
     assert findings(params)["ray"].text.endswith("none runs now")  # the file outlives its Ray
 
 
-def test_a_port_is_free_or_taken_or_our_servers(params: Params) -> None:
+def test_a_port_is_free_or_taken_or_our_servers(make_params: Make) -> None:
+    def found(pid: int | None = None) -> Finding:
+        params = make_params(f"serve.port={number}")
+        if pid is not None:
+            record.write(params, Served(f"http://127.0.0.1:{number}", pid, "now", "m", "s"))
+        return findings(params)["port"]
+
     with listening() as taken:
         number = taken.getsockname()[1]
-        found = doctor.port(number, params)
-        assert found.text == f"{number} cannot be used (Address already in use)"
-        assert found.fix == "set serve.port to another, or end what uses it"
-        files.write_json(params.store / "serve.json", {"url": f"http://127.0.0.1:{number}", "pid": os.getpid()})
-        assert doctor.port(number, params) == Finding("port", f"{number}: this profile's server (pid {os.getpid()})")
-        files.write_json(params.store / "serve.json", {"url": f"http://127.0.0.1:{number}", "pid": 2**22 + 1})
-        assert doctor.port(number, params).fix
-    assert doctor.port(number, params) == Finding("port", f"{number} is free")
+        assert found().text == f"127.0.0.1:{number} cannot be used (Address already in use)"
+        assert found().fix == "set serve.port (or serve.host) to another, or end what uses it"
+        assert found(os.getpid()) == Finding("port", f"{number}: this profile's server (pid {os.getpid()})")
+        assert found(2**22 + 1).fix  # the record of one that was killed
+    assert found() == Finding("port", f"{number} is free")
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may use any port")
-def test_a_port_that_only_root_may_use_is_a_trouble(params: Params) -> None:
-    assert doctor.port(80, params).fix
+def test_an_address_that_is_not_this_machines_is_a_trouble(make_params: Make) -> None:
+    found = findings(make_params("serve.host=192.0.2.1"))["port"]  # RFC 5737: nobody's
+    assert "192.0.2.1:8000 cannot be used" in found.text
+    assert found.fix
 
 
 def test_what_waits_for_the_network_does_not_add_up(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flywheel import FlywheelError, files, ray_address
+from flywheel import FlywheelError, ray_address
 from flywheel.files import human_size
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -44,24 +44,30 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
         yield _device()
         yield from _disk(params)
         yield _store(registry)
+        yield _port(params)
         yield ray.result()
         yield wandb.result()
 
 
-def port(number: int, params: Params) -> Finding:
-    """Return whether the server's port is free, or taken by this profile's own server."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        running = files.read_json(params.store / "serve.json")
-        if urlsplit(running["url"]).port == number:
-            os.kill(int(running["pid"]), 0)
-            return Finding("port", f"{number}: this profile's server (pid {running['pid']})")
-    with socket.socket() as trying:
+def _port(params: Params) -> Finding:
+    from flywheel.serving import record
+
+    host, number, served = params.serve.host, params.serve.port, record.read(params)
+    if served and urlsplit(served.url).port == number:
+        with contextlib.suppress(OSError):
+            if served.pid is None:
+                return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
+            os.kill(served.pid, 0)
+            return Finding("port", f"{number}: this profile's server (pid {served.pid})")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trying:
         trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
         try:
-            trying.bind(("127.0.0.1", number))
+            trying.bind((host, number))
         except OSError as error:
-            fix = "set serve.port to another, or end what uses it"
-            return Finding("port", f"{number} cannot be used ({error.strerror})", fix)
+            return Finding(
+                "port", f"{host}:{number} cannot be used ({error.strerror})",
+                "set serve.port (or serve.host) to another, or end what uses it",
+            )  # fmt: skip
     return Finding("port", f"{number} is free")
 
 

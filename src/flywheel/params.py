@@ -161,7 +161,7 @@ class Promotion(Section):
 class Serve(Section):
     """The server: how much it takes, where it listens, how it grows."""
 
-    host: str = Field(min_length=1, description="where HTTP is answered; 127.0.0.1 = this machine only")
+    host: Text = Field(description="where HTTP is answered; 127.0.0.1 = this machine only")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="of HTTP")
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="copies of the model, at least")
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="at most; more than min_replicas autoscales")
