@@ -24,7 +24,7 @@ TREE = yaml.safe_load(SHIPPED.replace("5e-4", "0.0005"))
 PROFILES = sorted(TREE["profiles"])
 Path_ = tuple[str | int, ...]
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))  # 3,000 were tried once: docs/faults.md
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))  # 2,000 were tried once: docs/faults.md
 steady = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 60
 )

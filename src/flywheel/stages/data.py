@@ -80,7 +80,10 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     drawn = []
     for name in SPLITS:
         split = opened.split(name)
+        drift = {kind: severity for kind, severity in opened.description["drift"].items() if severity}
+        drifted = f" ({', '.join(f'{kind} {severity:g}' for kind, severity in drift.items())})" if drift else ""
         title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
+        title += drifted if name == "simulation" else ""
         path = params.reports / f"samples_{name}.png"
         drawn.append(pictures.sample_grid(split.images, split.labels, opened.class_names, title, path))
     description = opened.description
