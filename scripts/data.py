@@ -19,6 +19,8 @@ def main() -> None:
         receipt = data.run(params, Registry(params.store), force=arguments.force, say=say)
         counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
         say(f"data: {Registry(params.store).resolve(receipt['outputs'][0]).label}: {counts}")
+        for split, count in receipt["metrics"]["duplicates"]["within"].items():
+            say(f"data: {count} images of {split} are copies of others in it; they stay")
         for pair, count in receipt["metrics"]["duplicates"]["across"].items():
             kept, dropped = pair.split("/")
             say(f"data: {count} images of {dropped} left out: {kept} has the same")

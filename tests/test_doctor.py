@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from flywheel import doctor
+from flywheel import doctor, ray_address, tracking
 from flywheel.doctor import Finding
 from flywheel.params import Params
 from flywheel.registry import Registry
+from flywheel.serving import record
+from flywheel.serving.record import Served
+
+ROOT = Path(__file__).parents[1]
 
 Make = Callable[..., Params]
 
@@ -22,9 +30,12 @@ def findings(params: Params) -> dict[str, Finding]:
     return {finding.name: finding for finding in doctor.examine(params, Registry(params.store))}
 
 
-def test_a_sound_machine_has_no_trouble(params: Params) -> None:
-    found = findings(params)
-    assert list(found) == ["python", "packages", "device", "store disk", "cache disk", "registry", "ray", "wandb"]
+def test_a_sound_machine_has_no_trouble(make_params: Make) -> None:
+    with listening() as taken:
+        free = taken.getsockname()[1]
+    found = findings(make_params(f"serve.port={free}"))
+    names = ["python", "packages", "device", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
+    assert list(found) == names
     assert {name: finding.fix for name, finding in found.items() if finding.fix} == {}
     assert "torch 2.14.1" in found["packages"].text
     assert "trains in " in found["device"].text
@@ -77,6 +88,101 @@ def test_a_missing_package_is_a_trouble(params: Params, monkeypatch: pytest.Monk
     found = findings(params)["packages"]
     assert "no no-such-package" in found.text
     assert "make setup" in found.fix
+
+
+def listening() -> socket.socket:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    return taken
+
+
+def test_another_ray_on_the_machine_is_named_and_no_trouble(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert findings(params)["ray"].text == "a sweep starts its own and stops it, none runs now"
+    (tmp_path / "ray").mkdir()
+    with listening() as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)  # as `ray start` writes it
+        found = findings(params)["ray"]
+    assert found.text == f"a sweep starts its own and stops it beside the one at {address} (RAY_ADDRESS={address} " + (
+        "would use that)"
+    )
+    assert not found.fix
+    assert findings(params)["ray"].text.endswith("none runs now")  # the file outlives its Ray
+
+
+def test_a_port_is_free_or_taken_or_our_servers(make_params: Make) -> None:
+    def found(pid: int | None = None) -> Finding:
+        params = make_params(f"serve.port={number}")
+        if pid is not None:
+            record.write(params, Served(f"http://127.0.0.1:{number}", pid, "now", "m", "s"))
+        return findings(params)["port"]
+
+    with listening() as taken:
+        number = taken.getsockname()[1]
+        assert found().text == f"127.0.0.1:{number} cannot be used (Address already in use)"
+        assert found().fix == "set serve.port (or serve.host) to another, or end what uses it"
+        assert found(os.getpid()) == Finding("port", f"{number}: this profile's server (pid {os.getpid()})")
+        assert found(2**22 + 1).fix  # the record of one that was killed
+    assert found() == Finding("port", f"{number} is free")
+
+
+def test_an_address_that_is_not_this_machines_is_a_trouble(make_params: Make) -> None:
+    found = findings(make_params("serve.host=192.0.2.1"))["port"]  # RFC 5737: nobody's
+    assert "192.0.2.1:8000 cannot be used" in found.text
+    assert found.fix
+
+
+def test_what_waits_for_the_network_does_not_add_up(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray and W&B are asked at once, and each is given up after 3 s."""
+    assert tracking.PROBE_TIMEOUT_S <= 3
+    assert ray_address.PROBE_TIMEOUT_S <= 3
+    running: list[int] = []
+    both = threading.Barrier(2, timeout=30)  # breaks, and fails the test, if one waits for the other
+
+    def wait(finding: Finding) -> Finding:
+        both.wait()
+        running.append(1)
+        return finding
+
+    monkeypatch.setattr(doctor, "_ray", lambda: wait(Finding("ray", "")))
+    monkeypatch.setattr(doctor, "_wandb", lambda params: wait(Finding("wandb", "")))
+    findings(params)
+    assert len(running) == 2
+
+
+@pytest.mark.parametrize(("name", "below"), [("store", ""), ("reports", "/sub/folder"), ("cache", "")])
+def test_a_path_that_is_a_file_is_named_by_the_scripts(name: str, below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    overrides = f"paths.{name}={tmp_path}/file{below}"
+    for script in ("doctor", "data"):
+        result = subprocess.run(
+            [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", overrides],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert result.stderr == f"error: paths.{name}: {tmp_path}/file is a file; set paths.{name} to a directory\n"
+
+
+def test_a_full_disk_in_the_middle_of_a_stage_says_what_to_do(tmp_path: Path) -> None:
+    """No file may grow past 100 kB: the arrays of the data set do."""
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    limited += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    overrides = f"paths.store={tmp_path}/store paths.reports={tmp_path}/reports tracking.wandb=disabled"
+    arguments = ["scripts/data.py", "--profile", "demo", "--set", overrides]
+    full = subprocess.run(
+        [sys.executable, "-c", limited, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert full.returncode == 1
+    (line,) = full.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "free space" in line
+    assert not (tmp_path / "store/demo/receipts/data.json").exists()
+    again = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (again.returncode, again.stderr) == (0, "")
 
 
 def test_the_wandb_mode_comes_with_its_reason(make_params: Make, monkeypatch: pytest.MonkeyPatch) -> None:

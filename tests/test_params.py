@@ -65,7 +65,7 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("sweep.trails=3", "sweep.trails: unknown key; did you mean trials?"),
+        ("sweep.trails=3", "SET: sweep.trails: unknown key; did you mean sweep.trials?"),
         ("swep.trials=3", "swep: unknown key; did you mean sweep?"),
         ("sweep.trials=0", "sweep.trials: must be greater than or equal to 1 (got 0)"),
         ("sweep.trials=many", "sweep.trials: must be a valid integer (got 'many')"),
@@ -73,11 +73,17 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("data.drift.noise=9", "data.drift.noise: must be less than or equal to 5 (got 9)"),
         ("data.source=mnist", "data.source: must be 'cifar10', 'folder' or 'digits' (got 'mnist')"),
         ("data.source=folder", "source folder needs data.path"),
-        ("data.path=/somewhere", "path is read by source folder only (source is digits); set data.source=folder"),
+        (
+            "data.path=/somewhere",
+            "SET: data.path: is read by source folder only (data.source is digits)",
+        ),
         ("data.name=My_Shapes", "data.name: must be lower-case letters, digits and hyphens (got 'My_Shapes')"),
         ("profile.x=1", "profile: unknown key; PROFILE=name chooses a profile"),
         ("sweep.searcher=gp", "needs sweep.early_stopping=false"),
-        ("sweep.space.learning_rat=3", "sweep.space.learning_rat: unknown key; did you mean learning_rate?"),
+        (
+            "sweep.space.learning_rat=3",
+            "SET: sweep.space.learning_rat: unknown key; did you mean sweep.space.learning_r",
+        ),
         ("sweep.space.batch_size=[64.5]", "sweep.space.batch_size: must be a valid integer (got 64.5)"),
         ("sweep.space.learning_rate={log_uniform: [1, 0]}", "two numbers, the lower first"),
         ("sweep.space.learning_rate={log_uniform: [0, 1]}", "lower bound above 0"),
@@ -92,7 +98,24 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ),
         ("sweep.space.momentum={per_architecture: {compakt: 0.5}}", "did you mean compact?"),
         ("sweep.gpus_per_trial=1.5", "must be a fraction below 1 or a whole number (got 1.5)"),
-        ("sweep.trials=[3", "is not a YAML value"),
+        ("sweep.trials=[3", "SET: sweep.trials: '[3' is not a YAML value"),
+        ("sweep.learning_rate=3", "SET: sweep.learning_rate: unknown key; did you mean recipe.learning_rate?"),
+        ("sweep.space.zzz=3", "SET: sweep.space.zzz: unknown key; valid keys: architecture, batch_size"),
+        ("profile.x=1", "SET: profile: unknown key"),
+        ("sweep.first=[{momentum: 2}]", "SET: sweep.first[0].momentum: must be less than 1 (got 2)"),
+        ("sweep.first=[3]", "SET: sweep.first[0]: must be a mapping of keys to values (got 3)"),
+        ("sweep.first=3", "SET: sweep.first: must be a list (got 3)"),
+        ("data.drift=3", "SET: data.drift: must be a mapping of keys to values (got 3)"),
+        ("data={}", "SET: 'data={}' is not of the form section.key=value"),
+        (
+            "sweep.space.learning_rate={uniform: [0, .inf]}",
+            "sweep.space.learning_rate: uniform must be two numbers",
+        ),
+        ("sweep.trials=*x", "SET: sweep.trials: '*x' is not a YAML value"),
+        ("tracking.wandb=off", "SET: tracking.wandb: YAML reads off and on as false and true; write disabled, offline"),
+        ("tracking.wandb=on", "SET: tracking.wandb: YAML reads off and on as false and true; write disabled, offline"),
+        ("paths.store=", "SET: paths.store: must be a valid string (got None)"),
+        ('paths.store="a\\0b"', "SET: paths.store: must be text that can be shown (got 'a\\x00b')"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_keys_path(make_params: Make, overrides: str, message: str) -> None:
@@ -119,14 +142,44 @@ def test_every_mistake_has_its_line(make_params: Make) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_a_mistake_is_reported_from_where_it_stands(tmp_path: Path) -> None:
+    """In the file, in the profile, or in SET: what lies over the others is what is wrong."""
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(text.replace("  trials: 24", "  trials: 0").replace("      epochs: 8", "      epochs: 0"))
+    cases = {
+        ("cifar10", ""): f"{path}: sweep.trials: must be greater than or equal to 1 (got 0)",
+        ("demo", ""): f"{path}: profiles.demo.sweep.epochs: must be greater than or equal to 1 (got 0)",
+        ("demo", "sweep.epochs=-1"): "SET: sweep.epochs: must be greater than or equal to 1 (got -1)",
+        ("cifar10", "sweep.trials=-1"): "SET: sweep.trials: must be greater than or equal to 1 (got -1)",
+        ("cifar10", "sweep.epochs=1"): f"{path}: sweep.trials: must be greater than or equal to 1 (got 0)",
+    }
+    for (profile, overrides), message in cases.items():
+        with pytest.raises(ParamsError) as caught:
+            params_file.load(path, profile, overrides)
+        assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {name: a, name: b}\nprofiles: {p: {}}", "name stands twice"),
-        ("data: [", "not valid YAML"),
+        ("data:\n  name: a\n  name: b\nprofiles: {p: {}}", r"params.yaml:3: not valid YAML: name stands twice"),
+        ("data: [", r"params.yaml:1: not valid YAML"),
+        ("data:\n\tname: 3", r"params.yaml:2: not valid YAML"),
+        ('data: {}\nsweep: "open\n', r"params.yaml:3: not valid YAML"),
+        ("data: {}\nsweep: \x07\n", r"params.yaml:2: not valid YAML: a control character"),
+        ("a: &a [1]\nb: *a", r"params.yaml:2: not valid YAML: \*a: aliases are not read; write the value out"),
+        ("a: &a [*a]", r"params.yaml:1: not valid YAML: \*a: aliases are not read"),
+        ("a: 3\nb: 2026-13-45", r"params.yaml:2: not valid YAML: month must be in 1..12"),
+        ("a: " + "9" * 5_000, r"params.yaml:1: not valid YAML: Exceeds the limit"),
+        ("a: " + "[" * 5_000 + "]" * 5_000, r"params.yaml:1: not valid YAML: nested too deeply"),
+        ("a: !!python/object:os.system x", r"params.yaml:1: not valid YAML"),
+        ("", "must be a mapping"),
         ("- 1", "must be a mapping"),
         ("data: {}", "profiles: must name at least one profile"),
-        ("profiles: {p: 3}", "profiles.p: must be a mapping"),
+        ("profiles: {p: 3}", r"profiles.p: must be a mapping of keys to values \(got 3\)"),
+        ("profiles: {p: {sweep: 3}}", r"params.yaml: profiles.p.sweep: must be a mapping"),
+        ("sweep: 3\nprofiles: {p: {sweep: {trials: 1}}}", r"params.yaml: sweep: must be a mapping"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

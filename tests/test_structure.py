@@ -18,7 +18,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 # From the ground up; a module may import from its own room and the rooms below.
 LAYERS = (
     ("flywheel",),
-    ("flywheel.files", "flywheel.search_space", "flywheel.code", "flywheel.ray_address"),
+    ("flywheel.files", "flywheel.search_space", "flywheel.code", "flywheel.params_errors", "flywheel.ray_address"),
     ("flywheel.params",),
     ("flywheel.params_file", "flywheel.registry", "flywheel.tracking", "flywheel.pictures"),
     ("flywheel.stage", "flywheel.params_reference", "flywheel.gate_picture"),

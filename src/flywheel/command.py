@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -20,12 +21,27 @@ from flywheel.params import Params
 
 LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
+NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
+NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
+ADVICE = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EFBIG: NO_SPACE,
+    errno.EACCES: NOT_WRITABLE,
+    errno.EPERM: NOT_WRITABLE,
+    errno.EROFS: NOT_WRITABLE,
+}
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a script; its help is the script's docstring."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--profile", help="profile of params.yaml (default: $PROFILE, else cifar10)")
-    result.add_argument("--set", help='overrides such as "sweep.trials=4 sweep.epochs=2" (default: $SET)')
+    result.add_argument(
+        "--set",
+        action="append",
+        help='overrides such as "sweep.trials=4 sweep.epochs=2"; may stand several times (default: $SET)',
+    )
     result.add_argument("--params", default="params.yaml", help="the params file (default: params.yaml)")
     return result
 
@@ -40,8 +56,15 @@ def stage_parser(description: str | None) -> argparse.ArgumentParser:
 def load_params(arguments: argparse.Namespace) -> Params:
     """Return the params that the command line and the environment ask for."""
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
-    overrides = os.environ.get("SET", "") if arguments.set is None else arguments.set
-    return params_file.load(arguments.params, profile, overrides)
+    overrides = os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
+    params = params_file.load(arguments.params, profile, overrides)
+    for name in ("store", "reports", "cache"):
+        place: Path = getattr(params, name)
+        for path in (place, *place.parents):
+            with contextlib.suppress(OSError):
+                if path.exists() and not path.is_dir():
+                    raise FlywheelError(f"paths.{name}: {path} is a file; set paths.{name} to a directory")
+    return params
 
 
 @contextlib.contextmanager
@@ -90,7 +113,7 @@ def main(script: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}{ADVICE.get(error.errno or 0, '')}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: nothing was published; run the same command again", file=sys.stderr)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
+import socket
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from flywheel import FlywheelError, ray_address
 from flywheel.files import human_size
 from flywheel.params import Params
 from flywheel.registry import Registry
 
+PROBE_TIMEOUT_S = 1
 LOW_DISK_BYTES = 5_000_000_000
 DEPENDENCIES = ("torch", "torchvision", "ray", "wandb", "optuna")
 
@@ -30,13 +37,38 @@ class Finding:
 
 def examine(params: Params, registry: Registry) -> Iterator[Finding]:
     """Yield a finding for everything that a run depends on."""
-    yield _python()
-    yield _packages()
-    yield _device()
-    yield from _disk(params)
-    yield _store(registry)
-    yield _ray()
-    yield _wandb(params)
+    with ThreadPoolExecutor() as waiting:  # for answers over the network, while torch is imported
+        ray, wandb = waiting.submit(_ray), waiting.submit(_wandb, params)
+        yield _python()
+        yield _packages()
+        yield _device()
+        yield from _disk(params)
+        yield _store(registry)
+        yield _port(params)
+        yield ray.result()
+        yield wandb.result()
+
+
+def _port(params: Params) -> Finding:
+    from flywheel.serving import record
+
+    host, number, served = params.serve.host, params.serve.port, record.read(params)
+    if served and urlsplit(served.url).port == number:
+        with contextlib.suppress(OSError):
+            if served.pid is None:
+                return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
+            os.kill(served.pid, 0)
+            return Finding("port", f"{number}: this profile's server (pid {served.pid})")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trying:
+        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        try:
+            trying.bind((host, number))
+        except OSError as error:
+            return Finding(
+                "port", f"{host}:{number} cannot be used ({error.strerror})",
+                "set serve.port (or serve.host) to another, or end what uses it",
+            )  # fmt: skip
+    return Finding("port", f"{number} is free")
 
 
 def _python() -> Finding:
@@ -95,14 +127,26 @@ def _store(registry: Registry) -> Finding:
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
-        return Finding("ray", "a sweep starts its own and stops it")
-
+        other = _other_ray()
+        beside = f" beside the one at {other} (RAY_ADDRESS={other} would use that)" if other else ", none runs now"
+        return Finding("ray", f"a sweep starts its own and stops it{beside}")
     try:
         ray_address.check(address)
     except FlywheelError as error:
         text, _, fix = str(error).partition("; ")
         return Finding("ray", text, fix)
     return Finding("ray", f"a sweep runs on the cluster at {address}")
+
+
+def _other_ray() -> str:
+    """Return the address of the Ray that `ray start` runs on this machine, as Ray itself finds it, or nothing."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    with contextlib.suppress(OSError, ValueError):
+        address = (folder / "ray" / "ray_current_cluster").read_text().strip()
+        host, _, number = address.rpartition(":")
+        with socket.create_connection((host, int(number)), timeout=PROBE_TIMEOUT_S):
+            return address
+    return ""
 
 
 def _wandb(params: Params) -> Finding:

@@ -169,6 +169,24 @@ def lock_owner(path: Path) -> int:
     return int(path.with_suffix(".pid").read_text())
 
 
+def holder(path: Path) -> int | None:
+    """Return the pid of the process that holds a lock, or None when nobody does.
+
+    The lock is tried only if the process that it names lives: a run that starts just then would find it taken.
+    """
+    try:
+        pid = lock_owner(path)
+        os.kill(pid, 0)
+    except PermissionError:
+        pass  # a process of another user
+    except (OSError, ValueError, OverflowError):
+        return None
+    try:
+        return pid if is_locked(path) else None
+    except PermissionError:
+        return pid
+
+
 def size_of(directory: Path) -> int:
     """Return the bytes of all files below a directory; files that vanish meanwhile count nothing."""
     total = 0

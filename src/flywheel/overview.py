@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from flywheel import FlywheelError, stage
+from flywheel import FlywheelError, files, stage
 from flywheel.files import human_size
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
@@ -15,15 +16,19 @@ STAGES = (("data", data), ("sweep", sweep), ("evaluate", evaluate))
 
 
 def status(params: Params, registry: Registry) -> Iterator[str]:
-    """Yield a line a stage with the reason, then what is in production."""
+    """Yield a line a stage with the reason, then what is in production.
+
+    A stage is judged by what lies there; where one before it is to run, it waits for that, whatever lies there now.
+    """
     yield f"profile {params.profile}, store {params.store}"
+    ahead = ""  # the first stage that is not up to date
     for name, module in STAGES:
-        try:
-            verdict = stage.check(module.define(params, registry))
-            state = "up to date" if verdict.up_to_date else "to run"
-            yield f"{name:<12}{state:<12}{verdict.reason}"
-        except FlywheelError as error:
-            yield f"{name:<12}{'waiting':<12}{error}"
+        state, reason = _state(name, module, params, registry)
+        if ahead and not state.startswith("running"):
+            state, reason = "waiting", f"for {ahead}"
+        elif state != "up to date":
+            ahead = ahead or name
+        yield f"{name:<12}{state:<20} {reason}"
     aliases = registry.aliases(params.registered_model)
     for alias in ("best", "production"):
         if alias not in aliases:
@@ -95,6 +100,17 @@ def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
         yield f"{path}" if path.exists() else f"{path} (none yet)"
         if path.exists():
             yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
+
+
+def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:
+    pid = files.holder(stage.lock_path(params, name))
+    if pid is not None:
+        return f"running (pid {pid})", f"make logs PROFILE={params.profile} shows what it says"
+    try:
+        verdict = stage.check(module.define(params, registry))
+    except FlywheelError as error:
+        return "waiting", str(error)
+    return "up to date" if verdict.up_to_date else "to run", verdict.reason
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

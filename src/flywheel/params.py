@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flywheel import search_space
+from flywheel.params_errors import KeyedError, dotted, explain, nearest, show_value
 from flywheel.search_space import Choices, Domain, PerArchitecture
 
 
@@ -34,9 +34,23 @@ def _whole_above_one(value: float) -> float:
     return value
 
 
+def _shown(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"must be text that can be shown (got {show_value(value)})")
+    return value
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("YAML reads off and on as false and true; write disabled, offline, online or auto")
+    return value
+
+
+NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 NOT_IDENTITY = object()  # marks a param that does not change the result
 Severity = Annotated[float, Field(ge=0, le=5)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -53,9 +67,9 @@ class Drift(Section):
 class Data(Section):
     """What the `data` stage builds."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="names the artifacts: <name>_dataset, …")
+    name: str = Field(pattern=NAME, description="names the artifacts: <name>_dataset, …")
     source: Literal["cifar10", "folder", "digits"] = Field(description="where the images come from")
-    path: Annotated[str | None, NOT_IDENTITY] = Field(
+    path: Annotated[Text | None, NOT_IDENTITY] = Field(
         description="folder: a directory, .tar, .tar.gz or .zip of train/<class>/* and test/<class>/*; "
         "its content decides, not its place"
     )
@@ -69,9 +83,10 @@ class Data(Section):
     @model_validator(mode="after")
     def _folder_has_a_path(self) -> Data:
         if self.source == "folder" and not self.path:
-            raise ValueError("source folder needs data.path, a directory or archive")
+            raise KeyedError(("data", "source"), "source folder needs data.path, a directory or archive")
         if self.source != "folder" and self.path:
-            raise ValueError(f"path is read by source folder only (source is {self.source}); set data.source=folder")
+            reason = f"is read by source folder only (data.source is {self.source}); set data.source=folder"
+            raise KeyedError(("data", "path"), reason)
         return self
 
 
@@ -127,7 +142,7 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _searcher_fits(self) -> Sweep:
         if self.searcher == "gp" and self.early_stopping:
-            raise ValueError("searcher gp needs sweep.early_stopping=false (it ignores stopped trials)")
+            raise KeyedError(("sweep", "searcher"), "gp needs sweep.early_stopping=false (it ignores stopped trials)")
         return self
 
 
@@ -153,7 +168,7 @@ class Promotion(Section):
 class Serve(Section):
     """The server: how much it takes, where it listens, how it grows."""
 
-    host: str = Field(min_length=1, description="where HTTP is answered; 127.0.0.1 = this machine only")
+    host: Text = Field(description="where HTTP is answered; 127.0.0.1 = this machine only")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="of HTTP")
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="copies of the model, at least")
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="at most; more than min_replicas autoscales")
@@ -188,24 +203,24 @@ class Serve(Section):
 class Tracking(Section):
     """Weights & Biases."""
 
-    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], NOT_IDENTITY] = Field(
-        description="auto: WANDB_MODE if set, else online with a key and a network, else offline"
+    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_no_switch), NOT_IDENTITY] = (
+        Field(description="auto: WANDB_MODE if set, else online with a key and a network, else offline")
     )
-    project: Annotated[str | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
+    project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
 
 
 class Paths(Section):
     """Where things are kept; each profile has its own folder in store and reports."""
 
-    store: Annotated[str, Field(min_length=1), NOT_IDENTITY] = Field(description="artifacts, receipts, journals")
-    reports: Annotated[str, Field(min_length=1), NOT_IDENTITY] = Field(description="results and pictures")
-    cache: Annotated[str, Field(min_length=1), NOT_IDENTITY] = Field(description="downloads, shared by profiles")
+    store: Annotated[Text, NOT_IDENTITY] = Field(description="artifacts, receipts, journals")
+    reports: Annotated[Text, NOT_IDENTITY] = Field(description="results and pictures")
+    cache: Annotated[Text, NOT_IDENTITY] = Field(description="downloads, shared by profiles")
 
 
 class Params(Section):
     """All of params.yaml with the profile and the overrides applied."""
 
-    profile: Annotated[str, NOT_IDENTITY]
+    profile: Annotated[str, Field(pattern=NAME), NOT_IDENTITY]
     data: Data
     recipe: RecipeDefaults
     sweep: Sweep
@@ -247,32 +262,34 @@ class Params(Section):
     @model_validator(mode="after")
     def _space_and_first_are_recipes(self) -> Params:
         for name, domain in self.sweep.space.items():
+            key = ("sweep", "space", name)
             if name == "architecture" and not isinstance(domain, Choices):
-                raise ValueError(f"sweep.space.architecture: must be a list of {', '.join(ARCHITECTURES)}")
+                raise KeyedError(key, f"must be a list of {', '.join(ARCHITECTURES)}")
             if isinstance(domain, PerArchitecture):
-                for key in set(domain.domains) - {*ARCHITECTURES, "others"}:
-                    known = (*ARCHITECTURES, "others")
-                    raise ValueError(f"sweep.space.{name}.per_architecture.{key}: unknown{nearest(key, known)}")
+                known = (*ARCHITECTURES, "others")
+                for part in set(domain.domains) - set(known):
+                    raise KeyedError((*key, "per_architecture", part), f"unknown architecture{nearest(part, known)}")
             for value in domain.values():
-                self._check_recipe_value(f"sweep.space.{name}", name, value)
+                self._check_recipe_value(key, value)
         for index, first in enumerate(self.sweep.first):
             for name, value in first.items():
-                path = f"sweep.first[{index}].{name}"
-                self._check_recipe_value(path, name, value)
+                self._check_recipe_value(("sweep", "first", f"[{index}]", name), value)
+            for name, value in first.items():
                 within = self.sweep.space.get(name)
                 if isinstance(within, PerArchitecture):
                     within = within.of(first.get("architecture", self.recipe.architecture))
                 if within is not None and not within.contains(value):
-                    raise ValueError(f"{path}: {value!r} lies outside sweep.space.{name}")
+                    reason = f"{show_value(value)} lies outside sweep.space.{name}"
+                    raise KeyedError(("sweep", "first", f"[{index}]", name), reason)
         return self
 
-    def _check_recipe_value(self, path: str, name: str, value: Any) -> None:
-        if name not in RecipeDefaults.model_fields:
-            raise ValueError(f"{path}: unknown key{nearest(name, RecipeDefaults.model_fields)}")
+    def _check_recipe_value(self, key: tuple[str, ...], value: Any) -> None:
+        if key[-1] not in RecipeDefaults.model_fields:
+            raise KeyedError(key, f"unknown key{nearest(key[-1], RecipeDefaults.model_fields, dotted(key[:-1]))}")
         try:
-            self.complete_recipe({name: value}, epochs=1)
+            self.complete_recipe({key[-1]: value}, epochs=1)
         except ValidationError as error:
-            raise ValueError(f"{path}: {explain(error.errors()[0])}") from None
+            raise KeyedError(key, explain(error.errors()[0])) from None
 
 
 def plain(value: Any) -> Any:
@@ -284,21 +301,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def nearest(key: str, valid: Any) -> str:
-    """Return `; did you mean x?` for the valid key that is nearest, else the list of valid keys."""
-    close = difflib.get_close_matches(str(key), list(valid), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; valid keys: {', '.join(sorted(valid))}"
-
-
-def explain(error: Any) -> str:
-    """Return what is wrong with a value, from one entry of ValidationError.errors()."""
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "missing":
-        return "is missing"
-    if error["type"] == "string_pattern_mismatch":
-        return f"must be lower-case letters, digits and hyphens (got {error['input']!r})"
-    if error["type"] in ("value_error", "assertion_error"):
-        return str(message)
-    return f"must be {message} (got {error['input']!r})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,13 +40,16 @@ STYLE: Any = {
     "figure.facecolor": "white",
 }
 DPI = 150
+FEW_IMAGES = 10  # of a bin of the calibration
 MAX_SIDE = 20.0  # inches
+MAX_NAME = 18  # letters of a class's name
 READABLE_CLASSES = 30  # beyond, a confusion matrix shows shades without numbers and names
 
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # an alphabet without a font shows as boxes
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         yield figure
         with files.atomic(path) as temporary:
@@ -71,7 +76,7 @@ def sample_grid(
     with _figure(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
         axis = figure.subplots()
         axis.imshow(mosaic, interpolation="nearest")
-        axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [class_names[i] for i in shown])
+        axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [_short(class_names[i]) for i in shown])
         axis.set_xticks([])
         axis.tick_params(length=0, colors=INK)
         axis.spines[:].set_visible(False)
@@ -98,8 +103,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
                 color="white" if dark else INK if count else GRID,
                 fontweight="bold" if row == column else "normal",
             )  # fmt: skip
-        slanted = max(map(len, class_names)) > 3
-        names = class_names if readable else ()
+        names = [_short(name) for name in class_names] if readable else []
+        slanted = max(map(len, names), default=0) > 3
         axis.set_xticks(
             range(len(names)), names, rotation=45 if slanted else 0,
             ha="right" if slanted else "center", rotation_mode="anchor",
@@ -118,9 +123,14 @@ def reliability(calibration: Mapping[str, Any], title: str, path: Path) -> Path:
     with _figure(path, 5.2, 5.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
-        top.vlines(confidence, accuracy, confidence, color=BAD, alpha=0.35, linewidth=6, label="gap")
         sizes = 20 + 130 * np.sqrt(count / count.max())
-        top.scatter(confidence, accuracy, s=sizes, color=GOOD, zorder=3, label="model")
+        few = count < FEW_IMAGES  # one image is right or wrong: its gap says nothing of the model
+        for bins, colour, width, label in ((few, MUTED, 1.5, f"under {FEW_IMAGES} images"), (~few, GOOD, 6, "model")):
+            if bins.any():
+                gap = MUTED if colour is MUTED else BAD
+                gaps = {"color": gap, "alpha": 0.35, "linewidth": width, "label": None if gap is MUTED else "gap"}
+                top.vlines(confidence[bins], accuracy[bins], confidence[bins], **gaps)
+                top.scatter(confidence[bins], accuracy[bins], s=sizes[bins], color=colour, zorder=3, label=label)
         top.set(xlim=(0, 1.02), ylim=(-0.02, 1.04), ylabel="accuracy", title=title)
         top.grid(axis="both")
         legend = top.legend(loc="upper left")
@@ -148,9 +158,12 @@ def worst_mistakes(
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: columns * rows]
+    columns = max(1, min(columns, len(shown)))
     rows = max(1, -(-len(shown) // columns))
-    with _figure(path, 1.45 * columns, 1.95 * rows + 0.4) as figure:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    side = min(max(1.45, 5.4 / columns), 2.7)  # few mistakes are drawn larger; the title needs 5.4 inches
+    width = max(side * columns, 5.4)
+    with _figure(path, width, (side + 0.5) * rows + 0.4) as figure:
+        figure.suptitle(textwrap.fill(title, int(8.2 * width)), x=0.01, ha="left", fontsize=12, fontweight="bold")
         if not len(shown):
             figure.text(0.5, 0.4, "no mistake", ha="center", color=MUTED)
             return path
@@ -159,9 +172,9 @@ def worst_mistakes(
             if place < len(shown):
                 index = shown[place]
                 axis.imshow(images[index], interpolation="nearest")
-                axis.set_title(class_names[labels[index]], fontsize=9, fontweight="normal", loc="center", pad=3)
+                axis.set_title(_short(class_names[labels[index]]), fontsize=9, fontweight="normal", loc="center", pad=3)
                 axis.text(
-                    0.5, -0.04, f"{class_names[predictions[index]]} {confidence[index]:.0%}",
+                    0.5, -0.04, f"{_short(class_names[predictions[index]])} {confidence[index]:.0%}",
                     transform=axis.transAxes, ha="center", va="top", fontsize=9, color=BAD, fontweight="bold",
                 )  # fmt: skip
     return path
@@ -193,15 +206,13 @@ def search_history(trials: Sequence[Mapping[str, Any]], title: str, path: Path) 
             )
         guided = [trial["number"] for trial in done if trial["bayesian"]]
         if guided:
-            axis.axvspan(min(guided) - 0.5, max(guided) + 0.5, color=GOOD, alpha=0.06, linewidth=0)
-            axis.text(
-                max(guided) + 0.4, 0.02, "Bayesian", transform=axis.get_xaxis_transform(),
-                color=MUTED, fontsize=9, ha="right",
+            axis.axvspan(
+                min(guided) - 0.5, max(guided) + 0.5, color=GOOD, alpha=0.06, linewidth=0, label="Bayesian"
             )  # fmt: skip
         axis.set(xlabel="trial", ylabel="validation accuracy (%)", title=title)
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.grid(axis="y")
-        axis.legend(loc="best")
+        figure.legend(loc="outside lower center", ncols=4)  # inside it would lie over trials
     return path
 
 
@@ -214,6 +225,7 @@ def params_against_accuracy(
 ) -> Path:
     """Draw validation accuracy against each searched param, coloured by architecture. Takes trials of sweep.json."""
     done = [trial for trial in trials if trial["accuracy"] is not None]
+    names = [name for name in names if len({trial[name] for trial in done}) > 1] or names[:1]
     kinds = sorted({str(trial["architecture"]) for trial in done})
     colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
     columns = min(2, max(len(names), 1))
@@ -254,3 +266,8 @@ def _draw_param(
     if axis.get_subplotspec() is not None and axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axis.set_ylabel("validation accuracy (%)")
     axis.grid(axis="y")
+
+
+def _short(name: str) -> str:
+    shown = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+    return shown.replace("$", r"\$")  # a class may be called $5, which is no formula

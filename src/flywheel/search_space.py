@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 1e300
 Scalar = float | int | str | bool
 
 
@@ -110,10 +111,10 @@ def parse(value: Any) -> Domain:
     if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
         raise ValueError(
             f"must be a value, a list of choices, {{log_uniform: [low, high]}}, {{uniform: [low, high]}} "
-            f"or {{per_architecture: …}} (got {value!r})"
+            f"or {{per_architecture: …}} (got {value!r:.100})"
         )
     if len(set(map(repr, choices))) < len(choices):
-        raise ValueError(f"lists a choice twice: {list(choices)}")
+        raise ValueError(f"lists a choice twice: {list(choices)!r:.100}")
     return Choices(tuple(choices))
 
 
@@ -121,10 +122,12 @@ def _parse_range(value: dict[str, Any]) -> Range:
     kind = next(iter(value), None)
     bounds = value.get(kind) if kind else None
     if len(value) != 1 or kind not in ("log_uniform", "uniform") or not isinstance(bounds, list | tuple):
-        raise ValueError(f"must be {{log_uniform: [low, high]}} or {{uniform: [low, high]}} (got {value!r})")
-    numbers = [bound for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
+        raise ValueError(f"must be {{log_uniform: [low, high]}} or {{uniform: [low, high]}} (got {value!r:.100})")
+    # Neither infinity nor NaN nor an integer that no float can hold lies between these.
+    kinds = [bound for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
+    numbers = [bound for bound in kinds if -LARGEST < bound < LARGEST]
     if len(bounds) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"{kind} must be two numbers, the lower first (got {list(bounds)})")
+        raise ValueError(f"{kind} must be two numbers, the lower first (got {list(bounds)!r:.100})")
     if kind == "log_uniform" and numbers[0] <= 0:
         raise ValueError(f"log_uniform needs a lower bound above 0 (got {numbers[0]})")
     return Range(float(numbers[0]), float(numbers[1]), log=kind == "log_uniform")

@@ -80,6 +80,11 @@ class Stage:
         return files.digest_json({"params": self.identity, "inputs": self.inputs, "code": self.code})
 
     @property
+    def lock_path(self) -> Path:
+        """Where the lock lies."""
+        return lock_path(self.params, self.name)
+
+    @property
     def receipt_path(self) -> Path:
         """Where the receipt lies."""
         return self.params.store / "receipts" / f"{self.name}.json"
@@ -122,8 +127,14 @@ def check(stage: Stage) -> Verdict:
         if not (stage.params.reports / path).exists():
             # What stands in the registry need not be made again for the sake of its report.
             adopted = _version_with(stage)
-            return Verdict(adopted is not None, f"{stage.params.reports / path} is missing", receipt, adopted)
+            again = f" and is made again from {adopted.label}" if adopted else ""
+            return Verdict(adopted is not None, f"{stage.params.reports / path} is missing{again}", receipt, adopted)
     return Verdict(True, f"nothing changed since {receipt['started']}", receipt)
+
+
+def lock_path(params: Params, name: str) -> Path:
+    """Return where the lock of a stage lies."""
+    return params.store / "locks" / f"{name}.lock"
 
 
 def turn(registry: Registry) -> str:
@@ -144,7 +155,7 @@ def run(
     `adopt` brings a version that was made elsewhere or earlier into use (aliases, reports) in place of
     `work`. Raises files.Locked when another process runs the same stage.
     """
-    with files.lock(stage.params.store / "locks" / f"{stage.name}.lock"):
+    with files.lock(stage.lock_path):
         verdict = check(stage)
         if verdict.up_to_date and not force:
             say(f"{stage.name}: up to date ({verdict.reason})")

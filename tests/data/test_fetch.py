@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
 import re
 import socket
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,13 +50,18 @@ class Server:
     sent_bytes: int = 0
     knows_ranges: bool = True
     cut_after_bytes: int | None = None  # the next answer breaks off there
-    status: int = 200
+    how_to_cut: str = "close"  # or reset, hang (until `hung` is set), trickle (a byte at a time)
+    hung: threading.Event = field(default_factory=threading.Event)
+    status: int = 200  # of the next answers, or of the next only
+    once: bool = False
+    tells_length: bool = True
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         wanted = handler.headers["Range"]
         self.ranges.append(wanted)
         if self.status != 200:
             handler.send_error(self.status)
+            self.status = 200 if self.once else self.status
             return
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.knows_ranges else 0  # type: ignore[index]
         if start >= len(self.content):
@@ -59,12 +69,29 @@ class Server:
             return
         body = self.content[start:]
         handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(body)))
+        if self.tells_length:
+            handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        rest = b""
         if self.cut_after_bytes is not None:
-            body, self.cut_after_bytes = body[: self.cut_after_bytes], None
+            body, rest, self.cut_after_bytes = body[: self.cut_after_bytes], body[self.cut_after_bytes :], None
         self.sent_bytes += len(body)
         handler.wfile.write(body)
+        if rest:
+            self.break_off(handler, rest)
+
+    def break_off(self, handler: BaseHTTPRequestHandler, rest: bytes) -> None:
+        if self.how_to_cut == "reset":  # closing a socket that lingers for 0 s sends RST
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.close()
+        elif self.how_to_cut == "hang":
+            self.hung.wait(60)
+        elif self.how_to_cut == "trickle":
+            with contextlib.suppress(OSError):
+                for byte in rest:
+                    handler.wfile.write(bytes([byte]))
+                    if self.hung.wait(0.02):
+                        return
 
 
 @pytest.fixture
@@ -83,6 +110,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield state
+        state.hung.set()
         serving.shutdown()
         thread.join()
 
@@ -355,15 +383,99 @@ def test_a_server_that_never_answers_is_given_up(cache: Path, monkeypatch: pytes
     assert not (cache / "file").exists()
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_what_the_server_refuses_is_in_the_error(
-    status: int, served: Server, archive: Archive, load: Any, cache: Path
+def test_a_reset_connection_is_taken_up_where_it_broke(served: Server, archive: Archive, load: Any) -> None:
+    served.cut_after_bytes, served.how_to_cut = 100_000, "reset"
+    assert_right(load(archive.at(served.url)), archive)
+    assert len(served.ranges) == 2
+    # How much of what was sent the reset destroyed is the kernel's affair; what is there is not fetched again.
+    assert served.sent_bytes <= 100_000 + len(archive.content)
+
+
+def test_a_server_that_falls_silent_in_the_middle_is_asked_again_for_the_rest(
+    served: Server, archive: Archive, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.status = status
-    with pytest.raises(DataError, match=f"the server answered {status}"):
+    monkeypatch.setattr(fetch, "READ_TIMEOUT_S", 0.2)
+    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
+    assert_right(load(archive.at(served.url)), archive)
+    assert served.ranges == [None, "bytes=100000-"]
+
+
+def test_a_server_that_falls_silent_for_good_is_given_up_and_what_came_is_kept(
+    served: Server, archive: Archive, load: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(fetch, "ATTEMPTS", 1)
+    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
+    with pytest.raises(DataError, match="the server does not answer; put the file at"):
         load(archive.at(served.url))
-    assert len(served.ranges) == fetch.ATTEMPTS
     assert_nothing_final(cache)
+    assert_right(load(archive.at(served.url)), archive)
+    assert served.ranges == [None, "bytes=100000-"]
+
+
+def test_a_server_that_sends_a_byte_at_a_time_is_given_up_in_time_and_what_came_is_kept(
+    served: Server, archive: Archive, load: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "TOTAL_TIMEOUT_S", 0.5)
+    served.cut_after_bytes, served.how_to_cut = 100_000, "trickle"
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"not done after 0\.5 s; run again to go on from there"):
+        load(archive.at(served.url))
+    assert time.monotonic() - started < 30  # all of it would take 5 minutes
+    assert_nothing_final(cache)
+    assert (cache / f"{CIFAR10.filename}.part").stat().st_size > 100_000
+    monkeypatch.setattr(fetch, "TOTAL_TIMEOUT_S", 3600)
+    assert_right(load(archive.at(served.url)), archive)
+
+
+def test_the_wait_for_a_silent_server_is_bounded_as_documented() -> None:
+    waits = fetch.ATTEMPTS * fetch.READ_TIMEOUT_S, sum(2**attempt for attempt in range(fetch.ATTEMPTS - 1))
+    assert waits == (120, 7)  # the comment in fetch.py and docs/faults.md say so
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (429, 4), (500, 4), (503, 4)])
+def test_what_the_server_refuses_is_in_the_error(
+    status: int, requests: int, served: Server, archive: Archive, load: Any, cache: Path
+) -> None:
+    """What will be the same in a second is asked once."""
+    served.status = status
+    with pytest.raises(DataError, match=f"the server answered {status}") as refused:
+        load(archive.at(served.url))
+    assert "\n" not in str(refused.value)
+    assert len(served.ranges) == requests
+    assert_nothing_final(cache)
+    served.status = 200
+    assert_right(load(archive.at(served.url)), archive)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_refusal_is_got_over(status: int, served: Server, archive: Archive, load: Any) -> None:
+    served.status, served.once = status, True
+    assert_right(load(archive.at(served.url)), archive)
+    assert served.ranges == [None, None]
+
+
+def test_an_archive_that_ends_early_without_a_word_is_fetched_again(
+    served: Server, archive: Archive, load: Any, cache: Path
+) -> None:
+    """A server that tells no length may close at any byte: the checksum tells, and it starts anew."""
+    served.tells_length = False
+    served.cut_after_bytes = 100_000
+    assert_right(load(archive.at(served.url)), archive)
+    assert served.ranges == [None, None]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 1000, -1])
+def test_a_truncated_archive_is_refused_by_its_checksum(
+    keep: int, served: Server, archive: Archive, load: Any, cache: Path
+) -> None:
+    """Also 0 bytes; the next run, with the whole archive there, succeeds."""
+    served.content = archive.content[:keep]
+    with pytest.raises(DataError, match=r"its checksum is|answered 416"):
+        load(archive.at(served.url))
+    assert_nothing_final(cache)
+    served.content = archive.content
+    assert_right(load(archive.at(served.url)), archive)
 
 
 def test_a_wrong_checksum_leaves_nothing(served: Server, archive: Archive, load: Any, cache: Path) -> None:
@@ -383,6 +495,70 @@ def test_a_wrong_archive_put_there_by_hand_is_named_and_left_alone(
     assert (cache / CIFAR10.filename).read_bytes() == b"something else"
     assert not (cache / CIFAR10.base_folder).exists()
     assert served.ranges == []
+
+
+def in_small_files(limit_bytes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of which no file grows past the limit: what a full disk does, for one file."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2)\n"
+        "import sys\nfrom pathlib import Path\nfrom flywheel.data import DataError, fetch\n"
+        "fetch.BACKOFF_S = 0.001\n"
+        "try:\n    fetch.archive(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4])\n"
+        "except DataError as error:\n    print(error); sys.exit(1)\n"
+    )
+    return subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+
+
+def test_a_disk_that_fills_up_while_fetching_is_one_sentence_and_the_next_run_goes_on(
+    served: Server, archive: Archive, load: Any, cache: Path
+) -> None:
+    path = cache / CIFAR10.filename
+    refused = in_small_files(100_000, served.url, str(path), md5(archive.content), CIFAR10.base_folder)
+    assert (refused.returncode, refused.stderr) == (1, "")
+    assert refused.stdout.splitlines()[-1] == (
+        f"cannot write {path}.part (File too large); free space or set paths.cache, and run again"
+    )
+    assert_nothing_final(cache)
+    assert_right(load(archive.at(served.url)), archive)
+    assert served.ranges == [None, "bytes=100000-"]
+
+
+def test_a_disk_that_fills_up_while_extracting_is_one_sentence_and_the_next_run_does_it_again(
+    closed_url: str, archive: Archive, load: Any, cache: Path
+) -> None:
+    path = cache / CIFAR10.filename
+    cache.mkdir()
+    path.write_bytes(archive.content)
+    refused = in_small_files(20_000, closed_url, str(path), md5(archive.content), CIFAR10.base_folder)
+    assert (refused.returncode, refused.stderr) == (1, "")
+    assert refused.stdout == f"{path} cannot be extracted (File too large); free space or remove it, and run again\n"
+    assert {left.name for left in cache.iterdir() if left.suffix not in (".lock", ".pid")} == {CIFAR10.filename}
+    assert_right(load(archive.at(closed_url)), archive)
+
+
+def test_a_killed_fetch_is_taken_up_by_the_next(served: Server, archive: Archive, load: Any, cache: Path) -> None:
+    """kill -9 in the middle of the body: the lock is free, and the part is resumed."""
+    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
+    part = cache / f"{CIFAR10.filename}.part"
+    code = "import sys; from pathlib import Path; from flywheel.data import fetch; fetch.archive(*sys.argv[1:2], "
+    code += "Path(sys.argv[2]), *sys.argv[3:])"
+    arguments = [served.url, str(cache / CIFAR10.filename), md5(archive.content), CIFAR10.base_folder]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as fetching:
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size):
+            assert time.monotonic() < deadline
+            assert fetching.poll() is None
+            time.sleep(0.01)
+        fetching.kill()
+    assert_nothing_final(cache)
+    assert_right(load(archive.at(served.url)), archive)
+    assert re.fullmatch(r"bytes=[1-9]\d*-", served.ranges[1] or "")
+
+
+def test_a_cache_that_is_a_file_is_named(closed_url: str, archive: Archive, load: Any, cache: Path) -> None:
+    cache.write_text("")
+    with pytest.raises(DataError, match=r"cannot make .*cache \(File exists\); set paths\.cache to a directory"):
+        load(archive.at(closed_url))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -429,9 +605,56 @@ def test_a_name_that_leads_outside_refuses_the_whole_archive(name: str, tmp_path
         assert sorted(tmp_path.rglob("*")) == sorted([*before, *(cache / "folder").rglob("*"), cache / "folder"])
 
 
-@pytest.mark.parametrize("content", [b"no archive", tar_gz({"folder": b"1"})[:40], tar_gz({"other/file": b"1"})])
+@pytest.mark.parametrize(
+    "content", [b"no archive", tar_gz({"folder": b"1"})[:40], tar_gz({"other/file": b"1"}), tar_gz({"folder": b"1"})]
+)
 def test_an_archive_without_the_folder_leaves_nothing(content: bytes, cache: Path) -> None:
     path = put(content, cache)
     with pytest.raises(DataError, match=r"file\.tar\.gz cannot be extracted"):
         fetch.extract(path, "folder")
+    assert [left.name for left in cache.iterdir()] == ["file.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.SYMTYPE, "/etc"),
+        (tarfile.SYMTYPE, "../../outside"),
+        (tarfile.LNKTYPE, "/etc/hostname"),
+        (tarfile.LNKTYPE, "../outside"),
+        (tarfile.CHRTYPE, ""),
+        (tarfile.BLKTYPE, ""),
+        (tarfile.FIFOTYPE, ""),
+    ],
+    ids=["symlink", "relative symlink", "hard link", "relative hard link", "character device", "block device", "pipe"],
+)
+def test_links_that_leave_and_devices_refuse_the_whole_archive(
+    kind: bytes, target: str, tmp_path: Path, cache: Path
+) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name in ("folder/first", "folder/hostile", "folder/last"):
+            member = tarfile.TarInfo(name)
+            if name == "folder/hostile":
+                member.type, member.linkname = kind, target
+            archive.addfile(member)
+    path = put(made.getvalue(), cache)
+    (tmp_path / "outside").write_text("mine")
+    all_before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"file\.tar\.gz cannot be extracted") as refused:
+        fetch.extract(path, "folder")
+    assert "\n" not in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == all_before
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_a_folder_that_is_a_link_is_refused(cache: Path) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        folder, link = tarfile.TarInfo("other"), tarfile.TarInfo("folder")
+        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "other"
+        archive.addfile(folder)
+        archive.addfile(link)
+    with pytest.raises(DataError, match="it holds no directory folder"):
+        fetch.extract(put(made.getvalue(), cache), "folder")
     assert [left.name for left in cache.iterdir()] == ["file.tar.gz"]

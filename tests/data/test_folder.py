@@ -194,7 +194,8 @@ def test_skip_corrupt_leaves_them_out_and_counts_them(form: str, corrupt: Files,
     clean = read(write("directory", layout, tmp_path / "clean"))
     assert [line.split(":")[0] for line in found.skipped] == ["test/b/text.jpg", "train/a/empty.png"]
     assert len(said) == 1
-    assert "2 corrupt files" in said[0]
+    assert said[0].startswith("data: left out 2 corrupt files (data.skip_corrupt): test/b/text.jpg: not an image")
+    assert said[0].endswith("; train/a/empty.png: the file is empty")
     np.testing.assert_array_equal(found.train_images, clean.train_images)
     np.testing.assert_array_equal(found.test_images, clean.test_images)
     np.testing.assert_array_equal(found.train_labels, clean.train_labels)
@@ -217,6 +218,185 @@ def test_of_many_corrupt_files_ten_are_named_and_all_are_counted(layout: Files, 
     assert "3 more" in message
 
 
+def test_of_many_left_out_three_are_named_and_all_are_counted(layout: Files, tmp_path: Path) -> None:
+    said: list[str] = []
+    bad = {f"train/a/bad{i:02}.png": b"" for i in range(13)}
+    read(write("directory", {**layout, **bad}, tmp_path / "mine"), skip_corrupt=True, said=said)
+    (line,) = said
+    assert line.startswith("data: left out 13 corrupt files")
+    assert line.endswith("train/a/bad02.png: the file is empty and 10 more")
+    assert line.count("bad") == 3
+
+
+def test_what_has_no_unambiguous_form_is_named_with_its_reason(
+    encode: Encode, noise_pictures: Pictures, layout: Files, tmp_path: Path
+) -> None:
+    first, second = (Image.fromarray(picture) for picture in noise_pictures(2))
+    odd = {
+        "train/a/cmyk.jpg": encode(Image.new("CMYK", (8, 8)), "JPEG"),
+        "train/a/deep.png": encode(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"),
+        "train/b/moving.gif": encode(first, "GIF", save_all=True, append_images=[second]),
+        "test/a/wide.png": encode(Image.new("1", (8_001, 8_001)), "PNG"),
+    }
+    fine = {
+        "train/a/tiny.png": encode(np.full((1, 1, 3), 7, np.uint8)),
+        "train/a/large.png": encode(Image.new("1", (8_000, 8_000)), "PNG"),
+        "train/b/clear.png": encode(Image.new("P", (8, 8)), "PNG", transparency=0),
+    }
+    path = write("zip", {**layout, **odd, **fine}, tmp_path / "mine")
+    with pytest.raises(DataError) as refused:
+        read(path)
+    message = str(refused.value)
+    for part in (
+        "4 files cannot be read",
+        "train/a/cmyk.jpg: CMYK",
+        "train/a/deep.png: 16 bits a channel",
+        "train/b/moving.gif: animated",
+        "test/a/wide.png: 8001 x 8001 pixels",
+    ):
+        assert part in message
+    found = read(path, skip_corrupt=True)
+    assert (len(found.skipped), len(found.train_images)) == (4, 9)
+    names = sorted(name for name in {**layout, **fine} if name.startswith("train"))
+    assert (found.train_images[names.index("train/b/clear.png")] == 255).all()  # transparency is laid on white
+    assert (found.train_images[names.index("train/a/tiny.png")] == 7).all()
+
+
+def test_a_pipe_and_a_device_in_a_directory_are_not_read(layout: Files, tmp_path: Path) -> None:
+    """Either would be read for ever."""
+    path = write("directory", layout, tmp_path / "mine")
+    os.mkfifo(path / "train" / "a" / "pipe.png")
+    (path / "train" / "a" / "zero.png").symlink_to("/dev/zero")
+    assert folder.content_digest(path, tmp_path / "cache.json")
+    with pytest.raises(DataError, match=r"2 files cannot be read: train/a/pipe\.png: not a file"):
+        read(path)
+    assert len(read(path, skip_corrupt=True).train_images) == 6
+    for odd in (Path("/dev/zero"), path / "train" / "a" / "pipe.png"):
+        with pytest.raises(DataError, match="no such directory or archive"):
+            folder.content_digest(odd, tmp_path / "cache.json")
+
+
+# Names
+
+
+NAMES = ("кошка", "собака", "قط", "کتاب‌ها", "猫", "🐈", "👨‍👩‍👧", "Ünïcode straße", "a.b c'd\"e$f$", "%s{0}")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_may_be_in_any_alphabet(form: str, encode: Encode, noise_pictures: Pictures, tmp_path: Path) -> None:
+    pictures = noise_pictures(3 * len(NAMES))
+    files = {}
+    for index, name in enumerate(NAMES):
+        for number, split in enumerate(("train", "train", "test")):
+            files[f"{split}/{name}/{name} {number}.png"] = encode(pictures[3 * index + number])
+    path = write(form, files, tmp_path / "images")
+    found = read(path)
+    assert found.class_names == tuple(sorted(NAMES))
+    assert folder.content_digest(path, tmp_path / "cache.json")
+    cat = found.class_names.index("🐈")
+    np.testing.assert_array_equal(found.test_images[found.test_labels == cat], [pictures[3 * NAMES.index("🐈") + 2]])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_name_in_two_unicode_forms_is_one_class(
+    form: str, encode: Encode, noise_pictures: Pictures, layout: Files, tmp_path: Path
+) -> None:
+    """macOS writes é as e and an accent (NFD), others as one character (NFC)."""
+    composed, split_up = "caf\u00e9", "cafe\u0301"
+    pictures = [encode(picture) for picture in noise_pictures(3)]
+    files = {**layout, f"train/{composed}/1.png": pictures[0], f"train/{split_up}/2.png": pictures[1]}
+    found = read(write(form, {**files, f"test/{split_up}/1.png": pictures[2]}, tmp_path / "mine"))
+    assert found.class_names == ("a", "b", composed)
+    assert ((found.train_labels == 2).sum(), (found.test_labels == 2).sum()) == (2, 1)
+    files[f"train/{split_up}/1.png"] = pictures[2]
+    with pytest.raises(DataError, match=rf"two files end in train/{composed}/1\.png"):
+        read(write(form, files, tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "bell\a", "escape\x1b[31m", "line\u2028end", b"\xff\xfe".decode(errors="surrogateescape")]
+)
+@pytest.mark.parametrize("form", ["directory", "tar"])
+def test_a_name_that_cannot_be_shown_is_refused_in_one_sentence(
+    form: str, name: str, layout: Files, tmp_path: Path
+) -> None:
+    for place in (f"train/{name}/0.png", f"train/a/{name}.png"):
+        path = write(form, {**layout, place: layout["train/a/0.png"]}, tmp_path / str(len(place)))
+        with pytest.raises(DataError, match="has characters that cannot be shown; rename it") as refused:
+            read(path)
+        str(refused.value).encode()
+        assert str(refused.value).isprintable()
+        assert folder.content_digest(path, tmp_path / "cache.json")
+
+
+# Links in a directory
+
+
+@pytest.fixture
+def linked(layout: Files, tmp_path: Path) -> Path:
+    """A directory that is a link each for a file and a class, with loops: what is walked leads back and outside."""
+    store = write("directory", layout, tmp_path / "store")
+    mine = tmp_path / "mine"
+    for split in ("train", "test"):
+        (mine / split / "a").mkdir(parents=True)
+        for file in (store / split / "a").iterdir():
+            (mine / split / "a" / file.name).symlink_to(file)
+        (mine / split / "b").symlink_to(store / split / "b")
+    (mine / "train" / "loop").symlink_to("..")
+    (mine / "again").symlink_to("train")
+    (store / "train" / "b" / "back").symlink_to(mine)
+    return mine
+
+
+def test_links_out_of_a_directory_are_followed_and_loops_are_not(linked: Path, layout: Files, tmp_path: Path) -> None:
+    found = read(linked)
+    assert_same(found, read(write("directory", layout, tmp_path / "plain")))
+    before = folder.content_digest(linked, tmp_path / "cache.json")
+    (tmp_path / "store" / "train" / "b" / "0.png").write_bytes(layout["train/a/0.png"])
+    assert folder.content_digest(linked, tmp_path / "cache.json") != before
+
+
+# Bombs
+
+
+def test_a_zip_that_declares_huge_files_is_refused_before_one_is_read(layout: Files, tmp_path: Path) -> None:
+    path = write("zip", layout, tmp_path / "mine")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"train/a/bomb{number}.bmp", bytes(folder.MAX_FILE_BYTES // 2))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size, as decompression bombs do") as bomb:
+        read(path, skip_corrupt=True)
+    assert "set data.path to the directory" in str(bomb.value)
+
+
+def test_a_tar_that_unpacks_to_much_is_refused_before_it_is_unpacked(layout: Files, tmp_path: Path) -> None:
+    """Also where the bomb is no image: to pass over it would unpack it."""
+    path = tmp_path / "mine.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("zeros")
+        member.size = 4 * folder.MAX_FILE_BYTES
+        with Path("/dev/zero").open("rb") as zeros:
+            archive.addfile(member, zeros)
+        for name, data in layout.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(DataError, match="as decompression bombs do"):
+        read(path)
+
+
+def test_many_small_files_are_read_and_more_than_the_memory_holds_are_refused(
+    encode: Encode, layout: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dot = encode(np.zeros((1, 1, 3), np.uint8))
+    path = write("zip", {**layout, **{f"train/a/{n}-dot.png": dot for n in range(5_000)}}, tmp_path / "mine")
+    assert len(read(path).train_images) == 5_006
+    monkeypatch.setattr(folder, "_memory_bytes", lambda: 1_000 * 3 * 8 * 8 * 3)
+    with pytest.raises(DataError, match=r"more than 1,000 images of 8 pixels do not fit .* lower data\.image_size"):
+        read(path)
+
+
 def test_a_file_too_large_is_corrupt_not_read_whole(
     layout: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +404,7 @@ def test_a_file_too_large_is_corrupt_not_read_whole(
     monkeypatch.setattr(folder, "MAX_FILE_BYTES", largest)
     large = {**layout, "train/a/large.png": layout["train/a/0.png"] + bytes(largest)}
     for form in FORMS:
-        with pytest.raises(DataError, match=r"1 files cannot be read: train/a/large\.png"):
+        with pytest.raises(DataError, match=r"1 files cannot be read: train/a/large\.png: larger than "):
             read(write(form, large, tmp_path / "mine"))
 
 
@@ -258,9 +438,47 @@ def test_a_test_class_that_is_not_trained_is_named(layout: Files, tmp_path: Path
         read(write("directory", files, tmp_path / "mine"))
 
 
-def test_a_class_without_test_images_is_accepted(layout: Files, tmp_path: Path) -> None:
+def test_a_class_without_test_images_is_accepted_and_named(layout: Files, tmp_path: Path) -> None:
     files = {**layout, "train/c/0.png": layout["train/a/0.png"]}
-    assert read(write("directory", files, tmp_path / "mine")).class_names == ("a", "b", "c")
+    said: list[str] = []
+    assert read(write("directory", files, tmp_path / "mine"), said=said).class_names == ("a", "b", "c")
+    assert said == ["data: no test image of c: nothing will tell how well it is recognised"]
+
+
+def add_folder(form: str, path: Path, name: str) -> None:
+    """Add an empty folder to what `write` wrote."""
+    if form == "directory":
+        (path / name).mkdir()
+    elif form == "zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.mkdir(name)
+    else:
+        with tarfile.open(path, "a") as archive:
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE
+            archive.addfile(member)
+
+
+@pytest.mark.parametrize("form", ["directory", "tar", "zip"])
+def test_an_empty_class_is_named_and_not_silently_no_class(form: str, layout: Files, tmp_path: Path) -> None:
+    path = write(form, layout, tmp_path / "mine")
+    add_folder(form, path, "test/c")  # a class that nobody asked for
+    add_folder(form, path, "train/.cache")
+    assert read(path).class_names == ("a", "b")
+    add_folder(form, path, "train/c")
+    with pytest.raises(DataError, match="train/c has no image that can be read; add one or remove the folder"):
+        read(path)
+
+
+def test_a_class_of_which_every_file_is_corrupt_is_not_silently_no_class(layout: Files, tmp_path: Path) -> None:
+    path = write("zip", {**layout, "train/c/0.png": b"bad"}, tmp_path / "mine")
+    with pytest.raises(DataError, match="train/c has no image that can be read"):
+        read(path, skip_corrupt=True)
+
+
+def test_what_editors_hide_in_a_class_of_its_own_is_no_class(layout: Files, tmp_path: Path) -> None:
+    files = {**layout, "train/.ipynb_checkpoints/0-checkpoint.png": layout["train/a/0.png"]}
+    assert read(write("directory", files, tmp_path / "mine")).class_names == ("a", "b")
 
 
 @pytest.mark.parametrize("left", [0, 1])

@@ -257,6 +257,15 @@ def test_the_limit_is_the_largest_image_that_is_read(
         decode(data, 8)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8_000), (8_000, 1), (8_000, 8_000)], ids=str)
+def test_the_smallest_and_the_largest_images_are_read(encode: Encode, shape: tuple[int, int]) -> None:
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[..., :] = (10, 200, 90)
+    decoded = decode(encode(pixels, "PNG", compress_level=1), 8)
+    assert decoded.shape == (8, 8, 3)
+    assert (decoded == (10, 200, 90)).all()
+
+
 # Any bytes: an image of the right form or ImageError, never another exception
 
 

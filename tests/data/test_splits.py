@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,10 @@ def test_a_split_that_is_left_empty_is_named(case: tuple[dict[str, NDArray[np.in
 # Held out, every class alike
 
 
+def names(labels: Any) -> list[str]:
+    return [f"class {label}" for label in range(1 + max(labels))]
+
+
 labelled = st.lists(st.integers(2, 40), min_size=2, max_size=8).flatmap(
     lambda counts: st.permutations([label for label, count in enumerate(counts) for _ in range(count)])
 )
@@ -112,7 +117,7 @@ def test_exactly_the_fraction_is_held_out_of_every_class(labels: list[int], frac
     array = np.array(labels, np.int64)
     count = max(round(len(array) * fraction), 1)
     assume(count >= len(set(labels)))
-    rest, held_out = splits.stratified(array, fraction, seed)
+    rest, held_out = splits.stratified(array, fraction, seed, names(array))
     assert len(held_out) == count
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, held_out])), np.arange(len(array)))
     for index in (rest, held_out):
@@ -127,24 +132,37 @@ def test_too_few_images_for_every_class_are_one_clear_error(labels: list[int], f
     count = max(round(len(labels) * fraction), 1)
     assume(count < len(set(labels)))
     with pytest.raises(DataError, match=f"cannot hold out {count} of {len(labels)} .*data.validation_fraction"):
-        splits.stratified(np.array(labels, np.int64), fraction, 0)
+        splits.stratified(np.array(labels, np.int64), fraction, 0, names(labels))
 
 
-def test_a_class_of_one_image_is_one_clear_error() -> None:
-    with pytest.raises(DataError, match="cannot hold out"):
-        splits.stratified(np.array([0] * 20 + [1] * 20 + [2]), 0.5, 0)
+@pytest.mark.parametrize(
+    ("labels", "who"),
+    [
+        ([0] * 20 + [1] * 20 + [2], "cherry has only 1 image; add images"),
+        ([0] * 20 + [1] + [2], "banana, cherry have only 1 image; add images"),
+        ([0] * 20 + [*range(1, 9)], "banana, cherry, c3, c4, c5 and others have only 1 image; add images"),
+    ],
+)
+def test_a_class_of_one_image_is_named(labels: list[int], who: str) -> None:
+    named = ["apple", "banana", "cherry", *(f"c{number}" for number in range(3, 1 + max(labels)))]
+    with pytest.raises(DataError) as refused:
+        splits.stratified(np.array(labels), 0.5, 0, named)
+    held_out, count = round(len(labels) * 0.5), len(labels)
+    assert str(refused.value) == (
+        f"cannot hold out {held_out} of {count} training images for validation, every class alike: {who}"
+    )
 
 
 def test_the_seed_decides_what_is_held_out() -> None:
     labels = np.arange(200) % 10
-    first, again, other = (splits.stratified(labels, 0.2, seed)[1].tolist() for seed in (7, 7, 8))
+    first, again, other = (splits.stratified(labels, 0.2, seed, names(labels))[1].tolist() for seed in (7, 7, 8))
     assert first == again
     assert first != other
 
 
 def test_cifar10_holds_out_500_of_each_class() -> None:
     labels = np.arange(50_000) % 10
-    _, held_out = splits.stratified(labels, 0.1, 0)
+    _, held_out = splits.stratified(labels, 0.1, 0, names(labels))
     assert np.bincount(labels[held_out]).tolist() == [500] * 10
 
 

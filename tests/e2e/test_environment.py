@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def setup(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def setup(
+    checkout: Path,
+    *arguments: str,
+    variables: Mapping[str, str] | None = None,
+    preexec_fn: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run make setup with a package index that does not answer."""
     unreachable = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "0"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PIP_"))}
     return subprocess.run(
-        ["make", "setup", *arguments], cwd=checkout, env={**environment, **unreachable},
-        capture_output=True, text=True, timeout=120,
+        ["make", "setup", *arguments], cwd=checkout, env={**environment, **unreachable, **(variables or {})},
+        capture_output=True, text=True, timeout=240, preexec_fn=preexec_fn,
     )  # fmt: skip
 
 
@@ -58,3 +66,54 @@ def test_a_half_made_environment_is_made_anew(checkout: Path) -> None:
     setup(checkout, f"PYTHON={sys.executable}")
     assert not (checkout / ".venv" / "half").exists()
     assert subprocess.run([binary / "python", "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def small_files() -> None:
+    """What a full disk does, for one file: none may grow past 500 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+
+@pytest.mark.long
+def test_no_space_for_the_environment_is_said_and_the_next_run_makes_it_anew(checkout: Path) -> None:
+    full = setup(checkout, f"PYTHON={sys.executable}", preexec_fn=small_files)
+    assert full.returncode == 2
+    assert "error: cannot make .venv; the reason is above" in full.stderr
+    assert list((checkout / ".venv").glob("ready-*")) == []
+    setup(checkout, f"PYTHON={sys.executable}")
+    python = checkout / ".venv" / "bin" / "python"
+    assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds an environment with pip in it and not much more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-o", "size=64m"]
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(disk)]).returncode:
+        pytest.skip("a small file system cannot be mounted here; the test with a limit on a file's size still runs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.long
+def test_no_space_for_the_packages_is_said_and_nothing_is_taken_for_ready(small_disk: Path, tmp_path: Path) -> None:
+    """The first package that pip needs, setuptools, is one of 100 MB here, from a folder instead of an index."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        (small_disk / name).write_bytes((ROOT / name).read_bytes())
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    info = "setuptools-999.dist-info"
+    with zipfile.ZipFile(wheels / "setuptools-999-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("setuptools/large", bytes(100_000_000))
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: setuptools\nVersion: 999\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    temporary = small_disk / "tmp"
+    temporary.mkdir()
+    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "TMPDIR": str(temporary)}
+    full = setup(small_disk, f"PYTHON={sys.executable}", variables=places)
+    assert full.returncode == 2
+    assert "No space left on device" in full.stderr
+    assert "error: the installation failed; the reason is above. With a package index and 7 GB free" in full.stderr
+    assert list((small_disk / ".venv").glob("ready-*")) == []

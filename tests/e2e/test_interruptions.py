@@ -90,6 +90,10 @@ def test_an_interrupted_sweep_says_so_in_one_line_and_leaves_no_process(tmp_path
     wait_for_none_left(tmp_path, 30)
     (line,) = [line for line in run(tmp_path, "status").stdout.splitlines() if line.startswith("sweep")]
     assert "to run" in line
+    # Weights on their way lie in the sweep's folder, not in /tmp where nobody would remove them.
+    assert list((tmp_path / "store/demo/trials").glob("*/scratch"))
+    assert run(tmp_path, "clean").returncode == 0
+    assert not (tmp_path / "store/demo/trials").exists()
 
 
 def test_a_killed_sweep_is_not_done_and_the_next_one_is_clean(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from flywheel.data.sources import SourceImages
 def build(source: SourceImages, data: params.Data) -> Dataset:
     """Return the data set of a source's images. Raises DataError."""
     count = len(source.train_labels)
-    train, validation = splits.stratified(source.train_labels, data.validation_fraction, data.seed)
+    train, validation = splits.stratified(source.train_labels, data.validation_fraction, data.seed, source.class_names)
     test = np.arange(count, count + source.test_count)
     simulation = np.arange(count + source.test_count, count + len(source.test_labels))
     drifted = drift.apply(

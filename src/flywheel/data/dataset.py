@@ -93,7 +93,7 @@ def statistics(images: Pixels) -> tuple[list[float], list[float]]:
 
 
 def save(dataset: Dataset, directory: Path) -> None:
-    """Write the files of a data set into a directory."""
+    """Write the files of a data set into a directory. Raises DataError when there is no room."""
     directory.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {
         "images": dataset.images,
@@ -103,7 +103,12 @@ def save(dataset: Dataset, directory: Path) -> None:
         **dataset.indices,
     }
     for name, array in arrays.items():
-        np.save(directory / f"{name}.npy", array, allow_pickle=False)
+        try:
+            np.save(directory / f"{name}.npy", array, allow_pickle=False)
+        except OSError as error:  # numpy's own, "… requested and … written", names neither file nor reason
+            reason = error.strerror or "No space left on device"
+            advice = "free space or set paths.store to another disk, and run again"
+            raise DataError(f"cannot write {directory / name}.npy ({reason}); {advice}") from None
     files.write_json(directory / "dataset.json", {"format": FORMAT, **dataset.description})
 
 

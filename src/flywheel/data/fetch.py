@@ -6,23 +6,31 @@ import hashlib
 import shutil
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from flywheel import files
 from flywheel.data import DataError
 
 ATTEMPTS = 4
 BACKOFF_S = 1.0  # doubled after each attempt
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30  # a silent server costs 4 x 30 s + 7 s
+TOTAL_TIMEOUT_S = 3600  # of a call, however busy the server looks; the next call goes on from there
 CHUNK_BYTES = 1 << 16
+TRANSIENT = (408, 425, 429)  # of the answers 4xx; the others will be the same in a second
 
 
 class _TryAgainError(Exception):
     """A failure that another attempt may mend."""
+
+
+class _GiveUpError(Exception):
+    """A failure that another attempt will not mend."""
 
 
 def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], None] = print) -> None:
@@ -33,7 +41,10 @@ def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], No
     target = path.parent / folder
     if target.is_dir():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make {path.parent} ({error.strerror}); set paths.cache to a directory") from None
     with files.lock(path.with_name(path.name + ".lock"), wait=True):
         if target.is_dir():
             return
@@ -46,24 +57,35 @@ def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], No
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` to `path`, resuming what an earlier attempt left in `<path>.part`. Raises DataError."""
+    """Fetch `url` to `path`, resuming what an earlier attempt left in `<path>.part`.
+
+    Ends within TOTAL_TIMEOUT_S and READ_TIMEOUT_S. Raises DataError.
+    """
     part = path.with_name(path.name + ".part")
+    deadline = time.monotonic() + TOTAL_TIMEOUT_S
     failure = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(BACKOFF_S * 2 ** (attempt - 1))
         try:
-            _fetch_rest(url, part)
+            _fetch_rest(url, part, deadline)
             found = _md5(part)
             if found == md5:
                 part.replace(path)
                 return
             part.unlink()
             failure = f"its checksum is {found}, not {md5}"
-        except (requests.RequestException, _TryAgainError) as error:
-            failure = str(error) if isinstance(error, _TryAgainError) else _short(error)
+        except _GiveUpError as error:
+            failure = str(error)
+            break
+        except _TryAgainError as error:
+            failure = str(error)
+        except (requests.RequestException, HTTPError) as error:
+            failure = _short(error)
         except OSError as error:
-            raise DataError(f"cannot write {part} ({error.strerror}); free space and run again") from None
+            raise DataError(
+                f"cannot write {part} ({error.strerror}); free space or set paths.cache, and run again"
+            ) from None
     raise DataError(
         f"cannot fetch {url}: {failure}; put the file at {path}, or use your own images "
         "(data.source=folder data.path=…), or try PROFILE=demo, which needs no download"
@@ -80,24 +102,31 @@ def extract(path: Path, folder: str) -> None:
     try:
         with tarfile.open(path) as opened:
             opened.extractall(temporary, filter="data")
+        if (temporary / folder).is_symlink() or not (temporary / folder).is_dir():
+            raise tarfile.TarError(f"it holds no directory {folder}")
         (temporary / folder).rename(path.parent / folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be extracted ({error}); free space or remove it, and run again") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be extracted ({error}); remove it and run again") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path} cannot be extracted ({reason}); free space or remove it, and run again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fetch_rest(url: str, part: Path) -> None:
+def _fetch_rest(url: str, part: Path, deadline: float) -> None:
     have = part.stat().st_size if part.exists() else 0
     # Without `identity` a server may mark a .tar.gz as compressed content, and requests would unpack it.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
+        status = response.status_code
+        if have and status == requests.codes.requested_range_not_satisfiable:
             return  # all of it is here; the checksum decides
-        if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
-            raise _TryAgainError(f"the server answered {response.status_code} {response.reason}")
-        resumed = response.status_code == requests.codes.partial_content
+        if status not in (requests.codes.ok, requests.codes.partial_content):
+            final = 400 <= status < 500 and status not in TRANSIENT
+            raise (_GiveUpError if final else _TryAgainError)(f"the server answered {status} {response.reason}")
+        resumed = status == requests.codes.partial_content
         start = have if resumed else 0
         length = int(response.headers.get("Content-Length", 0))
         with (
@@ -107,9 +136,12 @@ def _fetch_rest(url: str, part: Path) -> None:
                 unit="B", unit_scale=True, mininterval=0.5, disable=None,
             ) as bar,
         ):  # fmt: skip
-            for chunk in response.iter_content(CHUNK_BYTES):
+            # read1 returns what has come; read and iter_content wait for a whole chunk, and no clock is looked at.
+            while chunk := response.raw.read1(CHUNK_BYTES):
                 writing.write(chunk)
                 bar.update(len(chunk))
+                if time.monotonic() > deadline:
+                    raise _GiveUpError(f"not done after {TOTAL_TIMEOUT_S} s; run again to go on from there")
         if length and part.stat().st_size < start + length:
             raise _TryAgainError("the connection closed before the end")
 
@@ -122,9 +154,11 @@ def _md5(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _short(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
+def _short(error: requests.RequestException | HTTPError) -> str:
+    if isinstance(error, requests.Timeout | ReadTimeoutError):
         return "the server does not answer"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
+    if isinstance(error, ProtocolError):
+        return "the connection broke off"
     return type(error).__name__

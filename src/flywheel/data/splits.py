@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ Indices = NDArray[np.int64]
 SPLITS = ("train", "validation", "test", "simulation")
 PRECEDENCE = ("test", "validation", "simulation", "train")  # a duplicate stays in the first of these
 HOLDOUT_PERCENT = 30
+NAMED_CLASSES = 5  # in an error
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,30 @@ class Duplicates:
     across: Mapping[str, int]  # "test/train": images dropped from train because test has them
 
 
-def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Indices, Indices]:
+def stratified(
+    labels: NDArray[np.int64], fraction: float, seed: int, class_names: Sequence[str]
+) -> tuple[Indices, Indices]:
     """Return indices (rest, held out), each sorted, with `fraction` of the images held out, every class alike.
 
-    Raises DataError when there are too few images for that.
+    Raises DataError when there are too few images for that: of a class, or for a class each on both sides.
     """
     from sklearn.model_selection import train_test_split
 
     count = max(round(len(labels) * fraction), 1)
-    try:
-        rest, held_out = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed)
-    except ValueError as error:
+    of_class = np.bincount(labels, minlength=len(class_names))
+    lonely = [name for name, images in zip(class_names, of_class, strict=True) if images == 1]
+    classes = int((of_class > 0).sum())
+    trouble = ""
+    if lonely:
+        trouble = f"{', '.join(lonely[:NAMED_CLASSES])}{' and others' if len(lonely) > NAMED_CLASSES else ''} "
+        trouble += f"{'have' if len(lonely) > 1 else 'has'} only 1 image; add images"
+    elif min(count, len(labels) - count) < classes:
+        trouble = f"there are {classes} classes; change data.validation_fraction or add images"
+    if trouble:
         raise DataError(
-            f"cannot hold out {count} of {len(labels)} training images for validation, every class alike ({error}); "
-            "add images or change data.validation_fraction"
-        ) from None
+            f"cannot hold out {count} of {len(labels)} training images for validation, every class alike: {trouble}"
+        )
+    rest, held_out = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed)
     return np.sort(rest), np.sort(held_out)
 
 

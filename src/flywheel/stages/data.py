@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,11 +74,16 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     from flywheel.data import dataset
     from flywheel.data.splits import SPLITS
 
+    # The stage is locked, so what lies here was left by one that was killed.
+    shutil.rmtree(params.store / "scratch" / "data", ignore_errors=True)
     opened = dataset.open_directory(registry.open(version))
     drawn = []
     for name in SPLITS:
         split = opened.split(name)
+        drift = {kind: severity for kind, severity in opened.description["drift"].items() if severity}
+        drifted = f" ({', '.join(f'{kind} {severity:g}' for kind, severity in drift.items())})" if drift else ""
         title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
+        title += drifted if name == "simulation" else ""
         path = params.reports / f"samples_{name}.png"
         drawn.append(pictures.sample_grid(split.images, split.labels, opened.class_names, title, path))
     description = opened.description
@@ -87,6 +93,6 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
 
 def _scratch(params: Params) -> Path:
     """Return a folder on the store's file system for what is about to be published."""
-    folder = params.store / "scratch"
+    folder = params.store / "scratch" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

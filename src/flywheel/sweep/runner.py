@@ -39,7 +39,10 @@ def run(
     """
     searcher = StudySearcher(params, resources.concurrent)
     recorder = Recorder(params, journal, searcher, tracker, say)
-    trainable = tune.with_resources(tune.with_parameters(trial.train, data=data), resources.per_trial())
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    train = tune.with_parameters(trial.train, data=data, scratch=str(scratch))
+    trainable = tune.with_resources(train, resources.per_trial())
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

@@ -36,8 +36,11 @@ def follow(
         yield result, classifier, improved
 
 
-def train(config: Mapping[str, Any], data: TrainingData) -> None:
-    """Run a trial inside Ray Tune; `config` is a complete recipe."""
+def train(config: Mapping[str, Any], data: TrainingData, scratch: str) -> None:
+    """Run a trial inside Ray Tune; `config` is a complete recipe.
+
+    `scratch` is a folder of the sweep's for weights on their way: a worker that is killed leaves them there.
+    """
     from ray import tune
 
     recipe = Recipe.model_validate(dict(config))
@@ -51,6 +54,6 @@ def train(config: Mapping[str, Any], data: TrainingData) -> None:
         if not improved:
             tune.report(report)
             continue
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory(dir=scratch) as directory:
             classifier.save(Path(directory), recipe.model_dump())
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(directory))

@@ -1,0 +1,355 @@
+"""Which stages run and why, by the real scripts on a copy of the code: edits, params, time stamps, kills, two at once.
+
+The stage `data` stands for all: what decides is the same code for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flywheel.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+DONE = "data: up to date (nothing changed since "
+QUIET = "tracking.wandb=disabled"
+
+
+class Checkout:
+    """A copy of the code with a store of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.store = folder / "store" / "demo"
+
+    @classmethod
+    def of(cls, source: Path, folder: Path) -> Checkout:
+        """Copy code, params and, if there are any, store and reports."""
+        for name in ("src", "scripts", "store", "reports"):
+            if (source / name).exists() and (name in ("src", "scripts") or source != ROOT):
+                shutil.copytree(
+                    source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+                )
+        shutil.copy2(source / "params.yaml", folder / "params.yaml")
+        return cls(folder)
+
+    def command(self, script: str, overrides: str = "", *arguments: str) -> list[str]:
+        chosen = ["--profile", "demo", "--set", QUIET, "--set", overrides]
+        return [sys.executable, f"scripts/{script}.py", *chosen, *arguments]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PYTHONUNBUFFERED": "1"}
+
+    def run(self, script: str, overrides: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(script, overrides, *arguments), cwd=self.folder, env=self.environment(),
+            capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def start(self, script: str, overrides: str = "") -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(script, overrides), cwd=self.folder, env=self.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def says(self, overrides: str = "") -> str:
+        """Run `data` and return its first line; it must have succeeded and said nothing on stderr."""
+        result = self.run("data", overrides)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout.splitlines()[0]
+
+    def status(self, overrides: str = "") -> dict[str, str]:
+        """Return the line of each stage without its name."""
+        result = self.run("status", overrides)
+        assert (result.returncode, result.stderr) == (0, "")
+        return {name: " ".join(rest) for name, *rest in map(str.split, result.stdout.splitlines())}
+
+    def edit(self, module: str, old: str, new: str) -> None:
+        path = self.folder / "src" / "flywheel" / module
+        text = path.read_text()
+        assert text.count(old) == 1, (module, old)
+        path.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout whose data set is built."""
+    checkout = Checkout.of(ROOT, tmp_path_factory.mktemp("made"))
+    assert checkout.says() == "data: running (never run)"
+    return checkout
+
+
+@pytest.fixture
+def checkout(made: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of that for one test."""
+    return Checkout.of(made.folder, tmp_path)
+
+
+# Code
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("data/drift.py", "import numpy as np\n", "import numpy as np\n\nADDED = 1\n"),
+        pytest.param("data/splits.py", "HOLDOUT_PERCENT = 30", "HOLDOUT_PERCENT = 31", marks=pytest.mark.long),
+        pytest.param("data/images.py", "MAX_PIXELS = 64_000_000", "MAX_PIXELS = 1_000_000", marks=pytest.mark.long),
+    ],
+)
+def test_editing_a_helpers_code_runs_it(checkout: Checkout, module: str, old: str, new: str) -> None:
+    checkout.edit(module, old, new)
+    name = module.removesuffix(".py").replace("/", ".")
+    assert checkout.status()["data"] == f"to run code changed: flywheel.{name}"
+    assert checkout.says() == f"data: running (code changed: flywheel.{name})"
+    assert checkout.says().startswith(DONE)
+
+
+def test_editing_what_carries_the_data_and_does_not_make_it_runs_nothing(checkout: Checkout) -> None:
+    checkout.edit("files.py", "CHUNK_BYTES = 1 << 20", "CHUNK_BYTES = 1 << 21")
+    checkout.edit(
+        "training.py", '"""The only training loop', '"""Another docstring\n\nADDED = 1\nThe only training loop'
+    )
+    checkout.edit("models/compact.py", "momentum=0.4", "momentum=0.5")
+    assert checkout.says().startswith(DONE)
+
+
+def test_editing_docstrings_comments_and_layout_everywhere_runs_nothing(checkout: Checkout) -> None:
+    for path in (checkout.folder / "src").rglob("*.py"):
+        text = re.sub(r'\n    """(?=\w)', '\n    """Said otherwise. ', path.read_text())
+        text = re.sub(r"\n\n\n(?=def|class|@)", "\n\n\n\n# a comment\n", text)
+        path.write_text(f"# a first line\n{text}\n\n# a last line\n")
+    assert checkout.says().startswith(DONE)
+
+
+def test_time_stamps_and_another_place_count_nothing(checkout: Checkout) -> None:
+    """The checkout is a copy elsewhere already; every file is made a year old, or new."""
+    for times in ((1, 1), None):
+        for path in checkout.folder.rglob("*"):
+            os.utime(path, times)
+        assert checkout.says().startswith(DONE)
+
+
+def test_a_syntax_error_is_one_line_with_its_place(checkout: Checkout) -> None:
+    checkout.edit("data/drift.py", "import numpy as np\n", "import numpy as\n")
+    result = checkout.run("data")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.match(r"error: .*src/flywheel/data/drift\.py:\d+: .*; mend it and run again", line)
+
+
+# Params
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ("data.seed=1", "data.seed changed: 0 -> 1"),
+        pytest.param("data.drift.noise=4", "data.drift.noise changed: 5.0 -> 4.0", marks=pytest.mark.long),
+        pytest.param("data.image_size=16", "data.image_size changed: 32 -> 16", marks=pytest.mark.long),
+    ],
+)
+def test_an_identity_param_runs_it_and_going_back_does_not(checkout: Checkout, overrides: str, reason: str) -> None:
+    assert checkout.says(overrides) == f"data: running ({reason})"
+    assert checkout.says(overrides).startswith(DONE)
+    assert checkout.says() == "data: up to date (made before as digits_dataset:v0)"
+
+
+def test_other_params_run_nothing(checkout: Checkout) -> None:
+    for overrides in (
+        "paths.cache=/elsewhere tracking.project=mine",  # of no stage's identity
+        "sweep.epochs=3 recipe.momentum=0.5 gate.floor_accuracy=0.5 promotion.auto=false",  # of other stages
+    ):
+        assert checkout.says(overrides).startswith(DONE)
+
+
+@pytest.mark.long
+def test_a_folder_may_move_and_one_byte_of_it_may_not_change(
+    tmp_path: Path, checkout: Checkout, random: np.random.Generator
+) -> None:
+    mine = tmp_path / "mine"
+    for number in range(40):
+        file = mine / ("test" if number % 4 == 0 else "train") / ("кошка" if number % 8 < 4 else "🐈") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(file)
+    settings = "data.source=folder data.name=mine data.image_size=8"
+    assert checkout.says(f"{settings} data.path={mine}").startswith("data: running (data.")
+    moved = mine.rename(tmp_path / "moved")
+    assert checkout.says(f"{settings} data.path={moved}").startswith(DONE)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(next(moved.glob("train/*/*.png")))
+    assert checkout.says(f"{settings} data.path={moved}") == "data: running (its input changed: source)"
+
+
+# Outputs
+
+
+def test_a_removed_output_is_made_again(checkout: Checkout) -> None:
+    shutil.rmtree(checkout.store / "registry" / "versions" / "digits_dataset" / "v0")
+    assert checkout.says().startswith("data: running (an output is missing: no artifact digits_dataset@")
+    assert checkout.says().startswith(DONE)
+
+
+def test_a_removed_file_of_an_output_is_made_again(checkout: Checkout) -> None:
+    (checkout.store / "registry/versions/digits_dataset/v0/files/labels.npy").unlink()
+    assert checkout.says().startswith("data: running (an output is damaged: ")
+    assert checkout.says().startswith(DONE)
+    verified = checkout.run("artifacts", "", "--verify")
+    assert (verified.returncode, verified.stdout.count("whole")) == (0, 1)
+
+
+def test_a_removed_report_is_drawn_again_from_the_artifact(checkout: Checkout) -> None:
+    report = checkout.folder / "reports" / "demo" / "samples_test.png"
+    before = report.read_bytes()
+    report.unlink()
+    assert checkout.says() == f"data: up to date ({report} is missing and is made again from digits_dataset:v0)"
+    assert report.read_bytes() == before
+    assert checkout.says().startswith(DONE)
+
+
+def test_a_removed_receipt_is_made_again_from_the_artifact(checkout: Checkout) -> None:
+    (checkout.store / "receipts" / "data.json").unlink()
+    assert checkout.says() == "data: up to date (made before as digits_dataset:v0)"
+    assert checkout.says().startswith(DONE)
+
+
+@pytest.mark.long
+def test_a_removed_store_is_as_never_run(checkout: Checkout) -> None:
+    shutil.rmtree(checkout.store)
+    assert checkout.says() == "data: running (never run)"
+
+
+# Kills, and two at once
+
+
+@contextlib.contextmanager
+def building(checkout: Checkout, until: Callable[[], bool] = lambda: True) -> Iterator[subprocess.Popen[str]]:
+    """The stage `data` in the middle: it holds its lock, and a condition is met. Killed at the end if it still runs."""
+    with checkout.start("data") as process:
+        try:
+            deadline = time.monotonic() + 60
+            owner = checkout.store / "locks" / "data.pid"
+            while not (owner.exists() and owner.read_text() == str(process.pid) and until()):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.005)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Checkout:
+    """A checkout in which nothing was run."""
+    return Checkout.of(ROOT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["writing", *(pytest.param(where, marks=pytest.mark.long) for where in ("at the start", "published"))],
+)
+def test_a_killed_stage_is_not_done_and_the_next_run_completes(empty: Checkout, where: str) -> None:
+    scratch, versions = empty.store / "scratch" / "data", empty.store / "registry/versions/digits_dataset/v0"
+    conditions: dict[str, Callable[[], bool]] = {
+        "at the start": lambda: True,
+        "writing": lambda: any(scratch.glob("*/images.npy")),
+        "published": versions.exists,
+    }
+    with building(empty, conditions[where]) as process:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (empty.store / "receipts").exists()
+    whole = Registry(empty.store)
+    for version in whole.versions("digits_dataset"):
+        whole.verify(version)
+    expected = (
+        "data: up to date (made before as digits_dataset:v0)" if versions.exists() else "data: running (never run)"
+    )
+    assert empty.status()["data"].startswith("up to date" if versions.exists() else "to run never run")
+    assert empty.says() == expected
+    assert empty.says().startswith(DONE)
+    whole.verify(whole.resolve("digits_dataset:v0"))
+    assert list(scratch.glob("*")) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", [number / 12 for number in range(12)])
+def test_a_stage_killed_at_any_time_leaves_a_store_that_the_next_run_completes(empty: Checkout, part: float) -> None:
+    started = time.monotonic()
+    with empty.start("data") as process:
+        process.communicate()
+    length_s = time.monotonic() - started
+    shutil.rmtree(empty.folder / "store")
+    shutil.rmtree(empty.folder / "reports")
+    with empty.start("data") as process, contextlib.suppress(subprocess.TimeoutExpired):
+        try:
+            process.communicate(timeout=length_s * part)
+        finally:
+            process.kill()
+    if not (empty.store / "receipts" / "data.json").exists():
+        assert not empty.status()["data"].startswith("up to date nothing changed")
+    registry = Registry(empty.store)
+    for version in registry.versions("digits_dataset"):
+        registry.verify(version)
+    assert empty.says().startswith(("data: running (never run)", "data: up to date ("))
+    assert empty.says().startswith(DONE)
+    registry.verify(registry.resolve("digits_dataset:v0"))
+
+
+def test_of_two_at_once_one_works_and_the_other_exits_75_and_names_it(empty: Checkout) -> None:
+    with building(empty) as first:
+        second = empty.run("data")
+        assert second.returncode == 75
+        assert second.stdout == ""
+        assert second.stderr == f"error: another run holds data (pid {first.pid}); wait for it to end\n"
+        output, errors = first.communicate(timeout=120)
+        assert (first.returncode, errors) == (0, "")
+        assert output.splitlines()[0] == "data: running (never run)"
+    assert empty.says().startswith(DONE)
+
+
+# Status
+
+
+def test_status_shows_what_runs_and_what_waits_for_it(empty: Checkout) -> None:
+    with building(empty) as process:
+        stages = empty.status()
+        assert stages["data"] == f"running (pid {process.pid}) make logs PROFILE=demo shows what it says"
+        assert stages["sweep"] == stages["evaluate"] == "waiting for data"
+        process.kill()
+        process.communicate()
+    stages = empty.status()
+    assert stages["data"] == "to run never run"
+    assert stages["sweep"] == stages["evaluate"] == "waiting for data"
+
+
+def test_status_looks_through_the_whole_chain(checkout: Checkout) -> None:
+    assert checkout.status()["data"].startswith("up to date nothing changed since")
+    assert checkout.status()["sweep"] == "to run never run"
+    assert checkout.status()["evaluate"] == "waiting for sweep"
+    assert checkout.status("data.seed=1")["data"] == "to run data.seed changed: 0 -> 1"
+    assert checkout.status("data.seed=1")["sweep"] == "waiting for data"
+    (checkout.store / "registry/versions/digits_dataset/v0/files/labels.npy").unlink()
+    assert checkout.status()["data"].startswith("to run an output is damaged")
+    assert checkout.status()["sweep"] == "waiting for data"
+
+
+def test_a_pid_that_another_process_has_now_holds_nothing(checkout: Checkout) -> None:
+    (checkout.store / "locks" / "data.pid").write_text(str(os.getpid()))
+    assert checkout.status()["data"].startswith("up to date")
+    for text in ("", "nothing", "99999999999999999999"):
+        (checkout.store / "locks" / "data.pid").write_text(text)
+        assert checkout.status()["data"].startswith("up to date")
