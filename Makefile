@@ -42,6 +42,10 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
+.PHONY: simulate
+simulate: $(READY) ## send the simulation images to the server; publish its failures as feedback
+	@$(SCRIPT) $(ARGS)
+
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
 	@$(SCRIPT) $(ARGS)

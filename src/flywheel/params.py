@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -31,6 +32,12 @@ class Section(BaseModel):
 def _whole_above_one(value: float) -> float:
     if value > 1 and value != int(value):
         raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
+    return value
+
+
+def _base_url(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", value):
+        raise ValueError(f"must be like http://127.0.0.1:8000 (got {value!r})")
     return value
 
 
@@ -143,6 +150,31 @@ class Promotion(Section):
     auto: bool = Field(description="promote what passes the gate")
 
 
+class Simulate(Section):
+    """The client that plays production traffic: the simulation images, sent to the server."""
+
+    url: Annotated[str | None, AfterValidator(_base_url), NOT_IDENTITY] = Field(
+        description="of the server, such as http://127.0.0.1:8000; null: what make serve started"
+    )
+    requests: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        description="how many of the simulation images to send, drawn at random; null: all"
+    )
+    seed: Seed = Field(description="of the draw and of the order")
+    concurrency: Annotated[int, Field(ge=1, le=1024), NOT_IDENTITY] = Field(description="requests in flight at a time")
+    timeout_s: Annotated[float, Field(gt=0, le=3600), NOT_IDENTITY] = Field(
+        description="to connect, and again for each wait for an answer"
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
+        description="for each image: 5xx answers, resets and timeouts are tried again"
+    )
+    max_error_fraction: Annotated[float, Field(ge=0, lt=1), NOT_IDENTITY] = Field(
+        description="of the images may go without an answer; beyond, the simulation ends and publishes nothing"
+    )
+    table_rows: Annotated[int, Field(ge=0, le=10_000), NOT_IDENTITY] = Field(
+        description="right predictions in the W&B table, at most, drawn at random; 0: no table"
+    )
+
+
 class Tracking(Section):
     """Weights & Biases."""
 
@@ -169,6 +201,7 @@ class Params(Section):
     sweep: Sweep
     gate: Gate
     promotion: Promotion
+    simulate: Simulate
     tracking: Tracking
     paths: Paths
 
@@ -191,6 +224,11 @@ class Params(Section):
     def dataset_name(self) -> str:
         """The data set's artifact."""
         return f"{self.data.name}_dataset"
+
+    @property
+    def feedback_name(self) -> str:
+        """The failures' artifact."""
+        return f"{self.data.name}-feedback"
 
     @property
     def registered_model(self) -> str:
