@@ -42,9 +42,12 @@ sweep: data ## search for the best model; publishes model-<run_id>, linked as be
 evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
 	@$(STAGE)
 
-.PHONY: simulate
+.PHONY: simulate retrain
 simulate: $(READY) ## send the simulation images to the server; publish its failures as feedback
 	@$(SCRIPT) $(ARGS)
+
+retrain: $(READY) ## continue from production with its failures; safe in cron (FORCE=1: again on the same failures)
+	@$(STAGE)
 
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why

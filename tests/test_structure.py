@@ -26,7 +26,7 @@ LAYERS = (
     ("flywheel.data",),
     ("flywheel.models",),
     ("flywheel.training", "flywheel.evaluation"),
-    ("flywheel.sweep", "flywheel.promotion", "flywheel.simulation"),
+    ("flywheel.sweep", "flywheel.promotion", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
     ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor"),
 )

@@ -175,6 +175,25 @@ class Simulate(Section):
     )
 
 
+class Retrain(Section):
+    """Training on from production with the failures it had."""
+
+    min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
+        description="new ones for training that make it worth while; fewer: nothing is done"
+    )
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over the mix")
+    weight: Annotated[float, Field(gt=0, le=5)] = Field(
+        description="how often each failure stands in the mix, beside every original once; fractions by seeded rounding"
+    )
+    learning_rate_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="of the learning rate that the sweep's model was trained with"
+    )
+    control: Annotated[bool, NOT_IDENTITY] = Field(
+        description="train a second time on right answers in place of the failures, to compare; doubles the time"
+    )
+    seed: Seed = Field(description="of the order, the augmentation, the rounding and the control arm's draw")
+
+
 class Tracking(Section):
     """Weights & Biases."""
 
@@ -202,6 +221,7 @@ class Params(Section):
     gate: Gate
     promotion: Promotion
     simulate: Simulate
+    retrain: Retrain
     tracking: Tracking
     paths: Paths
 

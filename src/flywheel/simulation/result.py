@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flywheel import feedback
 from flywheel.data.dataset import Dataset
+from flywheel.data.splits import is_holdout
 from flywheel.evaluation import metrics
 from flywheel.feedback import Example, FeedbackError
 from flywheel.registry import Registry, RegistryError, Version
@@ -73,8 +74,6 @@ class Result:
 
 def examples(dataset: Dataset, index: NDArray[np.int64]) -> list[Example]:
     """Return images of a data set as feedback lists them."""
-    from flywheel.data.splits import is_holdout
-
     hashes = dataset.hashes[index]
     holdout = is_holdout(hashes)
     return [
@@ -93,10 +92,13 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
     probabilities = np.stack([answer.probabilities for answer in result.answers])
     correct = result.predictions == result.labels
     unseen = _unseen(result, models, registry, say)
+    holdout = is_holdout(result.dataset.hashes[result.index])
     return {
         **metrics.evaluate(probabilities, result.labels, result.dataset.class_names),
         "accuracy_unseen": float(correct[unseen].mean()) if unseen else None,
         "n_unseen": len(unseen),
+        "accuracy_holdout": float(correct[holdout].mean()) if holdout.any() else None,
+        "n_holdout": int(holdout.sum()),
         "requests_per_s": round(len(result.answers) / result.wall_s, 1),
         "latency_ms": {f"p{rank}": round(float(np.percentile(result.latency_ms, rank)), 2) for rank in PERCENTILES},
         "wall_s": round(result.wall_s, 2),
