@@ -59,7 +59,14 @@ def published(params: Params, registry: Registry) -> list[str]:
     return [*(v.label for v in registry.versions("digits-feedback")), *(p.name for p in paths if p.exists())]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, -15, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
+    ],
+)
 def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everything(
     place: Path, params: Params, registry: Registry, opened: Dataset, server: Any, number: int, code: int
 ) -> None:
