@@ -51,6 +51,13 @@ serve: $(READY) ## answer /predict in the background with the model in productio
 stop: $(READY) ## end the server that make serve started, and nothing else
 	@$(SCRIPT) $(ARGS)
 
+.PHONY: simulate retrain
+simulate: $(READY) ## send the simulation images to the server; publish its failures as feedback
+	@$(SCRIPT) $(ARGS)
+
+retrain: $(READY) ## continue from production with its failures; safe in cron (FORCE=1: again on the same failures)
+	@$(STAGE)
+
 .PHONY: promote rollback history
 promote: $(READY) ## put MODEL=name:version into production if it passes the gate (FORCE=1 REASON="…" if not)
 	@$(SCRIPT) $(if $(filter-out 0,$(FORCE)),--force) --reason="$$REASON" -- "$$MODEL"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flywheel import gate_picture, gate_table, params_file
 from flywheel.gate import NO_ANSWER, Answers, Decision, Exam, decide
-from flywheel.params import Gate
+from flywheel.params_production import Gate
 
 ROOT = Path(__file__).parents[1]
 DRAWS = 1000
