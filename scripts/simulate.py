@@ -19,12 +19,16 @@ def main() -> None:
     with command.logged(params, "simulate") as say:
         report = simulate.run(params, registry, say=say)
         low, high = report["interval"]
-        unseen = report["accuracy_unseen"]
+        parts = [
+            f"{report[f'accuracy_{part}']:.2%} of {report[f'n_{part}']:,} {part}, "
+            for part in ("holdout", "unseen")
+            if report[f"accuracy_{part}"] is not None
+        ]
+        speed = report["latency_ms"]
         say(
             f"simulate: {report['accuracy']:.2%} of {report['n']:,} images (95 % interval {low:.2%} to {high:.2%}), "
-            + ("" if unseen is None else f"{unseen:.2%} of {report['n_unseen']:,} that no ancestor was trained on, ")
-            + f"{report['requests_per_s']:,.0f} images/s, latency p50 {report['latency_ms']['p50']:.0f} ms, "
-            f"p99 {report['latency_ms']['p99']:.0f} ms"
+            f"{''.join(parts)}{report['requests_per_s']:,.0f} images/s, "
+            f"latency p50 {speed['p50']:.0f} ms, p99 {speed['p99']:.0f} ms"
         )
         say(f"simulate: answered by {', '.join(f'{name} ({count:,})' for name, count in report['models'].items())}")
         if report["feedback"] is None:

@@ -19,7 +19,8 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 LAYERS = (
     ("flywheel",),
     ("flywheel.files", "flywheel.search_space", "flywheel.code", "flywheel.ray_address"),
-    ("flywheel.params_errors", "flywheel.params_section"),
+    ("flywheel.params_errors",),
+    ("flywheel.params_section",),
     ("flywheel.params_production",),
     ("flywheel.params",),
     ("flywheel.params_file", "flywheel.registry", "flywheel.tracking", "flywheel.pictures"),

@@ -48,10 +48,8 @@ def _rows(path: str, kind: type[Section], values: Mapping[str, Any], identity: b
             yield from _rows(f"{path}.{name}", inner, held, identity)
             continue
         shown = " | ".join(_value(value) for value in held.values())
-        counts = identity and not any(mark is NOT_IDENTITY for mark in field.metadata)
-        yield (
-            f"| `{path}.{name}` | {_type(field)} | {shown} | {'yes' if counts else EMPTY} | {_text(field.description)} |"
-        )
+        counts = "yes" if identity and not any(mark is NOT_IDENTITY for mark in field.metadata) else EMPTY
+        yield f"| `{path}.{name}` | {_type(field)} | {shown} | {counts} | {_text(field.description)} |"
 
 
 def _type(field: FieldInfo) -> str:

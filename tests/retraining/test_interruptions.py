@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=16 tracking.wandb=disabled retrain.control=false"
 Collect = Callable[[Any], Version]
 
+pytestmark = pytest.mark.long
+
 
 def arguments(place: Path, extra: str) -> list[str]:
     paths = f"paths.store={place}/store paths.reports={place}/reports"
@@ -62,7 +64,6 @@ def training(process: subprocess.Popen[str]) -> None:
     raise AssertionError("it ended before")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_ended_in_the_training_it_published_nothing_and_the_next_run_does_all(
     place: Path, registry: Registry, collect: Collect, failed: list[int], number: int, code: int
@@ -97,7 +98,6 @@ def test_killed_before_the_gate_it_is_judged_by_the_next_run_without_training(
     assert "nothing to do" in run(place).stdout
 
 
-@pytest.mark.long
 def test_killed_after_the_promotion_it_is_not_judged_again(
     place: Path, params: Params, registry: Registry, collect: Collect, failed: list[int]
 ) -> None:
@@ -133,7 +133,6 @@ def test_a_second_retraining_at_once_exits_75_and_names_the_first(
         process.communicate()
 
 
-@pytest.mark.long
 def test_killed_at_twenty_random_moments_the_failures_are_used_exactly_once(
     place: Path, params: Params, registry: Registry, collect: Collect, failed: list[int]
 ) -> None:

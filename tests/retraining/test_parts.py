@@ -179,10 +179,28 @@ def test_failures_of_an_older_data_set_are_found_through_the_lineage(
     from flywheel.stages import data
 
     version = collect(failed)
-    drifted = make("data.drift.rotation=5")
+    drifted = make("data.drift.rotation=4")
     data.run(drifted, registry, say=lambda line: None)
     newer = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     assert not {row.tobytes() for row in newer.hashes} >= {row.tobytes() for row in opened.hashes}
     found = find(registry, version, newer)
     assert len(found) == sum(e.side == "train" for e in feedback.read(registry, version)) > 5
     assert found.dropped == {}
+
+
+def test_the_table_of_the_docs_is_that_of_the_results() -> None:
+    import importlib.util
+    import json
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("retrain_rate", root / "benchmarks" / "retrain_rate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    page = (root / "docs" / "retraining.md").read_text()
+    for path in (root / "benchmarks" / "results").glob("retrain_rate_*.json"):
+        name = path.stem.removeprefix("retrain_rate_")
+        assert f"<!-- retrain_rate_{name} -->" in page
+        assert benchmark.page_with(page, name, json.loads(path.read_text())) == page

@@ -6,6 +6,8 @@ import json
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from flywheel.stages import simulate
 
 Make = Callable[[str], Params]
 Server = Any
+ROOT = Path(__file__).parents[2]
 
 
 def busy(after_s: float | None = 0.0) -> Callable[[Any], None]:
@@ -72,6 +75,8 @@ def test_the_report_tells_the_truth(
     n = len(opened.indices["simulation"])
     assert (report["n"], report["failures"], report["errors"]) == (n, 30, {})
     assert report["accuracy"] == (n - 30) / n == report["accuracy_unseen"]
+    held, failed = int(opened.holdout.sum()), int(opened.holdout[:30].sum())
+    assert (report["n_holdout"], report["accuracy_holdout"]) == (held, (held - failed) / held)
     assert report["interval"] == list(wilson_interval(n - 30, n))
     assert report["models"] == {"model-1:v0": n}
     assert set(report["per_class"]) == set(opened.class_names)
@@ -120,12 +125,16 @@ def test_each_version_that_answered_is_counted(make: Make, server: Server, run: 
     assert report["models"] == {"model-1:v0": 15, "model-2:v0": 25}
 
 
-def test_wandb_gets_a_bounded_table_of_right_predictions(
-    make: Make, opened: Dataset, server: Server, run: Any, place: Path
-) -> None:
+def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, place: Path) -> None:
+    """In a process of its own, since wandb reads its environment once a process."""
     server.fail(opened, range(500))
-    run(make("tracking.wandb=offline simulate.table_rows=7"))
-    assert any("W&B table of 7 of" in line for line in run.said)
+    overrides = (
+        f"paths.store={place}/store paths.reports={place}/reports data.image_size=16 tracking.wandb=offline "
+        "simulate.table_rows=7"
+    )
+    command = [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", overrides]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "W&B table of 7 of 47 right predictions" in shown
     (table,) = (place / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
@@ -321,7 +330,10 @@ def test_too_many_errors_end_it_early_and_publish_nothing(
     with pytest.raises(SimulationError, match=r"got no answer .status_503 11., more than") as caught:
         run(params)
     assert "nothing was published; the last reason: 503 the model is loading" in str(caught.value)
-    assert server.requests < 120
+    sent = server.requests
+    assert sent < 120
+    time.sleep(0.5)
+    assert server.requests <= sent + 4  # what was in flight
     assert nothing_published(params, registry)
 
 

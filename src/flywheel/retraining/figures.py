@@ -39,10 +39,10 @@ class Predictions:
         return cls(*found)
 
 
-def unseen(dataset: Dataset, seen: set[str]) -> NDArray[np.bool_]:
-    """Return which simulation images have a hash that is not among `seen`."""
+def unseen(dataset: Dataset, seen: set[str] | None) -> NDArray[np.bool_]:
+    """Return which simulation images have a hash that is not among `seen`; none when that is not known."""
     rows = dataset.hashes[dataset.indices["simulation"]]
-    return np.array([row.tobytes().hex() not in seen for row in rows], bool)
+    return np.array([seen is not None and row.tobytes().hex() not in seen for row in rows], bool)
 
 
 def scores(

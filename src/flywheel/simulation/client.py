@@ -15,7 +15,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -149,7 +149,7 @@ def play(
     places: Sequence[int],
     pixels: Callable[[int], NDArray[np.uint8]],
     class_names: Sequence[str],
-) -> Iterator[Answer | Failure]:
+) -> Generator[Answer | Failure]:
     """Send the images at `places`, in that order, in `options.concurrency` threads; yield as they come back.
 
     `pixels` gives an image (s, s, 3) uint8. Closing the iterator (an exception in its user, Ctrl-C) sends nothing

@@ -9,12 +9,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel import files, stage
+from flywheel import feedback, files, stage
+from flywheel.feedback import FeedbackError
 from flywheel.params import Params, Recipe
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError, plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flywheel.tracking import Run
     from flywheel.training import EpochResult
 
-ROOTS = ("flywheel.retraining.arms", "flywheel.retraining.examples", "flywheel.retraining.figures")
+ROOTS = ("flywheel.retraining.turn",)
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
             return None
         if planned.unjudged is not None:
             say(f"retrain: {planned.unjudged.label} was made by a run that ended before the gate; judging it now")
-            return _finish(params, registry, planned.unjudged, None, say)
+            return _finish(params, registry, planned.unjudged, planned.unjudged.metadata["metrics"], None, say)
         return _retrain(params, registry, planned, say)
 
 
@@ -66,7 +66,7 @@ def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tu
 def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[str], None]) -> Mapping[str, Any] | None:
     from flywheel.data import dataset
     from flywheel.models import device as devices
-    from flywheel.retraining import examples
+    from flywheel.retraining import examples, turn
     from flywheel.tracking import Tracker
 
     opened = dataset.open_directory(registry.open(planned.dataset))
@@ -92,12 +92,19 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
     inputs = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     config = {**inputs, "recipe": recipe.model_dump(), **params.retrain.model_dump()}
     tracked = Tracker(params, stage.turn(registry), say).start("retrain", name, config)
+
+    def log(arm: str, result: EpochResult) -> None:
+        say(f"retrain: {arm}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation")
+        shown = {"epoch": result.epoch, "accuracy": result.accuracy, "train_loss": result.train_loss}
+        tracked.log({f"{arm}/{key}": value for key, value in shown.items()})  # W&B's steps cannot go back
+
     try:
         started = time.monotonic()
-        figures, arm = _train(params, registry, planned, opened, hard, recipe, devices.pick(), tracked, say)
-        figures |= {"wall_s": round(time.monotonic() - started, 1)}
-        candidate = _publish(params, registry, planned, arm, recipe, base, figures)
-        report = _finish(params, registry, candidate, tracked, say)
+        directory, seen = registry.open(planned.parent), _seen(registry, planned.parent, say)
+        facts, arm = turn.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), log)
+        facts |= {"wall_s": round(time.monotonic() - started, 1)}
+        candidate = _publish(params, registry, inputs, arm, recipe, base, facts)
+        report = _finish(params, registry, candidate, facts, tracked, say)
         tracked.log_pictures([params.reports / "retrain.png"])
         kept = ("candidate", "hard_examples", "kept_epoch", "before", "after", "control", "decision", "promoted")
         tracked.summarize({key: report[key] for key in kept})
@@ -108,90 +115,22 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
     return report
 
 
-def _train(
-    params: Params,
-    registry: Registry,
-    planned: Plan,
-    opened: Any,
-    hard: Any,
-    recipe: Recipe,
-    device: Any,
-    tracked: Run,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Any], Arm]:
-    """Train both arms. Returns the figures of retrain.json and the arm with the failures."""
-    import numpy as np
-    import torch
-
-    from flywheel import feedback
-    from flywheel.models import classifier
-    from flywheel.retraining import arms, figures
-    from flywheel.retraining.examples import mix, repeats
-    from flywheel.training import TrainingData, validate
-
-    data, options = TrainingData.of(opened), params.retrain
-    directory = registry.open(planned.parent)
-    parent = classifier.load(directory, device)
-    before = figures.Predictions.of(parent, opened)
-    _, validation = validate(parent, torch.from_numpy(data.validation_images).to(device), data.validation_labels)
-
-    def follow(name: str) -> Callable[[EpochResult], None]:
-        def log(result: EpochResult) -> None:
-            say(
-                f"retrain: {name}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation, "
-                f"loss {result.train_loss:.3f}"
-            )
-            shown = {"epoch": result.epoch, "accuracy": result.accuracy, "train_loss": result.train_loss}
-            tracked.log({f"{name}/{key}": value for key, value in shown.items()})  # W&B's steps cannot go back
-
-        return log
-
-    mixed = mix(data, hard.images, hard.labels, options.weight, options.seed)
-    arm = arms.train(parent, mixed, recipe, device, follow("failures"))
-    seen = {*feedback.seen(registry, planned.parent), *hard.hashes}
-    index = opened.indices["simulation"]
-    right = np.flatnonzero((before.simulation == opened.labels[index]) & ~opened.holdout)
-    control: tuple[Any, Arm] | None = None
-    if options.control and len(right):
-        random = np.random.default_rng(options.seed)
-        # As many as there are failures, so that both arms take the same steps.
-        drawn = index[np.sort(random.choice(right, len(hard), replace=len(right) < len(hard)))]
-        other = mix(data, opened.images[drawn], opened.labels[drawn], options.weight, options.seed)
-        second = arms.train(classifier.load(directory, device), other, recipe, device, follow("control"))
-        control = (drawn, second)
-        seen |= {row.tobytes().hex() for row in opened.hashes[drawn]}
-    unseen = figures.unseen(opened, seen)
-    after = figures.Predictions.of(arm.classifier, opened)
-    result = {
-        "hard_examples": len(hard),
-        "hard_example_copies": int(repeats(len(hard), options.weight, options.seed).sum()),
-        "dropped": hard.dropped,
-        "epochs": _epochs(arm),
-        "kept_epoch": arm.kept_epoch,
-        "before": {"validation": validation, **figures.scores(opened, unseen, before)},
-        "after": figures.scores(opened, unseen, after, before),
-        "control": None,
-    }
-    if control:
-        said = figures.Predictions.of(control[1].classifier, opened)
-        holdout, labels = opened.holdout, opened.labels[index]
-        against = (
-            figures.change(said.simulation[holdout], after.simulation[holdout], labels[holdout], opened.class_names)
-            if holdout.any()
-            else None
-        )
-        result["control"] = {
-            **figures.scores(opened, unseen, said, before),
-            "examples": len(set(control[0].tolist())),
-            "epochs": _epochs(control[1]),
-            "kept_epoch": control[1].kept_epoch,
-            "failures_against_control": against,
-        }
-    return result, arm
+def _seen(registry: Registry, parent: Version, say: Callable[[str], None]) -> frozenset[str] | None:
+    try:
+        return feedback.seen(registry, parent)
+    except FeedbackError as error:
+        say(f"retrain: accuracy on unseen images cannot be told: {error}")
+        return None
 
 
 def _publish(
-    params: Params, registry: Registry, planned: Plan, arm: Arm, recipe: Recipe, base: float, figures: dict[str, Any]
+    params: Params,
+    registry: Registry,
+    inputs: Mapping[str, str],
+    arm: Arm,
+    recipe: Recipe,
+    base: float,
+    facts: Mapping[str, Any],
 ) -> Version:
     import torch
 
@@ -201,14 +140,13 @@ def _publish(
     arm.classifier.save(folder, recipe.model_dump())
     device = arm.classifier.device.type
     machine = {"device": device, "precision": arm.classifier.precision, "threads": torch.get_num_threads()}
-    inputs = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     version = registry.publish(
         plan.NAME, "model", folder,
         metadata={
             **_stage(params, registry, inputs).provenance(),
             "recipe": recipe.model_dump(),
             "base_learning_rate": base,
-            "metrics": {**figures, "machine": machine},
+            "metrics": {**facts, "machine": machine},
         },
         inputs=tuple(inputs.values()),  # _finish tells them by their order
     )  # fmt: skip
@@ -217,7 +155,12 @@ def _publish(
 
 
 def _finish(
-    params: Params, registry: Registry, candidate: Version, tracked: Run | None, say: Callable[[str], None]
+    params: Params,
+    registry: Registry,
+    candidate: Version,
+    facts: Mapping[str, Any],
+    tracked: Run | None,
+    say: Callable[[str], None],
 ) -> Mapping[str, Any]:
     """Link a published candidate, let the gate judge it, write the reports and, last, the receipt.
 
@@ -226,15 +169,14 @@ def _finish(
     from flywheel import promotion
     from flywheel.retraining import figures
 
-    facts = candidate.metadata["metrics"]
     inputs = dict(zip(("dataset", "feedback", "parent"), candidate.inputs, strict=True))
     reason = f"{facts['hard_examples']} failures on {inputs['parent'].partition('@')[0]}"
     registry.link(candidate, params.registered_model, ("candidate",), reason=reason)
     moves = registry.history(params.registered_model)
     promoted = [move for move in moves if move["alias"] == "production" and move["to"] == candidate.ref]
+    written: tuple[Path, ...] = ()
     if promoted:
         verdict, moved = promoted[-1]["gate"] or {"decision": "promote", "reasons": [promoted[-1]["reason"]]}, True
-        written: tuple[Path, ...] = ()
     else:
         decision = promotion.judge(params, registry, candidate)
         written = promotion.report(params, decision, tracked, say)
@@ -272,7 +214,3 @@ def _stage(params: Params, registry: Registry, inputs: Mapping[str, str]) -> Sta
     """Return the stage for the sake of its provenance: what was read, by which params and code."""
     identity = {"retrain": params.retrain.identity()}
     return Stage("retrain", params, registry, identity, inputs, ROOTS, params.retrain.seed)
-
-
-def _epochs(arm: Arm) -> list[dict[str, Any]]:
-    return [{**asdict(result), "kept": result.epoch == arm.kept_epoch} for result in arm.epochs]

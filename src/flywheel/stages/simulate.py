@@ -5,6 +5,7 @@ It always runs. Of an interrupted run nothing stays: everything is published aft
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -127,19 +128,20 @@ def _play(params: Params, url: str, places: Sequence[int], opened: Dataset, say:
     started = time.perf_counter()
     results = client.play(url, params.simulate, places, lambda place: opened.images[index[place]], opened.class_names)
     # disable=None: no bar where nobody looks.
-    for found in tqdm(results, "simulate", len(places), leave=False, unit=" images", disable=None):
-        if isinstance(found, client.Answer):
-            answers.append(found)
-            continue
-        failures.append(found)
-        if len(failures) > most * len(places):
-            kinds = Counter(failure.kind for failure in failures)
-            raise SimulationError(
-                f"{len(failures)} of {len(failures) + len(answers):,} images got no answer "
-                f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}), more than "
-                f"simulate.max_error_fraction={most:g} of {len(places):,}; nothing was published; the last reason: "
-                f"{found.reason}"
-            )
+    with contextlib.closing(results):  # whatever ends this ends the traffic
+        for found in tqdm(results, "simulate", len(places), leave=False, unit=" images", disable=None):
+            if isinstance(found, client.Answer):
+                answers.append(found)
+                continue
+            failures.append(found)
+            if len(failures) > most * len(places):
+                kinds = Counter(failure.kind for failure in failures)
+                raise SimulationError(
+                    f"{len(failures)} of {len(failures) + len(answers):,} images got no answer "
+                    f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}), more than "
+                    f"simulate.max_error_fraction={most:g} of {len(places):,}; nothing was published; the last reason: "
+                    f"{found.reason}"
+                )
     wall_s = time.perf_counter() - started
     for kind, count in Counter(failure.kind for failure in failures).items():
         reason = next(failure.reason for failure in failures if failure.kind == kind)
