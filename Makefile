@@ -32,7 +32,7 @@ help: ## this list
 
 .PHONY: demo
 demo: $(READY) ## the whole wheel on digits that ship with scikit-learn: no account, GPU or download
-	@exec $(MAKE) --no-print-directory evaluate status PROFILE=demo
+	@$(SCRIPT) --profile demo $(ARGS)
 
 .PHONY: data sweep evaluate
 data: $(READY) ## build the data set and its splits: the artifact cifar10_dataset

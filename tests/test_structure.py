@@ -33,7 +33,7 @@ LAYERS = (
     ("flywheel.exam", "flywheel.gate_table"),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor"),
+    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo"),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
-from flywheel.params import Recipe, Retrain
+from flywheel.params import Recipe
+from flywheel.params_production import Retrain
 from flywheel.retraining import arms, figures
 from flywheel.retraining.arms import Arm
 from flywheel.retraining.examples import HardExamples, mix, repeats

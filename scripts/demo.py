@@ -1,0 +1,24 @@
+"""Turn the whole wheel once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop.
+
+    python scripts/demo.py --profile demo       (make demo)
+
+Reads   params.yaml; each command reads what it says
+Writes  what the commands write; ends the server, also at Ctrl-C
+"""
+
+import sys
+
+from flywheel import command
+
+
+def main() -> None:
+    """Run the commands and print what the turn changed."""
+    arguments = command.parser(__doc__).parse_args()
+    params = command.load_params(arguments)
+    from flywheel import demo
+
+    demo.run(params, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    command.main(main)
