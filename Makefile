@@ -12,7 +12,9 @@ PYTHON ?= python3
 PROFILE ?= cifar10
 SET ?=
 ARGS ?=
-export PROFILE SET
+MODEL ?=
+REASON ?=
+export PROFILE SET MODEL REASON
 
 # The stamp's name holds a checksum of what is installed: the environment is refreshed when the content
 # of these files changes, never because of a time stamp.
@@ -39,7 +41,7 @@ data: $(READY) ## build the data set and its splits: the artifact cifar10_datase
 sweep: data ## search for the best model; publishes model-<run_id>, linked as best
 	@$(STAGE)
 
-evaluate: sweep ## judge the best model on the test set; a first model that passes goes into production
+evaluate: sweep ## judge the best model on the test set; it goes into production if it passes the gate
 	@$(STAGE)
 
 .PHONY: serve stop
@@ -47,6 +49,23 @@ serve: $(READY) ## answer /predict in the background with the model in productio
 	@$(SCRIPT) $(if $(filter-out 0,$(FOREGROUND)),--foreground) $(ARGS)
 
 stop: $(READY) ## end the server that make serve started, and nothing else
+	@$(SCRIPT) $(ARGS)
+
+.PHONY: simulate retrain
+simulate: $(READY) ## send the simulation images to the server; publish its failures as feedback
+	@$(SCRIPT) $(ARGS)
+
+retrain: $(READY) ## continue from production with its failures; safe in cron (FORCE=1: again on the same failures)
+	@$(STAGE)
+
+.PHONY: promote rollback history
+promote: $(READY) ## put MODEL=name:version into production if it passes the gate (FORCE=1 REASON="…" if not)
+	@$(SCRIPT) $(if $(filter-out 0,$(FORCE)),--force) --reason="$$REASON" -- "$$MODEL"
+
+rollback: $(READY) ## put the previous model back into production
+	@$(SCRIPT) --reason="$$REASON"
+
+history: $(READY) ## what moved into production: who, when and why (ARGS=--all for every alias)
 	@$(SCRIPT) $(ARGS)
 
 .PHONY: status doctor artifacts lineage logs prune clean
@@ -80,6 +99,11 @@ test: lint ## lint, types and tests (about 8 minutes on two cores)
 
 test-all: lint ## the same and the long tests
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
+
+BENCH ?= serving
+.PHONY: bench
+bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=serving)
+	@exec $(VENV_PYTHON) benchmarks/$(BENCH).py $(ARGS)
 
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)

@@ -1,9 +1,9 @@
-"""Requests a second: ours against FastAPI, same network, same machine, same run, alternating.
+"""Requests a second: ours against FastAPI, same network, same machine, same run, alternating; and ours while it swaps.
 
     python benchmarks/serving.py [--seconds 5] [--rounds 3]        (make bench BENCH=serving)
 
 Reads   params.yaml; needs wrk (Debian: apt install wrk)
-Writes  the entry `serving` of reports/bench.json
+Writes  the entries `serving`, `serving_swaps` and `serving_parts` of reports/bench.json
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
+import torch
 from PIL import Image
 
 from flywheel import files, params_file
-from flywheel.models.classifier import Classifier
+from flywheel.data.images import decode
+from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry
+from flywheel.serving import replica
 
 ROOT = Path(__file__).parents[1]
 CONNECTIONS = (1, 16, 64)
+SWAPS, SWAP_RUN_S = 10, 22
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 POST = 'wrk.method = "POST"; local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()\n'
 
@@ -58,7 +63,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("error: wrk is missing; apt install wrk")
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
-        rows = measure(Path(folder), arguments.seconds, arguments.rounds)
+        rows, swaps, parts = measure(Path(folder), arguments.seconds, arguments.rounds)
     names = ("textbook", "batched", "ours")
     print(f"\n{'connections':<13}" + "".join(f"{name:>12}{'p50':>7}{'p99 ms':>8}" for name in names) + "   ratio")
     for row in rows:
@@ -67,14 +72,22 @@ def main() -> None:
             for name in names
         )
         print(f"{row['connections']:<13}{cells}{row['ratio']:>7.2f}x")
+    print(f"\n16 connections for {SWAP_RUN_S} s, {SWAPS} swaps in the second row")
+    for name, row in swaps.items():
+        print(f"  {name:<10}" + "  ".join(f"{key} {value}" for key, value in row.items()))
+    print("\nwhere the time of a request goes at 64 connections, ms an image")
+    for name, value in parts.items():
+        print(f"  {name:<34}{value:>8.3f}")
     report = ROOT / "reports" / "bench.json"
     before = files.read_json(report) if report.exists() else {}
-    files.write_json(report, {**before, "serving": rows})
+    files.write_json(report, {**before, "serving": rows, "serving_swaps": swaps, "serving_parts": parts})
     print(f"reports: {report}")
 
 
-def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each number of connections."""
+def measure(
+    folder: Path, seconds: int, rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]], dict[str, float]]:
+    """Return a row for each number of connections, latencies with and without swaps, and the parts of a request."""
     port = _free_port()
     overrides = f"serve.port={port} paths.store={folder / 'store'} paths.reports={folder / 'reports'}"
     params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
@@ -98,7 +111,57 @@ def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
                     result = _wrk(url, connections, seconds, folder)
                     found.setdefault((name, connections), []).append(result)
                     print(f"round {number + 1}, {connections:>2} connections, {name:<9}{result}", flush=True)
-    return [_row(found, list(urls), connections) for connections in CONNECTIONS]
+        rows = [_row(found, list(urls), connections) for connections in CONNECTIONS]
+    with _ours(overrides, port) as url:  # alone on the machine now
+        swaps = {"steady": _latency(_wrk(url, 16, SWAP_RUN_S, folder))}
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(_swap, params, model, folder)
+            swaps["swapping"] = _latency(_wrk(url, 16, SWAP_RUN_S, folder))
+            swapping.result()
+        http = _wrk(url, 64, seconds, folder, path="/healthz")
+    return rows, swaps, _parts(model, body.getvalue(), http, rows[-1]["ours"])
+
+
+def _swap(params: Params, model: Path, folder: Path) -> None:
+    """Move production ten times, evenly over the run."""
+    registry = Registry(params.store)
+    other = shutil.copytree(model, folder / "other")
+    description = files.read_json(other / "model.json")
+    files.write_json(other / "model.json", {**description, "recipe": {**description["recipe"], "seed": 1}})
+    versions = [
+        registry.publish("model-other", "model", other, metadata={}, inputs=()), registry.resolve("model-bench")
+    ]  # fmt: skip
+    for number in range(SWAPS):
+        registry.link(versions[number % 2], params.registered_model, ("production",), reason="benchmark")
+        time.sleep(SWAP_RUN_S / (SWAPS + 1))
+
+
+def _latency(measured: Measurement) -> dict[str, float]:
+    return {
+        "requests_per_s": measured.rate, "p50_ms": measured.p50, "p99_ms": measured.p99, "failed": measured.failed
+    }  # fmt: skip
+
+
+def _parts(model: Path, body: bytes, http: Measurement, ours: float) -> dict[str, float]:
+    """Return the milliseconds an image costs in each part, measured alone; the model in one thread, batches of 64."""
+    torch.set_num_threads(1)
+    infer = replica.compiled(classifier.load(model))
+    images = np.stack([decode(body, 32)] * 64)
+
+    def cost(work: Callable[[], object], images: int) -> float:
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return 1000 * statistics.median(times) / images
+
+    return {
+        "model, batches of 64, one thread": cost(lambda: infer(images), 64),
+        "decoding": cost(lambda: decode(body, 32), 1),
+        "HTTP (GET /healthz)": 1000 / http.rate,
+        "all, as served": 1000 / ours,
+    }
 
 
 def _row(found: dict[tuple[str, int], list[Measurement]], names: list[str], connections: int) -> dict[str, Any]:
@@ -122,7 +185,9 @@ def _row(found: dict[tuple[str, int], list[Measurement]], names: list[str], conn
 
 def _publish(params: Params, directory: Path) -> Path:
     """Put an untrained ResNet-18 into production: its speed is that of a trained one. Returns its directory."""
-    Classifier("standard", CLASSES, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 32).save(directory, {"precision": "auto"})
+    classifier.Classifier("standard", CLASSES, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 32).save(
+        directory, {"precision": "auto"}
+    )
     registry = Registry(params.store)
     version = registry.publish("model-bench", "model", directory, metadata={}, inputs=())
     registry.link(version, params.registered_model, ("production",), reason="benchmark")
@@ -153,11 +218,12 @@ def _ours(overrides: str, port: int) -> Iterator[str]:
         subprocess.run([sys.executable, "scripts/stop.py", *arguments], check=True, cwd=ROOT)
 
 
-def _wrk(url: str, connections: int, seconds: int, folder: Path) -> Measurement:
+def _wrk(url: str, connections: int, seconds: int, folder: Path, path: str = "/predict") -> Measurement:
     asked = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     told = subprocess.run(
-        [*asked, "-s", str(folder / "post.lua"), f"{url}/predict"], capture_output=True, text=True, check=True
-    ).stdout
+        [*asked, *(["-s", str(folder / "post.lua")] if path == "/predict" else []), f"{url}{path}"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
 
     def find(pattern: str) -> str:
         match = re.search(pattern, told)

@@ -1,9 +1,9 @@
-"""Judge the sweep's best model on the test set; a first model that passes the gate goes into production.
+"""Judge the sweep's best model on the test set; it goes into production if it passes the gate.
 
     python scripts/evaluate.py --profile demo       (make evaluate PROFILE=demo)
 
-Reads   the sections gate and promotion of params.yaml; the data set and the model linked as best
-Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst.png in reports/<profile>;
+Reads   the sections gate and promotion of params.yaml; the data set, the model linked as best, and production
+Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst.png, gate.png in reports/<profile>;
         the alias production of <data.name>-classifier
 """
 
@@ -26,7 +26,12 @@ def main() -> None:
             f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
         )
         outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
+        if metrics["decision"] != "keep" and not metrics["promoted"]:
+            outcome += " (promotion.auto is off)"
         say(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
+        production = registry.aliases(params.registered_model).get("production")
+        if metrics["promoted"] and production != receipt["inputs"]["model"]:
+            say("gate: since then production was moved; make history shows by whom and why")
         say(f"reports: {params.reports}")
 
 

@@ -15,8 +15,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from flywheel import files, params_file
-from flywheel.params import Params, Section
+from flywheel.params import Params
 from flywheel.params_file import ParamsError
+from flywheel.params_section import Section
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -80,8 +80,8 @@ def test_each_change_of_the_fingerprint_is_the_reason(
         (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
         (define(params, registry, inputs={"data": "data@2"}), "its input changed: data"),
         (
-            define(params, registry, roots=("flywheel.search_space", "flywheel.promotion")),
-            "code changed: flywheel.promotion",
+            define(params, registry, roots=("flywheel.search_space", "flywheel.evaluation")),
+            "code changed: flywheel.evaluation",
         ),
     ):
         verdict = stage.check(changed)

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from flywheel import files
+from flywheel import files, promotion
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 
@@ -14,7 +14,8 @@ from flywheel.registry import Registry, Version
 def unneeded(params: Params, registry: Registry) -> list[Version]:
     """Return the model versions that no alias, receipt or lineage of a kept version needs, oldest first.
 
-    Data sets and feedback are kept while a kept model was made from them or they are the latest of their name.
+    Data sets and feedback are kept while a kept model was made from them or they are the latest of their name; so is
+    the best model that ever was in production, to which the gate compares.
     """
     versions = [version for name in registry.collections() for version in registry.versions(name)]
     kept = {ref for model in registry.registered_models() for ref in registry.aliases(model).values()}
@@ -22,6 +23,9 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
         receipt = files.read_json(path)
         kept |= {*receipt["outputs"], *receipt["inputs"].values()}
     kept |= {version.ref for version in versions if version.type != "model" and _is_latest(registry, version)}
+    if registry.has(params.dataset_name):
+        best = promotion.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
+        kept |= {best} if best else set()
     for version in versions:
         if version.ref in kept:
             kept |= {ref for _, ref, _ in registry.lineage(version)}

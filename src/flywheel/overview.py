@@ -1,4 +1,4 @@
-"""Where things stand, from receipts, manifests and the audit log alone: status, artifacts, lineage."""
+"""Where things stand, from receipts, manifests and the audit log alone: status, artifacts, lineage, history."""
 
 from __future__ import annotations
 
@@ -77,6 +77,23 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
 
 
+def history(params: Params, registry: Registry, everything: bool = False) -> Iterator[str]:
+    """Yield, for each move of production (of every alias if `everything`), who moved what when and why; newest last."""
+    entries = [
+        entry
+        for entry in registry.history(params.registered_model)
+        if entry["alias"] == "production" or (everything and entry["alias"])
+    ]
+    for entry in entries:
+        before = _short(registry, entry["from"]) if entry["from"] else "nothing"
+        forced = "FORCED " if entry["forced"] else ""
+        yield f"{entry['at'][:19].replace('T', ' ')}  {entry['who']}  {entry['alias']}: {before} -> " + (
+            f"{_short(registry, entry['to'])}  {forced}{entry['reason']}"
+        )
+    if not entries:
+        yield f"{params.registered_model}: nothing was promoted yet"
+
+
 def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
     """Yield each log's path and its last lines."""
     for path in paths:
@@ -99,6 +116,10 @@ def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[
 def _versions(registry: Registry) -> Iterator[Version]:
     for name in registry.collections():
         yield from registry.versions(name)
+
+
+def _short(registry: Registry, ref: str) -> str:
+    return registry.resolve(ref).label if registry.has(ref) else f"{ref[:-20]} (gone)"
 
 
 def _describe(version: Version) -> str:

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from flywheel import search_space
 from flywheel.params_errors import KeyedError, dotted, explain, nearest, show_value
+from flywheel.params_production import Gate, Promotion, Retrain, Serve, Simulate
+from flywheel.params_section import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.search_space import Choices, Domain, PerArchitecture
-
-
-class Section(BaseModel):
-    """A section of params.yaml: frozen, strict about types, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the params that change the result, as JSON values; those marked otherwise are left out."""
-        result: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            if not any(mark is NOT_IDENTITY for mark in field.metadata):
-                value = getattr(self, name)
-                result[name] = value.identity() if isinstance(value, Section) else plain(value)
-        return result
-
-
-def _whole_above_one(value: float) -> float:
-    if value > 1 and value != int(value):
-        raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
-    return value
-
-
-def _shown(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError(f"must be text that can be shown (got {show_value(value)})")
-    return value
 
 
 def _no_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("YAML reads off and on as false and true; write disabled, offline, online or auto")
     return value
-
-
-NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
-NOT_IDENTITY = object()  # marks a param that does not change the result
-Severity = Annotated[float, Field(ge=0, le=5)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Drift(Section):
@@ -128,11 +94,11 @@ class Sweep(Section):
     max_concurrent_trials: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)], NOT_IDENTITY] = Field(
         description="auto: as many as the resources hold"
     )
-    cpus_per_trial: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(_whole_above_one), NOT_IDENTITY] = Field(
+    cpus_per_trial: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one), NOT_IDENTITY] = Field(
         description="also the torch threads of a trial"
     )
     gpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)], NOT_IDENTITY
+        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], NOT_IDENTITY
     ] = Field(description="a fraction shares a GPU; auto: one where there is one")
     first: tuple[dict[str, Any], ...] = Field(
         description="trials before the search: recipe values that differ from the defaults"
@@ -143,53 +109,6 @@ class Sweep(Section):
     def _searcher_fits(self) -> Sweep:
         if self.searcher == "gp" and self.early_stopping:
             raise KeyedError(("sweep", "searcher"), "gp needs sweep.early_stopping=false (it ignores stopped trials)")
-        return self
-
-
-class Gate(Section):
-    """What a model must show before it goes into production."""
-
-    floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="test accuracy of a first model, at least")
-
-
-class Promotion(Section):
-    """How models reach production."""
-
-    auto: bool = Field(description="promote what passes the gate")
-
-
-class Serve(Section):
-    """The server: how much it takes, where it listens, how it grows."""
-
-    host: Text = Field(description="where HTTP is answered; 127.0.0.1 = this machine only")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="of HTTP")
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="copies of the model, at least")
-    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="at most; more than min_replicas autoscales")
-    cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(_whole_above_one)] = Field(
-        description="also the torch threads of a replica"
-    )
-    gpus_per_replica: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)], Field()
-    ] = Field(description="auto: 1 where there is one; 0.5 = two replicas a GPU")
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="images that the model takes at once")
-    max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        description="images that wait in a replica; beyond them the answer is 503 with Retry-After"
-    )
-    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="of a request; beyond it 413")
-    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="images of a multipart request")
-    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="how often a replica looks at production")
-    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="until the server answers, at most")
-    access_log: bool = Field(description="a line of JSON a request in store/<profile>/logs/access-<replica>.jsonl")
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Serve:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
-        if self.max_queued_images < self.max_batch_size:
-            raise ValueError(
-                f"max_queued_images ({self.max_queued_images}) is below max_batch_size ({self.max_batch_size}): "
-                "no batch would fill"
-            )
         return self
 
 
@@ -219,7 +138,9 @@ class Params(Section):
     sweep: Sweep
     gate: Gate
     promotion: Promotion
-    serve: Serve
+    serve: Annotated[Serve, NOT_IDENTITY]
+    simulate: Simulate
+    retrain: Retrain
     tracking: Tracking
     paths: Paths
 
@@ -242,6 +163,11 @@ class Params(Section):
     def dataset_name(self) -> str:
         """The data set's artifact."""
         return f"{self.data.name}_dataset"
+
+    @property
+    def feedback_name(self) -> str:
+        """The failures' artifact."""
+        return f"{self.data.name}-feedback"
 
     @property
     def registered_model(self) -> str:
@@ -283,14 +209,3 @@ class Params(Section):
             self.complete_recipe({key[-1]: value}, epochs=1)
         except ValidationError as error:
             raise KeyedError(key, explain(error.errors()[0])) from None
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON would: tuples become lists, models and dataclasses mappings."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

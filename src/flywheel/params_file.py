@@ -15,8 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flywheel import FlywheelError
-from flywheel.params import Params, Section, Sweep
+from flywheel.params import Params, Sweep
 from flywheel.params_errors import dotted, explain, nearest, show, show_value
+from flywheel.params_section import Section
 
 Key = tuple[str, ...]
 

@@ -12,7 +12,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from flywheel import params_file
-from flywheel.params import NOT_IDENTITY, Params, Section, plain
+from flywheel.params import Params
+from flywheel.params_section import NOT_IDENTITY, Section, plain
 
 HEADER = """# Params
 
@@ -34,20 +35,21 @@ def page(source: Path) -> str:
             parts.append(f"## {name}\n\n{_text(kind.__doc__)}\n")
             parts.append(f"| key | type | {columns} | identity | what it does |\n|{' --- |' * (len(profiles) + 4)}")
             sections = {profile: getattr(loaded, name) for profile, loaded in profiles.items()}
-            parts.append("\n".join(_rows(name, kind, sections)) + "\n")
+            identity = not any(mark is NOT_IDENTITY for mark in field.metadata)
+            parts.append("\n".join(_rows(name, kind, sections, identity)) + "\n")
     return "\n".join(parts)
 
 
-def _rows(path: str, kind: type[Section], values: Mapping[str, Any]) -> Iterator[str]:
+def _rows(path: str, kind: type[Section], values: Mapping[str, Any], identity: bool) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         inner = field.annotation
         held = {profile: getattr(value, name) for profile, value in values.items()}
         if isinstance(inner, type) and issubclass(inner, Section):
-            yield from _rows(f"{path}.{name}", inner, held)
+            yield from _rows(f"{path}.{name}", inner, held, identity)
             continue
         shown = " | ".join(_value(value) for value in held.values())
-        identity = EMPTY if any(mark is NOT_IDENTITY for mark in field.metadata) else "yes"
-        yield f"| `{path}.{name}` | {_type(field)} | {shown} | {identity} | {_text(field.description)} |"
+        counts = "yes" if identity and not any(mark is NOT_IDENTITY for mark in field.metadata) else EMPTY
+        yield f"| `{path}.{name}` | {_type(field)} | {shown} | {counts} | {_text(field.description)} |"
 
 
 def _type(field: FieldInfo) -> str:

@@ -60,6 +60,19 @@ class Run:
 
         self._try(draw)
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table; a uint8 array (h, w, 3) in it is shown as an image. W&B keeps a copy of all of it."""
+
+        def draw(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns))
+            for row in rows:
+                table.add_data(*(wandb.Image(value) if hasattr(value, "dtype") else value for value in row))
+            run.log({name: table})
+
+        self._try(draw)
+
     def log_confusion_matrix(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
     ) -> None:

@@ -222,4 +222,51 @@ def test_the_environment_follows_the_content_of_what_is_installed(tmp_path: Path
 
 def test_gate_json_has_the_keys_that_others_read(turned: subprocess.CompletedProcess[str], place: Path) -> None:
     gate = json.loads((place / "reports/demo/gate.json").read_text())
-    assert {"candidate", "production", "decision", "reasons", "checks"} <= set(gate)
+    assert {
+        "candidate", "production", "best_ever", "decision", "reasons", "overall", "best_ever_difference", "per_class",
+        "holdout", "checks", "reported",
+    } <= set(gate)  # fmt: skip
+
+
+def test_promote_and_rollback_with_nothing_to_move_say_so(
+    turned: subprocess.CompletedProcess[str], place: Path
+) -> None:
+    no_model = make(place, "promote", "PROFILE=demo")
+    assert no_model.stderr.startswith("error: which model? make promote MODEL=name:version")
+    unreasoned = make(place, "promote", "MODEL=digits-classifier:best", "FORCE=1", "PROFILE=demo")
+    assert unreasoned.stderr.startswith('error: FORCE=1 needs REASON="why"')
+    gone = make(place, "rollback", "PROFILE=demo")
+    assert gone.stderr.startswith("error: there is nothing to roll back to: digits-classifier has had one production")
+    there = make(place, "promote", "MODEL=digits-classifier:best", "PROFILE=demo")
+    assert (there.returncode, "is in production already" in there.stdout) == (0, True)
+    assert len(make(place, "history", "PROFILE=demo").stdout.splitlines()) == 1
+
+
+@pytest.mark.long
+def test_promote_rollback_and_history_by_hand(
+    turned: subprocess.CompletedProcess[str], place: Path, tmp_path: Path
+) -> None:
+    """A second model by force, with a reason that a shell would take apart; back; and who did what and why."""
+    copy = tmp_path / "copy"
+    shutil.copytree(place, copy, symlinks=True)
+    second = make(copy, "sweep", "PROFILE=demo", overrides=f"{SMALL} sweep.seed=5 sweep.epochs=1 recipe.seed=1")
+    assert second.returncode == 0, second.stderr
+    candidate = "digits-classifier:best"
+    strict = f"{SMALL} gate.margin=0"
+    refused = make(copy, "promote", f"MODEL={candidate}", "PROFILE=demo", overrides=strict)
+    assert refused.returncode == 2
+    assert len([line for line in refused.stderr.splitlines() if not line.startswith("make: ***")]) == 1
+    assert 'FORCE=1 REASON="why" overrides' in refused.stderr
+    reason = """it's "better" (say 50 % of; us) $HOME `id` -x"""
+    arguments = (f"MODEL={candidate}", "FORCE=1", f"REASON={reason.replace('$', '$$')}", "PROFILE=demo")
+    forced = make(copy, "promote", *arguments, overrides=strict)
+    assert forced.returncode == 0, forced.stderr
+    assert "is in production by force" in forced.stdout
+    recorded = [path.read_bytes() for path in (copy / "store/demo/wandb").rglob("*.wandb")]
+    assert sum(b"gate/test/low" in run for run in recorded) == 2  # the refused and the forced promotion, in W&B too
+    assert make(copy, "rollback", "REASON=second thoughts", "PROFILE=demo").returncode == 0
+    shown = make(copy, "history", "PROFILE=demo").stdout.splitlines()
+    assert len(shown) == 3
+    assert f"FORCED {reason}" in shown[1]
+    assert shown[2].endswith(": second thoughts")
+    assert "previous: " in make(copy, "history", "ARGS=--all", "PROFILE=demo").stdout

@@ -291,3 +291,17 @@ def test_a_collection_without_versions_is_not_listed(registry: Registry, tmp_pat
     with pytest.raises(RegistryError, match="no artifact thing"):
         registry.resolve("thing")
     assert publish(registry, tmp_path, "one").label == "thing:v1"
+
+
+def test_lineage_follows_what_stands_twice_once(registry: Registry, tmp_path: Path) -> None:
+    """Each turn names the one before it twice, so a walk without memory would take 2^25 steps here."""
+    inputs: tuple[str, ...] = ()
+    for turn in range(25):
+        (tmp_path / "a").write_text(str(turn))
+        feedback = registry.publish("feedback", "feedback", {"a": tmp_path / "a"}, inputs=inputs)
+        (tmp_path / "a").write_text(f"model {turn}")
+        model = registry.publish("model", "model", {"a": tmp_path / "a"}, inputs=(*inputs, feedback.ref))
+        inputs = (feedback.ref, model.ref)
+    rows = list(registry.lineage(model))
+    assert len(rows) < 200
+    assert len({ref for _, ref, _ in rows}) == 50

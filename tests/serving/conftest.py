@@ -1,4 +1,4 @@
-"""Servers: one that the tests of a module share, one that is a test's own."""
+"""Servers: one that all tests share, one that is a test's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from served import Server, make_server, serving
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that the tests of a module share; model-1 is in production when each begins."""
+    """A server that the tests share; model-1 is in production when each begins and must be when it ends."""
     with serving(make_server(tmp_path_factory.mktemp("serving"))) as started:
         yield started
 

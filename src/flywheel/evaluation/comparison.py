@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.special import bdtr
 
 from flywheel.evaluation import EvaluationError
 
@@ -54,21 +55,22 @@ def compare(
     if not len(old) == len(new) == len(labels) or len(labels) == 0:
         raise EvaluationError(f"{len(old)} and {len(new)} predictions for {len(labels)} labels")
     fixed, broken = (new == labels) & (old != labels), (old == labels) & (new != labels)
-    present = [index for index in range(len(class_names)) if (labels == index).any()]
+    count, fixed_count, broken_count = (
+        np.bincount(labels[mask], minlength=len(class_names)).tolist() for mask in (slice(None), fixed, broken)
+    )
+    present = [index for index in range(len(class_names)) if count[index]]
     simultaneous = 1 - (1 - confidence) / len(present)
-    per_class = {}
-    for index in present:
-        members = labels == index
-        per_class[class_names[index]] = paired_difference(
-            int(fixed[members].sum()), int(broken[members].sum()), int(members.sum()), simultaneous
-        )
-    b, c = int(fixed.sum()), int(broken.sum())
+    per_class = {
+        class_names[index]: paired_difference(fixed_count[index], broken_count[index], count[index], simultaneous)
+        for index in present
+    }
+    b, c = sum(fixed_count), sum(broken_count)
     return Comparison(
         paired_difference(b, c, len(labels), confidence),
-        float(binomtest(b, b + c).pvalue) if b + c else 1.0,
+        min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0,
         per_class,
-        tuple(int(index) for index in np.flatnonzero(fixed)),
-        tuple(int(index) for index in np.flatnonzero(broken)),
+        tuple(np.flatnonzero(fixed).tolist()),
+        tuple(np.flatnonzero(broken).tolist()),
     )
 
 
@@ -81,7 +83,7 @@ def paired_difference(fixed: int, broken: int, n: int, confidence: float = 0.95)
     """
     if not 0 <= fixed + broken <= n or n == 0 or fixed < 0 or broken < 0:
         raise EvaluationError(f"{fixed} fixed and {broken} broken of {n}")
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     difference = (fixed - broken) / n
 
     def score(d: float) -> float:

@@ -244,8 +244,11 @@ class Registry:
         return self._audit.entries(registered_model)
 
     def lineage(self, version: Version) -> Iterator[tuple[int, str, Version | None]]:
-        """Yield (depth, ref, version) for a version and all it was made from; None where one is absent."""
-        yield from self._ancestors(version.ref, 0)
+        """Yield (depth, ref, version) for a version and all it was made from; None where one is absent.
+
+        What stands in several places is followed at the first only: each turn names the one before it twice.
+        """
+        yield from self._ancestors(version.ref, 0, set())
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -292,15 +295,13 @@ class Registry:
             raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(self.aliases(model)) or 'no aliases'}")
         return self.resolve(target)
 
-    def _ancestors(self, ref: str, depth: int) -> Iterator[tuple[int, str, Version | None]]:
-        try:
-            version = self.resolve(ref)
-        except RegistryError:
-            yield depth, ref, None
-            return
+    def _ancestors(self, ref: str, depth: int, followed: set[str]) -> Iterator[tuple[int, str, Version | None]]:
+        version = self.resolve(ref) if self.has(ref) else None
         yield depth, ref, version
-        for parent in version.inputs:
-            yield from self._ancestors(parent, depth + 1)
+        if version is not None and ref not in followed:
+            followed.add(ref)
+            for parent in version.inputs:
+                yield from self._ancestors(parent, depth + 1, followed)
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -140,7 +140,7 @@ class Replica:
         version = self._registry.resolve(ref)
         loaded = classifier.load(self._registry.open(version), self._device)
         with torch.inference_mode():
-            infer = _compiled(loaded)
+            infer = compiled(loaded)
             size = 1
             while True:
                 # One job each, in the thread that computes: requests to the model that still serves go in between.
@@ -154,7 +154,7 @@ class Replica:
         return ServedModel(version, loaded.class_names, loaded.image_size, infer)
 
 
-def _compiled(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def compiled(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """Return the classifier as a function of arrays, traced and frozen.
 
     Batch norm is folded into the weights and these are cast once; one call into C++ also leaves Python's lock to the

@@ -1,4 +1,8 @@
-"""The stage `evaluate`: the sweep's best model on the test set, then the gate."""
+"""The stage `evaluate`: the sweep's best model on the test set, then the gate.
+
+What is in production is no input: the gate decides when a best model, the data, the gate's params or the code are new,
+and a model that was moved out of production by hand does not come back because somebody types `make evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +69,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         probabilities = loaded.predict(test.images)
         result = metrics.evaluate(probabilities, test.labels, opened.class_names)
         accuracy = result["accuracy"]
-        decision = promotion.judge(params, registry, model, accuracy)
+        decision = promotion.judge(params, registry, model, probabilities=probabilities)
         title = f"{model.label}: {accuracy:.2%} of {result['n']:,} test images"
         folder, names = params.reports, opened.class_names
         drawn = (
@@ -81,8 +85,8 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
             ),
         )  # fmt: skip
         files.write_json(folder / "evaluation.json", {"model": model.ref, "dataset": data.ref, **result})
+        gate_reports = promotion.report(params, decision, tracked, say)
         moved = promotion.apply(params, registry, model, decision)
-        files.write_json(folder / "gate.json", decision.report())
         numbers = {
             "accuracy": accuracy,
             "ece": result["ece"],
@@ -97,5 +101,5 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         raise
     tracked.finish()
     verdict = {"decision": decision.decision, "reasons": list(decision.reasons), "promoted": moved}
-    reports = (folder / "evaluation.json", folder / "gate.json", *drawn)
+    reports = (folder / "evaluation.json", *drawn, *gate_reports)
     return Outcome((model,), reports, {**numbers, **verdict})

@@ -1,0 +1,24 @@
+"""Who moved what into production, when and why; newest last, forced moves marked.
+
+    python scripts/history.py --profile demo                (make history PROFILE=demo)
+    python scripts/history.py --profile demo --all          (make history PROFILE=demo ARGS=--all)
+
+Reads   store/<profile>/audit.jsonl
+Writes  nothing
+"""
+
+from flywheel import command, overview
+from flywheel.registry import Registry
+
+
+def main() -> None:
+    """Print a line a move."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--all", action="store_true", help="the moves of every alias, not only of production")
+    arguments = parser.parse_args()
+    params = command.load_params(arguments)
+    print("\n".join(overview.history(params, Registry(params.store), arguments.all)))
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,38 @@
+"""Continue training production's model on the original data and its failures; the gate judges the candidate.
+
+    python scripts/retrain.py --profile demo        (make retrain PROFILE=demo)
+
+Reads   the sections retrain, gate and promotion of params.yaml; the data set, <data.name>-feedback, production
+Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.json, retrain.png in reports/<profile>;
+        the alias production of <data.name>-classifier when the gate lets it pass
+"""
+
+from flywheel import command
+from flywheel.registry import Registry
+from flywheel.stages import retrain
+
+
+def main() -> None:
+    """Run the stage and print before, after, control and decision."""
+    arguments = command.stage_parser(__doc__).parse_args()
+    params = command.load_params(arguments)
+    registry = Registry(params.store)
+    with command.logged(params, "retrain") as say:
+        report = retrain.run(params, registry, force=arguments.force, say=say)
+        if report is None:
+            return
+        for name in ("before", "after", "control"):
+            if report[name]:
+                parts = [(part, report[name][part]) for part in ("test", "holdout") if report[name][part]["n"]]
+                shown = ", ".join(f"{part} {found['accuracy']:.2%} of {found['n']:,}" for part, found in parts)
+                changed = parts[-1][1]
+                flips = f" (fixed {changed['fixed']}, broken {changed['broken']})" if "fixed" in changed else ""
+                say(f"retrain: {name:<8}{shown}{flips}")
+        candidate = registry.resolve(report["candidate"]).label
+        outcome = "promoted to production" if report["promoted"] else "production unchanged"
+        say(f"gate: {candidate}: {report['decision']}, {outcome}: {'; '.join(report['reasons'])}")
+        say(f"reports: {params.reports}")
+
+
+if __name__ == "__main__":
+    command.main(main)

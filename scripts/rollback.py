@@ -1,0 +1,24 @@
+"""Put the model that was in production before back there; a second rollback returns.
+
+    python scripts/rollback.py --profile demo --reason "too slow"   (make rollback PROFILE=demo REASON="too slow")
+
+Reads   the aliases of <data.name>-classifier; every byte of the previous model that was not verified before
+Writes  the aliases production and previous, with a line in store/<profile>/audit.jsonl
+"""
+
+from flywheel import command, promotion
+from flywheel.registry import Registry
+
+
+def main() -> None:
+    """Roll back and say what moved."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--reason", default="", help="why, for the audit log")
+    arguments = parser.parse_args()
+    params = command.load_params(arguments)
+    with command.logged(params, "rollback") as say:
+        say(promotion.rollback(params, Registry(params.store), reason=arguments.reason))
+
+
+if __name__ == "__main__":
+    command.main(main)

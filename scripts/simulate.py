@@ -1,0 +1,45 @@
+"""Send the simulation images to the server and publish what it gets wrong as feedback.
+
+    python scripts/simulate.py --profile demo       (make simulate PROFILE=demo)
+
+Reads   the section simulate of params.yaml; the data set; store/<profile>/serve.json (or simulate.url)
+Writes  the artifact <data.name>-feedback; store/<profile>/feedback.jsonl; simulation.json and pictures in
+        reports/<profile>
+"""
+
+from flywheel import command
+from flywheel.registry import Registry
+from flywheel.stages import simulate
+
+
+def main() -> None:
+    """Play the traffic and print what came of it."""
+    params = command.load_params(command.parser(__doc__).parse_args())
+    registry = Registry(params.store)
+    with command.logged(params, "simulate") as say:
+        report = simulate.run(params, registry, say=say)
+        low, high = report["interval"]
+        parts = [
+            f"{report[f'accuracy_{part}']:.2%} of {report[f'n_{part}']:,} {part}, "
+            for part in ("holdout", "unseen")
+            if report[f"accuracy_{part}"] is not None
+        ]
+        speed = report["latency_ms"]
+        say(
+            f"simulate: {report['accuracy']:.2%} of {report['n']:,} images (95 % interval {low:.2%} to {high:.2%}), "
+            f"{''.join(parts)}{report['requests_per_s']:,.0f} images/s, "
+            f"latency p50 {speed['p50']:.0f} ms, p99 {speed['p99']:.0f} ms"
+        )
+        say(f"simulate: answered by {', '.join(f'{name} ({count:,})' for name, count in report['models'].items())}")
+        if report["feedback"] is None:
+            say("feedback: no failure, so no feedback yet")
+        else:
+            version = registry.resolve(report["feedback"])
+            new = f"{report['feedback_new']:,} new" if report["feedback_new"] else "none of them new"
+            total = version.metadata["images"]
+            say(f"feedback: {report['failures']:,} failures, {new}; {version.label} lists {total:,} of all turns")
+        say(f"reports: {params.reports}")
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,89 @@
+"""Whether there is something to train on: asked of the lineage alone, so that cron may ask every minute."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from flywheel import feedback, files
+from flywheel.params import Params
+from flywheel.registry import Registry, RegistryError, Version
+from flywheel.retraining import RetrainError
+
+NAME = "retrained-model"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on what. `unjudged` is a candidate of that feedback that a killed run made and did not judge."""
+
+    parent: Version
+    dataset: Version
+    feedback: Version
+    new_failures: int
+    unjudged: Version | None
+
+
+def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
+    """Return what is to be done, or the reason why nothing is.
+
+    A failure is new unless a feedback version that lists it is an input of production or of any retrained model,
+    refused ones too. `force` takes the newest feedback though it was used. Raises RetrainError when there is no data
+    set or no model, FeedbackError when the newest feedback cannot be read.
+    """
+    newest = feedback.latest(params, registry)
+    if newest is None:
+        return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects failures"
+    usable = {example.hash for example in feedback.read(registry, newest) if example.side == "train"}
+    new = usable - _used(params, registry)
+    parent, dataset = _parent(params, registry), _dataset(params, registry)
+    unjudged = None if force else _unjudged(params, registry, newest)
+    if unjudged is None and not force:
+        if not new:
+            return f"every failure that {newest.label} has for training was used already"
+        if len(new) < params.retrain.min_failures:
+            return f"{len(new)} new failures, fewer than retrain.min_failures={params.retrain.min_failures}"
+    if not usable:
+        return f"{newest.label} has no failure for training; all are held out"
+    return Plan(parent, dataset, newest, len(new), unjudged)
+
+
+def _used(params: Params, registry: Registry) -> set[str]:
+    """Return the hashes that production or any retrained model was trained on."""
+    users = registry.versions(NAME)
+    with contextlib.suppress(RegistryError):
+        users.append(registry.resolve(f"{params.registered_model}:production"))
+    refs = {ref for version in users for ref in version.inputs if ref.startswith(f"{params.feedback_name}@")}
+    hashes: set[str] = set()
+    for ref in refs:
+        # A version that was removed is no loss: the later ones list what it listed.
+        with contextlib.suppress(RegistryError):
+            version = registry.resolve(ref)
+            hashes |= {example.hash for example in feedback.read(registry, version) if example.side == "train"}
+    return hashes
+
+
+def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | None:
+    """Return the latest retrained model if it has this feedback and no receipt tells of its end."""
+    if not registry.versions(NAME):
+        return None
+    made = registry.resolve(NAME)
+    receipt = {}
+    with contextlib.suppress(OSError, ValueError):
+        receipt = files.read_json(params.store / "receipts" / "retrain.json")
+    return made if newest.ref in made.inputs and made.ref not in receipt.get("outputs", ()) else None
+
+
+def _parent(params: Params, registry: Registry) -> Version:
+    """Return production, or the sweep's best when nothing is in production."""
+    aliases = registry.aliases(params.registered_model)
+    for alias in ("production", "best"):
+        if alias in aliases and registry.has(aliases[alias]):
+            return registry.resolve(aliases[alias])
+    raise RetrainError(f"there is no model to continue from; run make evaluate PROFILE={params.profile}")
+
+
+def _dataset(params: Params, registry: Registry) -> Version:
+    if not registry.has(params.dataset_name):
+        raise RetrainError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}")
+    return registry.resolve(params.dataset_name)

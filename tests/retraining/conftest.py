@@ -1,0 +1,102 @@
+"""A store with drifted digits, a model trained on them for real, and the failures it has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flywheel import feedback, params_file
+from flywheel.data import dataset
+from flywheel.data.dataset import Dataset
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.simulation.result import examples
+from flywheel.stages import data
+from flywheel.training import TrainingData, fit
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = "data.image_size=16 tracking.wandb=disabled retrain.epochs=2 retrain.control=false"
+
+
+def load(place: Path, overrides: str = "") -> Params:
+    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+    return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store after data, a training of eight epochs, and its promotion."""
+    place = tmp_path_factory.mktemp("trained")
+    params = load(place)
+    registry = Registry(params.store)
+    data.run(params, registry, say=lambda line: None)
+    version = registry.resolve("digits_dataset")
+    images = TrainingData.of(dataset.open_directory(registry.open(version)))
+    recipe = params.complete_recipe({}, epochs=8)
+    model = images.classifier(recipe)
+    for _ in fit(model, images, recipe, torch.device("cpu")):
+        pass
+    model.save(place / "model", recipe.model_dump())
+    made = registry.publish(
+        "model-1", "model", place / "model", metadata={"recipe": recipe.model_dump()}, inputs=(version.ref,)
+    )
+    registry.link(made, params.registered_model, ("best", "production"), reason="the parent of the tests")
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that store."""
+    shutil.copytree(trained / "store", tmp_path / "store")
+    return tmp_path
+
+
+@pytest.fixture
+def make(place: Path) -> Callable[[str], Params]:
+    return lambda overrides: load(place, overrides)
+
+
+@pytest.fixture
+def params(place: Path) -> Params:
+    return load(place)
+
+
+@pytest.fixture
+def registry(params: Params) -> Registry:
+    return Registry(params.store)
+
+
+@pytest.fixture
+def opened(registry: Registry) -> Dataset:
+    return dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+
+
+@pytest.fixture(scope="session")
+def failed(trained: Path) -> list[int]:
+    """Which simulation images the trained model gets wrong."""
+    from flywheel.models import classifier
+
+    registry = Registry(load(trained).store)
+    opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+    split = opened.split("simulation")
+    model = classifier.load(registry.open(registry.resolve("model-1")))
+    return [int(i) for i in np.flatnonzero(model.predict(split.images).argmax(axis=1) != split.labels)]
+
+
+@pytest.fixture
+def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[[Sequence[int]], Version]:
+    """Publish simulation images as failures, as simulate does."""
+
+    def publish(places: Sequence[int]) -> Version:
+        listed = examples(opened, opened.indices["simulation"][list(places)])
+        inputs = (registry.resolve("digits_dataset").ref, registry.resolve("model-1").ref)
+        version, _ = feedback.publish(params, registry, listed, inputs, {})
+        assert version is not None
+        return version
+
+    return publish

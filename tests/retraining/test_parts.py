@@ -1,0 +1,206 @@
+"""Mixing, choosing an epoch, finding pixels, and what must not be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flywheel import feedback
+from flywheel.data.dataset import Dataset
+from flywheel.feedback import Example
+from flywheel.models import classifier
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.retraining import RetrainError, arms
+from flywheel.retraining.examples import choose, find, mix, repeats
+from flywheel.simulation.result import examples
+from flywheel.stages.retrain import recipe_of
+from flywheel.training import TrainingData
+
+CPU = torch.device("cpu")
+Collect = Callable[[Any], Version]
+
+
+# -- feedback ------------------------------------------------------------------------------------------
+
+hashes = st.integers(0, 7).map(lambda i: f"{i:02x}" * 32)
+listed = st.lists(st.builds(Example, st.integers(0, 20), hashes, st.sampled_from("ab"), st.just("train")), max_size=12)
+
+
+@given(listed, listed, listed)
+def test_merging_keeps_each_content_once_and_forgets_none(a: list[Example], b: list[Example], c: list[Example]) -> None:
+    merged = feedback.merge(feedback.merge(a, b), c)
+    assert [e.hash for e in merged] == [e.hash for e in sorted(merged)]
+    assert len({e.hash for e in merged}) == len(merged)
+    assert {e.hash for e in merged} == {e.hash for e in (*a, *b, *c)}
+    assert feedback.merge(merged, ()) == merged == feedback.merge(merged, merged)
+
+
+# -- the mix -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weight", "possible"), [(1, {1}), (2, {2}), (5, {5}), (2.5, {2, 3}), (0.5, {0, 1})])
+def test_weights_are_kept_on_average_and_fractions_are_seeded(weight: float, possible: set[int]) -> None:
+    times = repeats(2000, weight, seed=0)
+    assert set(times.tolist()) == possible
+    assert times.mean() == pytest.approx(weight, abs=0.05)
+    assert (times == repeats(2000, weight, seed=0)).all()
+    if weight % 1:
+        assert (times != repeats(2000, weight, seed=1)).any()
+
+
+def test_the_mix_has_every_original_once_and_each_example_weight_times(opened: Dataset, failed: list[int]) -> None:
+    data = TrainingData.of(opened)
+    index = opened.indices["simulation"][failed[:20]]
+    mixed = mix(data, opened.images[index], opened.labels[index], weight=3, seed=0)
+    n = len(data.labels)
+    assert (mixed.images[:n] == data.images).all()
+    assert len(mixed.labels) == n + 60
+    for k, place in enumerate(index):
+        part = slice(n + 3 * k, n + 3 * k + 3)
+        assert (mixed.images[part] == opened.images[place]).all()
+        assert (mixed.labels[part] == opened.labels[place]).all()
+    assert mixed.validation_images is data.validation_images
+
+
+# -- the kept epoch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "n", "kept"),
+    [
+        ([0.90, 0.95, 0.949], 5000, 3),  # standard error 0.3 points
+        ([0.90, 0.95, 0.94], 5000, 2),
+        ([0.90, 0.95, 0.94], 160, 3),  # 1.8 points
+        ([0.98, 1.0, 0.99375], 160, 3),  # one image of 160
+        ([0.97, 1.0, 0.98], 160, 2),
+        ([0.99, 0.5, 0.4], 160, 1),
+        ([0.3], 10, 1),
+    ],
+)
+def test_the_last_epoch_within_one_standard_error_of_the_best_is_kept(
+    accuracies: list[float], n: int, kept: int
+) -> None:
+    assert arms.kept_epoch(accuracies, n) == kept
+
+
+def test_the_kept_epochs_weights_are_put_back(
+    registry: Registry, opened: Dataset, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TrainingData.of(opened)
+    recipe = params.complete_recipe({"learning_rate": 0.01}, epochs=3)
+    directory = registry.open(registry.resolve("model-1"))
+    seen: dict[int, np.ndarray] = {}
+    for kept in (1, 3):
+        model = classifier.load(directory, CPU)
+        # Validation that falls far from epoch to epoch keeps the first, one that rises keeps the last.
+        values = iter([(1.0, 0.9 - 0.3 * k if kept == 1 else 0.3 + 0.3 * k) for k in range(3)])
+        monkeypatch.setattr("flywheel.training.validate", lambda *_, values=values: next(values))
+        arm = arms.train(
+            model, data, recipe, CPU, lambda r, m=model: seen.__setitem__(r.epoch, m.predict(data.images[:50]))
+        )
+        assert arm.kept_epoch == kept
+        assert (arm.classifier.predict(data.images[:50]) == seen[kept]).all()
+    assert (seen[1] != seen[3]).any()
+
+
+def test_a_loss_that_is_not_finite_names_the_param(registry: Registry, opened: Dataset, params: Params) -> None:
+    model = classifier.load(registry.open(registry.resolve("model-1")), CPU)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(RetrainError, match=r"the loss became nan .*retrain\.learning_rate_scale"):
+        arms.train(model, TrainingData.of(opened), params.complete_recipe({}, epochs=1), CPU)
+
+
+def test_the_scale_does_not_compound_over_turns(
+    params: Params, registry: Registry, make: Callable[[str], Params]
+) -> None:
+    scaled = make("retrain.learning_rate_scale=0.1 retrain.epochs=7 retrain.seed=3")
+    parent = registry.resolve("model-1")
+    recipe, base = recipe_of(scaled, parent, parent.metadata["recipe"])
+    assert (recipe.learning_rate, base) == (pytest.approx(0.005), 0.05)
+    assert (recipe.epochs, recipe.seed) == (7, 3)
+    second = replace(parent, metadata={"recipe": recipe.model_dump(), "base_learning_rate": base})
+    assert recipe_of(scaled, second, recipe.model_dump()) == (recipe, base)
+
+
+# -- what must not be trained on -----------------------------------------------------------------------
+
+
+def entry(opened: Dataset, split: str, place: int, side: str = "train") -> Example:
+    (example,) = examples(opened, opened.indices[split][[place]])
+    return replace(example, side=side)
+
+
+def test_exact_copies_of_test_and_validation_images_are_dropped(opened: Dataset, failed: list[int]) -> None:
+    good = [e for e in examples(opened, opened.indices["simulation"][failed]) if e.side == "train"][:5]
+    planted = [entry(opened, "test", 3), entry(opened, "validation", 4)]
+    found = choose([*good, *planted], opened)
+    assert found.dropped == {
+        "a copy of a test image": [planted[0].id],
+        "a copy of a validation image": [planted[1].id],
+    }
+    assert found.hashes == tuple(e.hash for e in good)
+
+
+def test_held_out_and_unknown_images_are_dropped_whatever_is_listed(opened: Dataset) -> None:
+    held = int(np.flatnonzero(opened.holdout)[0])
+    unknown = Example(77, "ee" * 32, "1", "train")
+    original = entry(opened, "train", 0)
+    found = choose([entry(opened, "simulation", held), unknown, original], opened)
+    assert len(found) == 0
+    held_out = [id_ for reason, ids in found.dropped.items() if reason == "held out by its hash" for id_ in ids]
+    assert entry(opened, "simulation", held).id in held_out
+    assert sum(len(ids) for ids in found.dropped.values()) == 3
+
+
+def test_pixels_and_labels_are_those_of_the_data_set(opened: Dataset, failed: list[int]) -> None:
+    good = [e for e in examples(opened, opened.indices["simulation"][failed]) if e.side == "train"]
+    lied = [replace(example, label="7") for example in good]
+    found = choose(lied, opened)
+    for key, pixels, label in zip(found.hashes, found.images, found.labels, strict=True):
+        (row,) = [i for i in range(len(opened.labels)) if opened.hashes[i].tobytes().hex() == key]
+        assert (pixels == opened.images[row]).all()
+        assert label == opened.labels[row]
+
+
+def test_failures_of_an_older_data_set_are_found_through_the_lineage(
+    make: Callable[[str], Params], registry: Registry, collect: Collect, opened: Dataset, failed: list[int]
+) -> None:
+    """Production drifts further: the images change, and the former failures are still of use."""
+    from flywheel.data import dataset
+    from flywheel.stages import data
+
+    version = collect(failed)
+    drifted = make("data.drift.rotation=4")
+    data.run(drifted, registry, say=lambda line: None)
+    newer = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+    assert not {row.tobytes() for row in newer.hashes} >= {row.tobytes() for row in opened.hashes}
+    found = find(registry, version, newer)
+    assert len(found) == sum(e.side == "train" for e in feedback.read(registry, version)) > 5
+    assert found.dropped == {}
+
+
+def test_the_table_of_the_docs_is_that_of_the_results() -> None:
+    import importlib.util
+    import json
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("retrain_rate", root / "benchmarks" / "retrain_rate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    page = (root / "docs" / "retraining.md").read_text()
+    for path in (root / "benchmarks" / "results").glob("retrain_rate_*.json"):
+        name = path.stem.removeprefix("retrain_rate_")
+        assert f"<!-- retrain_rate_{name} -->" in page
+        assert benchmark.page_with(page, name, json.loads(path.read_text())) == page

@@ -1,0 +1,317 @@
+"""A turn of the wheel on drifted digits: what is done when, what it brings, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flywheel import files, housekeeping
+from flywheel.data.dataset import Dataset
+from flywheel.feedback import Example
+from flywheel.models import classifier
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.retraining import RetrainError
+from flywheel.stages import retrain
+
+Make = Callable[[str], Params]
+Collect = Callable[[Any], Version]
+ROOT = Path(__file__).parents[2]
+KEYS = {"parent", "candidate", "feedback", "hard_examples", "epochs", "before", "after", "control", "decision"}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def run(registry: Registry, said: list[str]) -> Callable[..., Any]:
+    return lambda params, **options: retrain.run(params, registry, say=said.append, **options)
+
+
+def models(registry: Registry) -> list[str]:
+    return [version.label for version in registry.versions("retrained-model")]
+
+
+# -- when ----------------------------------------------------------------------------------------------
+
+
+def test_without_feedback_nothing_is_done(params: Params, registry: Registry, run: Any, said: list[str]) -> None:
+    assert run(params) is None
+    assert run(params, force=True) is None
+    assert said[0] == (
+        "retrain: nothing to do (there is no digits-feedback yet; make simulate PROFILE=demo collects failures)"
+    )
+    assert models(registry) == []
+
+
+def test_failures_are_used_once_even_by_a_refused_candidate(
+    params: Params, registry: Registry, collect: Collect, failed: list[int], run: Any, said: list[str]
+) -> None:
+    collect(failed)
+    first = run(params)
+    assert first["candidate"] == registry.aliases(params.registered_model)["candidate"]
+    said.clear()
+    assert run(params) is None
+    assert said == ["retrain: nothing to do (every failure that digits-feedback:v0 has for training was used already)"]
+    assert models(registry) == ["retrained-model:v0"]
+
+
+def test_few_new_failures_wait_for_more(
+    make: Make, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any, said: list[str]
+) -> None:
+    params = make("retrain.min_failures=12 retrain.epochs=1")
+    train = [place for place in failed if not opened.holdout[place]]
+    collect(train[:11])
+    assert run(params) is None
+    assert said == ["retrain: nothing to do (11 new failures, fewer than retrain.min_failures=12)"]
+    collect(train[11:20])
+    assert run(params)["hard_examples"] == 20
+    collect(train[20:25])  # of 25 that are listed, 5 are new
+    said.clear()
+    assert run(params) is None
+    assert said == ["retrain: nothing to do (5 new failures, fewer than retrain.min_failures=12)"]
+
+
+def test_new_failures_that_are_held_out_are_no_reason(
+    make: Make, collect: Collect, opened: Dataset, failed: list[int], run: Any, said: list[str]
+) -> None:
+    params = make("retrain.min_failures=1 retrain.epochs=1")
+    held = [place for place in failed if opened.holdout[place]]
+    train = [place for place in failed if not opened.holdout[place]]
+    collect(held[:3])
+    assert run(params) is None
+    assert "was used already" in said[-1] or "no failure for training" in said[-1]
+    collect(train)
+    assert run(params)["hard_examples"] == len(train)
+    collect(held)  # another version, whose side `train` is the same
+    assert run(params) is None
+    assert "was used already" in said[-1]
+
+
+def test_force_trains_again_on_the_same_failures(
+    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
+) -> None:
+    collect(failed)
+    for weight in (1, 3):
+        run(make(f"retrain.weight={weight} retrain.epochs=1"), force=True)
+    assert models(registry) == ["retrained-model:v0", "retrained-model:v1"]
+
+
+def test_it_continues_from_production_else_from_the_best(
+    make: Make, params: Params, registry: Registry, collect: Collect, failed: list[int], run: Any, said: list[str]
+) -> None:
+    collect(failed)
+    log = params.store / "audit.jsonl"
+    kept = [line for line in log.read_text().splitlines() if json.loads(line)["alias"] == "best"]
+    log.write_text("".join(json.dumps({**json.loads(line), "moves": 1}) + "\n" for line in kept))
+    report = run(make("retrain.epochs=1 gate.floor_accuracy=0.5"))
+    assert report["parent"] == registry.resolve("model-1").ref
+    assert (report["decision"], report["promoted"]) == ("first", True)
+    assert registry.aliases(params.registered_model)["production"] == report["candidate"]
+
+
+def test_without_a_model_or_data_it_is_one_sentence(
+    params: Params, collect: Collect, failed: list[int], run: Any
+) -> None:
+    collect(failed)
+    (params.store / "audit.jsonl").unlink()
+    with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
+        run(params)
+
+
+def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, failed: list[int], run: Any) -> None:
+    from flywheel import feedback
+    from flywheel.data import dataset
+    from flywheel.simulation.result import examples
+    from flywheel.stages import data
+
+    other = make("data.image_size=24")
+    data.run(other, registry, say=lambda line: None)
+    opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+    feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), (), {})
+    with pytest.raises(
+        RetrainError, match=r"^model-1:v0 was made for other classes or image sizes than digits_d.*:v1;"
+    ):
+        run(other)
+
+
+# -- what ----------------------------------------------------------------------------------------------
+
+
+def test_a_turn_on_drifted_digits_helps_where_production_failed(
+    make: Make, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any, said: list[str]
+) -> None:
+    """The held-out failures are mended by more than chance; the control arm takes the same steps on right answers."""
+    params = make("retrain.epochs=5 retrain.control=true")
+    version = collect(failed)
+    report = run(params)
+    assert set(report) >= KEYS
+    assert json.loads((params.reports / "retrain.json").read_text()) == json.loads(json.dumps(report))
+    held = int(opened.holdout.sum())
+    before, after, control = (report[name] for name in ("before", "after", "control"))
+    assert before["holdout"]["n"] == after["holdout"]["n"] == held
+    assert before["holdout"]["accuracy"] == 1 - sum(opened.holdout[place] for place in failed) / held
+    assert after["holdout"]["difference_interval"][0] > 0  # better, by more than chance
+    assert after["holdout"]["accuracy"] > control["holdout"]["accuracy"]
+    assert after["test"]["n"] == len(opened.indices["test"])
+    assert after["test"]["accuracy"] > 0.9
+    assert control["examples"] == report["hard_examples"] == sum(not opened.holdout[place] for place in failed)
+    assert len(report["epochs"]) == len(control["epochs"]) == 5
+    assert [epoch["epoch"] for epoch in report["epochs"] if epoch["kept"]] == [report["kept_epoch"]]
+    # Neither arm's images nor anything else that was trained on is among the unseen.
+    unseen = len(opened.indices["simulation"]) - 2 * report["hard_examples"]
+    assert before["unseen"]["n"] == after["unseen"]["n"] == control["unseen"]["n"] == unseen
+    for part in ("test", "holdout", "unseen"):
+        scored = after[part]
+        n, change = scored["n"], scored["fixed"] - scored["broken"]
+        assert (
+            scored["accuracy"] - before[part]["accuracy"]
+            == pytest.approx(change / n)
+            == pytest.approx(scored["difference"])
+        )
+    assert (params.reports / "retrain.png").stat().st_size > 10_000
+
+    candidate = registry.resolve("retrained-model")
+    assert candidate.inputs == (
+        registry.resolve("digits_dataset").ref, version.ref, registry.resolve("model-1").ref,
+    )  # fmt: skip
+    assert candidate.metadata["recipe"]["learning_rate"] == pytest.approx(0.05 * params.retrain.learning_rate_scale)
+    model = classifier.load(registry.open(candidate))
+    split = opened.split("test")
+    right = model.predict(split.images).argmax(axis=1) == split.labels
+    assert right.mean() == after["test"]["accuracy"]
+    receipt = files.read_json(params.store / "receipts" / "retrain.json")
+    assert receipt["outputs"] == [candidate.ref]
+    assert receipt["inputs"]["feedback"] == version.ref
+    assert candidate not in housekeeping.unneeded(params, registry)
+
+
+def test_a_second_turn_trains_on_the_failures_of_both(
+    make: Make, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any
+) -> None:
+    params = make("retrain.epochs=1 retrain.min_failures=1")
+    train = [place for place in failed if not opened.holdout[place]]
+    collect(train[:30])
+    first = run(params)
+    registry.link(
+        registry.resolve(first["candidate"]), params.registered_model, ("production",), reason="passed by hand"
+    )
+    collect(train[30:])
+    second = run(params)
+    assert second["parent"] == first["candidate"]
+    assert second["hard_examples"] == len(train)
+    assert second["candidate"] != first["candidate"]
+    # What the parent was trained on is seen, and so is no longer counted.
+    assert second["before"]["unseen"]["n"] == len(opened.indices["simulation"]) - len(train)
+
+
+def test_planted_copies_of_test_images_are_dropped_and_said(
+    params: Params,
+    registry: Registry,
+    opened: Dataset,
+    collect: Collect,
+    failed: list[int],
+    run: Any,
+    said: list[str],
+    place: Path,
+) -> None:
+    from flywheel import feedback
+
+    collect(failed)
+    row = opened.indices["test"][5]
+    planted = Example(int(opened.ids[row]), opened.hashes[row].tobytes().hex(), "0", "train")
+    version, added = feedback.publish(params, registry, [planted], (), {})
+    assert version is not None
+    assert added == 1
+    report = run(params)
+    assert report["dropped"] == {"a copy of a test image": [planted.id]}
+    assert report["hard_examples"] == sum(not opened.holdout[p] for p in failed)
+    assert f"retrain: 1 of {version.label} left out, a copy of a test image: image {planted.id}" in said
+
+
+def test_the_same_turn_gives_the_same_version(
+    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
+) -> None:
+    params = make("retrain.epochs=1")
+    collect(failed)
+    assert run(params)["candidate"] == run(params, force=True)["candidate"]
+    assert models(registry) == ["retrained-model:v0"]
+
+
+def test_a_control_arm_can_be_asked_for_afterwards(
+    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
+) -> None:
+    collect(failed)
+    first = run(make("retrain.epochs=1"))
+    second = run(make("retrain.epochs=1 retrain.control=true"), force=True)
+    assert (first["control"], second["candidate"]) == (None, first["candidate"])
+    assert second["control"]["examples"] == second["hard_examples"]
+    assert second["after"]["test"] == first["after"]["test"]
+
+
+def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
+    make: Make, params: Params, registry: Registry, collect: Collect, failed: list[int], run: Any, said: list[str]
+) -> None:
+    parent = registry.resolve("model-1")
+    version = registry.publish(
+        "model-2", "model", registry.open(parent), inputs=(*parent.inputs, "digits-feedback@" + "0" * 32)
+    )
+    registry.link(version, params.registered_model, ("production",), reason="test")
+    collect(failed)
+    report = run(make("retrain.epochs=1"))
+    assert report["after"]["unseen"] == {"n": 0, "accuracy": None, "interval": None}
+    assert any("unseen images cannot be told: model-2:v0 was trained on digits-feedback@000" in line for line in said)
+
+
+@pytest.mark.parametrize("change", ["weight=4", "epochs=2", "learning_rate_scale=0.5", "seed=1"])
+def test_every_param_that_counts_as_identity_changes_the_candidate(
+    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any, change: str
+) -> None:
+    collect(failed)
+    base = "retrain.epochs=1 retrain.weight=2 retrain.learning_rate_scale=0.3"
+    assert run(make(base))["candidate"] != run(make(f"{base} retrain.{change}"), force=True)["candidate"]
+
+
+def test_it_is_a_wandb_run(collect: Collect, failed: list[int], place: Path) -> None:
+    """In a process of its own, since wandb reads its environment once a process."""
+    collect(failed)
+    overrides = (
+        f"paths.store={place}/store paths.reports={place}/reports data.image_size=16 retrain.epochs=1 "
+        "tracking.wandb=offline"
+    )
+    command = [sys.executable, "scripts/retrain.py", "--profile", "demo", "--set", overrides]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    (record,) = (place / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
+    content = record.read_bytes()
+    for text in (b"retrain", b"failures/accuracy", b"control/accuracy", b"retrained-model@"):
+        assert text in content
+
+
+def test_nothing_to_do_is_light(place: Path, collect: Collect, failed: list[int]) -> None:
+    """Cron may ask every minute: neither torch nor numpy nor wandb is imported for a no."""
+    collect(failed[:4])
+    probe = (
+        "import sys, runpy\n"
+        f"sys.argv = ['scripts/retrain.py', '--profile', 'demo', '--set', 'paths.store={place}/store "
+        "data.image_size=16']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "heavy = {'torch', 'ray', 'wandb', 'numpy', 'matplotlib', 'sklearn', 'optuna', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "nothing to do" in shown
+
+
+def test_numbers_of_the_report_are_plain(make: Make, collect: Collect, failed: list[int], run: Any) -> None:
+    collect(failed)
+    report = run(make("retrain.epochs=1"))
+    assert not [key for key, value in report["after"].items() if isinstance(value, np.generic)]

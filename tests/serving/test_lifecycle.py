@@ -1,0 +1,224 @@
+"""Starting, stopping, crashing, restarting: by the real commands, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import processes
+import pytest
+import requests
+import torch
+from served import CLASSES, ROOT, Server, png, publish
+
+from flywheel import params_file
+from flywheel.models.classifier import Classifier
+from flywheel.serving import record
+
+
+def test_serving_twice_changes_nothing(server: Server) -> None:
+    before = record.read(server.params)
+    printed = server.run("serve")
+    assert "nothing changed since" in printed
+    assert printed.endswith("[exit 0]")
+    assert record.read(server.params) == before
+
+
+def test_serve_says_where_and_how(server: Server) -> None:
+    printed = server.run("serve")
+    assert f"model-1:v0 answers at {server.url}" in printed
+    assert f"curl --data-binary @image.png {server.url}/predict" in printed
+    assert "make stop PROFILE=demo" in printed
+
+
+def test_a_batch_fills_beyond_serves_default_of_five(server: Server) -> None:
+    """max_ongoing_requests defaults to 5, which would cap every batch there."""
+    with ThreadPoolExecutor(24) as pool:
+        assert {answer.status_code for answer in pool.map(lambda seed: server.predict(png(seed)), range(400))} <= {
+            200,
+            503,
+        }
+    text = requests.get(f"{server.url}/metrics", timeout=60).text
+    counts = {
+        line.split('le="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("flywheel_batch_size_bucket")
+    }
+    assert counts["16.0"] > counts["4.0"], counts
+    assert counts["+Inf"] > counts["8.0"], counts
+
+
+def test_a_model_that_fails_is_a_500_with_the_id_and_the_replica_lives_on(server: Server) -> None:
+    """The weights overflow for any image but a black one, so it passes the warm-up and then gives no number."""
+    broken = Classifier("standard", CLASSES, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 32)
+    with torch.no_grad():
+        broken.network.conv1.weight.mul_(1e30)
+        broken.network.fc.weight.mul_(1e30)
+        broken.network.fc.bias.zero_()
+    broken.save(server.place / "broken", {"precision": "auto"})
+    version = server.registry.publish("model-broken", "model", server.place / "broken", metadata={}, inputs=())
+    good = server.registry.resolve("model-1")
+    server.produce(version)
+    try:
+        until = time.monotonic() + 60
+        while requests.get(f"{server.url}/model", timeout=60).json()["model"] != version.label:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        answer = server.predict(png(), **{"X-Request-Id": "no-number"})
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "the server failed; its log has the reason", "request_id": "no-number"}
+        log = (server.params.store / "logs" / "serve.log").read_text()
+        assert "request no-number failed" in log
+        assert "gave no number" in log
+    finally:
+        server.produce(good)
+    until = time.monotonic() + 60
+    while server.predict(png()).status_code != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_without_a_production_model_the_message_says_what_to_type(tmp_path: Path) -> None:
+    overrides = f"paths.store={tmp_path / 'store'}"
+    params = params_file.load(ROOT / "params.yaml", "demo", overrides)
+    printed = Server(params, None, tmp_path, overrides).run("serve")  # type: ignore[arg-type]
+    assert "no production model; run make data sweep evaluate PROFILE=demo" in printed
+    assert printed.endswith("[exit 1]")
+
+
+def test_a_busy_port_is_named(fresh: Server) -> None:
+    with socket.create_server(("127.0.0.1", fresh.params.serve.port)):
+        printed = fresh.run("serve")
+    port = fresh.params.serve.port
+    assert f"serve.port={port} cannot be used" in printed
+    assert f'make serve SET="serve.port={port + 1}"' in printed
+    assert printed.endswith("[exit 1]")
+    assert processes.of(fresh.params.store) == []
+
+
+def test_more_than_the_machine_has_is_refused(fresh: Server) -> None:
+    printed = fresh.run("serve", extra="serve.cpus_per_replica=1000")
+    assert "serve.cpus_per_replica" in printed
+    assert printed.endswith("[exit 1]")
+    assert processes.gone(fresh.params.store)
+    assert record.read(fresh.params) is None
+
+
+def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
+    assert fresh.run("stop").startswith("stop: nothing was running")
+
+
+@pytest.mark.long
+def test_after_a_crash_of_the_host_stop_leaves_nothing_and_serve_starts_anew(fresh: Server) -> None:
+    for victims in ("host", "all Ray processes"):
+        assert "answers at" in fresh.run("serve")
+        served = record.read(fresh.params)
+        assert served is not None
+        assert served.pid is not None
+        os.kill(served.pid, signal.SIGKILL)
+        if victims == "host":
+            printed = fresh.run("stop")
+            assert "stop: stopped" in printed
+            assert processes.gone(fresh.params.store, 5)
+            assert not Path(str(served.folder)).exists()
+            assert record.read(fresh.params) is None
+    assert "answers at" in fresh.run("serve")  # over what the second crash left
+    assert fresh.predict(png()).status_code == 200
+    assert "stop: stopped" in fresh.run("stop")
+    assert processes.gone(fresh.params.store, 5)
+
+
+@pytest.mark.long
+def test_other_settings_start_anew_and_two_at_once_do_not_meet(fresh: Server) -> None:
+    first = subprocess.Popen(fresh.command("serve"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    time.sleep(2)
+    second = fresh.run("serve")
+    assert "[exit 75]" in second
+    assert "another run holds serve-start" in second
+    assert "answers at" in first.communicate(timeout=180)[0]
+    before = record.read(fresh.params)
+    printed = fresh.run("serve", extra="serve.max_parts=3")
+    assert "starting anew" in printed
+    after = record.read(fresh.params)
+    assert before is not None
+    assert after is not None
+    assert after.pid != before.pid
+    parts = [("file", (f"{number}.png", png())) for number in range(4)]
+    assert requests.post(f"{fresh.url}/predict", files=parts, timeout=60).status_code == 413
+
+
+@pytest.mark.long
+def test_in_the_foreground_sigterm_answers_what_is_in_flight(fresh: Server) -> None:
+    process = subprocess.Popen(fresh.command("serve", "--foreground"), cwd=ROOT)
+    try:
+        until = time.monotonic() + 120
+        while (served := record.read(fresh.params)) is None or not served.answers():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        parts = [("file", (f"{number}.png", png(number))) for number in range(8)]
+        with ThreadPoolExecutor(12) as pool:
+            started = threading.Barrier(5)
+
+            def ask(number: int) -> int:
+                if number < 4:
+                    started.wait(30)
+                return requests.post(f"{fresh.url}/predict", files=parts, timeout=60).status_code
+
+            pending = [pool.submit(ask, number) for number in range(4)]
+            started.wait(30)
+            time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            assert {future.result() for future in pending} <= {200, 503}
+            assert 200 in {future.result() for future in pending}
+        assert process.wait(timeout=60) == 0
+        assert processes.gone(fresh.params.store, 10)
+        assert record.read(fresh.params) is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.long
+def test_two_replicas_mix_versions_only_while_they_load(fresh: Server) -> None:
+    assert "answers at" in fresh.run(
+        "serve", extra="serve.min_replicas=2 serve.max_replicas=2 serve.cpus_per_replica=0.5"
+    )
+    other = publish(fresh.registry, fresh.place, 2)
+    names = {
+        line.split('replica="')[1].split('"')[0]
+        for _ in range(40)
+        for line in requests.get(f"{fresh.url}/metrics", timeout=60).text.splitlines()
+        if line.startswith("flywheel_swaps{")
+    }
+    assert len(names) == 2
+    fresh.produce(other)
+    until = time.monotonic() + 90
+    while {fresh.predict(png(seed)).json()["model"] for seed in range(30)} != {other.label}:
+        assert time.monotonic() < until
+    assert {fresh.predict(png(seed)).json()["model"] for seed in range(100)} == {other.label}
+
+
+@pytest.mark.long
+def test_on_a_cluster_the_application_is_deployed_and_deleted(fresh: Server) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        env = {"RAY_ADDRESS": cluster.address}
+        printed = fresh.run("serve", env=env)
+        assert "answers at" in printed, printed
+        assert fresh.predict(png()).json()["model"] == "model-1:v0"
+        assert "nothing changed" in fresh.run("serve", env=env)
+        printed = fresh.run("stop")
+        assert f"deleted from the cluster at {cluster.address}" in printed
+        with pytest.raises(requests.RequestException):
+            requests.get(f"{fresh.url}/healthz", timeout=5).raise_for_status()
+    finally:
+        cluster.shutdown()

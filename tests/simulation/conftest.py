@@ -1,0 +1,175 @@
+"""A data set in a store, and a server over real HTTP that answers by the contract and can be told to fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flywheel import params_file
+from flywheel.data import dataset, images
+from flywheel.data.dataset import Dataset
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.stages import data
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
+
+
+class Server:
+    """Knows every image by its pixels and answers its true class, except for those it is told to get wrong.
+
+    `fault` is asked before each prediction, with the number of the request (from 1) and how often this image was
+    sent (from 1); what it returns is called with the handler in place of answering.
+    """
+
+    def __init__(self, opened: Dataset):
+        self.names = opened.class_names
+        self.truth = {opened.hashes[i].tobytes(): int(opened.labels[i]) for i in opened.indices["simulation"]}
+        self.wrong: set[bytes] = set()
+        self.model: Callable[[int], str] = lambda number: "model-1:v0"
+        self.fault: Callable[[int, int], Callable[[Any], None] | None] = lambda number, tries: None
+        self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
+        self.described: Any = None  # what /model says, if not the truth
+        self.sent: dict[bytes, int] = {}
+        self.requests = 0
+        self.lock = threading.Lock()
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05})
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}"
+
+    def fail(self, opened: Dataset, places: Any) -> None:
+        """Get the simulation images at these places wrong, and no others."""
+        self.wrong = {opened.hashes[opened.indices["simulation"][place]].tobytes() for place in places}
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+    def answer(self, body: bytes, number: int, request_id: str) -> dict[str, Any]:
+        pixels = images.decode(body, 16)
+        key = hashlib.sha256(pixels.tobytes()).digest()
+        label = self.truth[key]  # PNG loses nothing, so every image is known
+        said = (label + 1) % len(self.names) if key in self.wrong else label
+        rest = 0.1 / (len(self.names) - 1)
+        return {
+            "label": self.names[said],
+            "class_id": said,
+            "confidence": 0.9,
+            "probabilities": {name: 0.9 if i == said else rest for i, name in enumerate(self.names)},
+            "model": self.model(number),
+            "request_id": request_id,
+        }
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's delayed ACK
+            wbufsize = -1
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def reply(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                for name, text in (headers or {}).items():
+                    self.send_header(name, text)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                self.reply(200, server.described or {"model": server.model(0), "classes": list(server.names)})
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                assert self.headers["Content-Type"] == "image/png"
+                with server.lock:
+                    server.requests += 1
+                    number = server.requests
+                    key = hashlib.sha256(body).digest()
+                    server.sent[key] = tries = server.sent.get(key, 0) + 1
+                fault = server.fault(number, tries)
+                if fault:
+                    fault(self)
+                else:
+                    self.reply(200, server.change(server.answer(body, number, self.headers["X-Request-Id"])))
+
+        return Handler
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the digits' data set and two models in the registry."""
+    place = tmp_path_factory.mktemp("built")
+    params = load(place)
+    registry = Registry(params.store)
+    data.run(params, registry, say=lambda line: None)
+    for name in ("model-1", "model-2"):
+        (place / name).write_text(name)
+        registry.publish(name, "model", {"a": place / name}, inputs=(registry.resolve("digits_dataset").ref,))
+    return place
+
+
+def load(place: Path, overrides: str = "") -> Params:
+    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+    return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
+
+
+@pytest.fixture
+def place(built: Path, tmp_path: Path) -> Path:
+    """A copy of the built store."""
+    shutil.copytree(built / "store", tmp_path / "store")
+    return tmp_path
+
+
+@pytest.fixture
+def params(place: Path) -> Params:
+    return load(place)
+
+
+@pytest.fixture
+def make(place: Path) -> Callable[[str], Params]:
+    return lambda overrides: load(place, overrides)
+
+
+@pytest.fixture
+def registry(params: Params) -> Registry:
+    return Registry(params.store)
+
+
+@pytest.fixture
+def dataset_version(registry: Registry) -> Version:
+    return registry.resolve("digits_dataset")
+
+
+@pytest.fixture
+def opened(registry: Registry, dataset_version: Version) -> Dataset:
+    return dataset.open_directory(registry.open(dataset_version))
+
+
+@pytest.fixture
+def server(opened: Dataset, params: Params) -> Iterator[Server]:
+    from flywheel import files
+
+    running = Server(opened)
+    files.write_json(params.store / "serve.json", {"url": running.url, "pid": 1, "started": "", "model": "model-1:v0"})
+    yield running
+    running.close()

@@ -1,0 +1,100 @@
+"""The real script, interrupted, killed and doubled in the middle of its traffic: nothing half-done is published."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flywheel import feedback
+from flywheel.data.dataset import Dataset
+from flywheel.params import Params
+from flywheel.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
+
+
+def command(place: Path) -> list[str]:
+    paths = f"paths.store={place}/store paths.reports={place}/reports"
+    return [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", f"{paths} {OVERRIDES}"]
+
+
+def run(place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(place), cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@contextlib.contextmanager
+def simulating(place: Path, server: Any) -> Iterator[subprocess.Popen[str]]:
+    """A simulation in the middle of its traffic, which the server keeps from going on."""
+    server.fault = lambda number, tries: (lambda handler: time.sleep(20)) if number > 100 else None
+    process = subprocess.Popen(
+        command(place), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while server.requests <= 100:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+        server.fault = lambda number, tries: None
+
+
+def published(params: Params, registry: Registry) -> list[str]:
+    paths = (params.reports / "simulation.json", feedback.log_path(params), params.reports / "simulation_latency.png")
+    return [*(v.label for v in registry.versions("digits-feedback")), *(p.name for p in paths if p.exists())]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, -15, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
+    ],
+)
+def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everything(
+    place: Path, params: Params, registry: Registry, opened: Dataset, server: Any, number: int, code: int
+) -> None:
+    server.fail(opened, range(0, 500, 10))
+    with simulating(place, server) as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)  # it does not wait for the answers that hang
+    assert process.returncode == code
+    if number == signal.SIGINT:
+        assert errors == "interrupted: nothing was published; run the same command again\n"
+    assert published(params, registry) == []
+    again = run(place)
+    assert again.returncode == 0, again.stderr
+    assert "feedback: 50 failures, 50 new; digits-feedback:v0 lists 50 of all turns" in again.stdout
+    assert published(params, registry) == [
+        "digits-feedback:v0", "simulation.json", "feedback.jsonl", "simulation_latency.png",
+    ]  # fmt: skip
+
+
+def test_a_second_simulation_at_once_exits_75_and_names_the_first(place: Path, server: Any) -> None:
+    with simulating(place, server) as process:
+        second = run(place)
+        assert second.returncode == 75
+        assert second.stderr == f"error: another run holds simulate (pid {process.pid}); wait for it to end\n"
+        assert process.poll() is None
+
+
+def test_without_a_server_the_script_says_one_sentence(place: Path) -> None:
+    result = run(place)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: nothing serves profile demo; run make serve PROFILE=demo\n"
