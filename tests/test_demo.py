@@ -1,0 +1,103 @@
+"""The table at the end of `make demo`, and the whole wheel through it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+from served import free_port
+
+from flywheel import demo, files
+from flywheel.params import Params
+from flywheel.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+
+
+def scores(test: float, holdout: float | None) -> dict[str, Any]:
+    return {"test": {"accuracy": test}, "holdout": {"accuracy": holdout}, "unseen": {"accuracy": 0.5}}
+
+
+def test_the_table_shows_before_after_and_control(params: Params, registry: Registry) -> None:
+    files.write_json(
+        params.reports / "simulation.json", {"n": 547, "accuracy": 0.9, "models": {"retrained-model:v0": 547}}
+    )
+    retrained = {
+        "parent": "model-1@abc", "candidate": "retrained-model@def", "before": scores(0.99, 0.72),
+        "after": scores(0.98, 0.891), "control": scores(0.985, None), "promoted": True, "reasons": ["no harm"],
+    }  # fmt: skip
+    lines = list(demo.table(params, registry, retrained))
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines if line.startswith(("before", "after", "control"))}
+    assert rows == {
+        "before": ["99.0%", "72.0%", "50.0%"],
+        "after": ["98.0%", "89.1%", "50.0%"],
+        "control": ["98.5%", "–", "50.0%"],
+    }
+    assert "retrained-model@def is in production: no harm" in lines
+    assert "served last: 90.0% of 547 simulated requests, by retrained-model:v0" in lines
+
+
+def test_without_a_control_arm_there_is_no_row(params: Params, registry: Registry) -> None:
+    retrained = {
+        "parent": "a@1", "candidate": "b@2", "before": scores(0.9, 0.7), "after": scores(0.9, 0.8), "control": None,
+        "promoted": False, "reasons": ["perhaps worse"],
+    }  # fmt: skip
+    lines = list(demo.table(params, registry, retrained))
+    assert not [line for line in lines if line.startswith("control")]
+    assert "b@2 is not promoted: perhaps worse" in lines
+
+
+def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Start a small demo; returns its process and its store."""
+    overrides = (
+        f"paths.store={place}/store paths.reports={place}/reports serve.port={free_port()} sweep.trials=2 "
+        "sweep.epochs=4 sweep.space.architecture=compact gate.floor_accuracy=0.1 retrain.epochs=2 "
+        "sweep.space.learning_rate=0.05 sweep.space.batch_size=64 sweep.space.optimizer=sgd"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "WANDB", "RAY"))}
+    process = subprocess.Popen(
+        ["make", "demo", f"SET={overrides}"], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    return process, place / "store" / "demo"
+
+
+@pytest.mark.long
+def test_the_wheel_turns_and_leaves_no_process(tmp_path: Path) -> None:
+    process, store = start(tmp_path)
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    assert printed.count("$ make simulate PROFILE=demo") == 2
+    for line in ("before   model-", "after    retrained-model:v0", "control  as many", "stop: stopped", "served last:"):
+        assert line in printed
+    assert processes.gone(store, 10)
+    retrained = files.read_json(tmp_path / "reports" / "demo" / "retrain.json")
+    served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
+    if retrained["promoted"]:
+        assert list(served["models"]) == ["retrained-model:v0"]
+    registry = Registry(store)
+    assert {ref.partition("@")[0] for _, ref, _ in registry.lineage(registry.resolve("retrained-model"))} >= {
+        "digits_dataset", "digits-feedback",
+    }  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["sweep: running", "simulate: 547 images", "retrain: failures, epoch 1"])
+def test_an_interrupt_anywhere_leaves_no_process(tmp_path: Path, moment: str) -> None:
+    process, store = start(tmp_path)
+    assert process.stdout is not None
+    until = time.monotonic() + 600
+    for line in process.stdout:
+        assert time.monotonic() < until
+        if moment in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to all of them
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert processes.gone(store, 10)
