@@ -29,10 +29,13 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
         elif state != "up to date":
             ahead = ahead or name
         yield f"{name:<12}{state:<20} {reason}"
+    yield f"{'serve':<12}{_server(params)}"
+    yield f"{'retrain':<12}{_retraining(params, registry)}"
     aliases = registry.aliases(params.registered_model)
-    for alias in ("best", "production"):
+    for alias in ("best", "candidate", "production", "previous"):
         if alias not in aliases:
-            yield f"{alias:<12}none"
+            if alias in ("best", "production"):
+                yield f"{alias:<12}none"
         elif registry.has(aliases[alias]):
             yield f"{alias:<12}{registry.resolve(aliases[alias]).label}"
         else:
@@ -100,6 +103,34 @@ def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
         yield f"{path}" if path.exists() else f"{path} (none yet)"
         if path.exists():
             yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
+
+
+def _server(params: Params) -> str:
+    """Return what serves the profile. Asks the lock, not the network."""
+    from flywheel.serving import record
+
+    served = record.read(params)
+    if served is not None and served.address is not None:
+        return f"{'deployed':<20} {served.url}, on the cluster at {served.address}"
+    if files.is_locked(record.lock_path(params)):
+        return f"{'running':<20} {served.url} (pid {served.pid})" if served else f"{'starting':<20} or stopping"
+    return f"{'crashed':<20} make stop clears what it left" if served else f"{'stopped':<20} make serve starts it"
+
+
+def _retraining(params: Params, registry: Registry) -> str:
+    """Return whether `make retrain` has something to do."""
+    from flywheel.retraining import plan
+
+    lock = params.store / "locks" / "retrain.lock"
+    if files.is_locked(lock):
+        return f"{f'running (pid {files.lock_owner(lock)})':<20}"
+    try:
+        planned = plan.make(params, registry)
+    except FlywheelError as error:
+        return f"{'waiting':<20} {error}"
+    if isinstance(planned, str):
+        return f"{'nothing to do':<20} {planned}"
+    return f"{'to run':<20} {planned.new_failures} new failures in {planned.feedback.label}"
 
 
 def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:

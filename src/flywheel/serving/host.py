@@ -36,25 +36,20 @@ POLL_S = 0.1
 OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving puts nothing there
 
 
-def lock_path(params: Params) -> Path:
-    """Return the lock that a host process holds while it lives."""
-    return params.store / "locks" / "serve.lock"
-
-
 def start(params: Params, host_command: Sequence[str], say: Callable[[str], None] = print) -> Served:
     """Start a server in the background and return when it answers; one that runs unchanged is left alone.
 
     `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
     and files.Locked when another process is starting one.
     """
-    with files.lock(lock_path(params).with_stem("serve-start")):
+    with files.lock(record.lock_path(params).with_stem("serve-start")):
         return _start(params, host_command, say)
 
 
 def run(params: Params, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
     model = record.production(params)
-    with files.lock(lock_path(params)), _folder() as folder:
+    with files.lock(record.lock_path(params)), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
         os.environ.update(
@@ -92,7 +87,7 @@ def run(params: Params, say: Callable[[str], None] = print) -> None:
 def stop(params: Params) -> bool:
     """End the server on this machine, and whatever a crashed one left. Returns whether there was anything."""
     ended = False
-    path = lock_path(params)
+    path = record.lock_path(params)
     served = record.read(params)
     if files.is_locked(path):
         ended = True
@@ -113,7 +108,7 @@ def stop(params: Params) -> bool:
 def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
     record.production(params)
     served, wanted = record.read(params), record.settings(params)
-    if files.is_locked(lock_path(params)):
+    if files.is_locked(record.lock_path(params)):
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():

@@ -47,6 +47,11 @@ def path(params: Params) -> Path:
     return params.store / "serve.json"
 
 
+def lock_path(params: Params) -> Path:
+    """Return the lock that a host process holds while it lives."""
+    return params.store / "locks" / "serve.lock"
+
+
 def read(params: Params) -> Served | None:
     """Return the record, or None when nothing was started (or it cannot be read)."""
     with contextlib.suppress(OSError, ValueError, TypeError):
