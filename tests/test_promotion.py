@@ -509,7 +509,7 @@ def test_without_any_move_the_history_says_so(params: Params, registry: Registry
 MOVE = """
 import sys
 from pathlib import Path
-from flywheel import params_file, promotion
+from flywheel import exam, gate_picture, params_file, promotion
 from flywheel.registry import Registry
 params = params_file.load(sys.argv[1], "demo", sys.argv[2])
 registry = Registry(params.store)
@@ -525,7 +525,7 @@ while True:
 
 @pytest.mark.parametrize(
     ("action", "kills", "longest_s"),
-    [("rollback", 30, 0.1), pytest.param("promote", 12, 12.0, marks=pytest.mark.long)],
+    [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)],
 )
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     wheel: Wheel, random: np.random.Generator, action: str, kills: int, longest_s: float
@@ -535,7 +535,7 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     overrides = f"{SMALL} gate.margin=0.5 gate.class_margin=1 paths.store={wheel.params.store.parent}"
     overrides += f" paths.reports={wheel.params.reports.parent}"
     moves = 0
-    for _ in range(kills):
+    for number in range(kills):
         with subprocess.Popen(
             [sys.executable, "-c", MOVE, str(ROOT / "params.yaml"), overrides, action],
             stdout=subprocess.PIPE,
@@ -543,9 +543,11 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "begun\n"
+            # Every other time it has moved once before, however slow the machine.
+            reported = [process.stdout.readline().strip()] if number % 2 else []
             time.sleep(random.uniform(0, longest_s))
             process.send_signal(signal.SIGKILL)
-            reported = process.stdout.read().split()
+            reported += process.stdout.read().split()
         assert process.returncode == -signal.SIGKILL
         entries = wheel.registry.history(MODEL)
         aliases = wheel.registry.aliases(MODEL)
@@ -557,7 +559,7 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
         before = wheel.production()
         promotion.rollback(wheel.params, wheel.registry)  # and the next move works
         assert wheel.production() != before
-    assert moves > 0
+    assert moves >= kills // 2
 
 
 def test_importing_promotion_is_light() -> None:
