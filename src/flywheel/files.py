@@ -151,40 +151,25 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         held.release()
 
 
-def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the lock."""
-    if not path.exists():
-        return False
-    held = FileLock(path)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        return True
-    held.release()
-    return False
-
-
-def lock_owner(path: Path) -> int:
-    """Return the pid that a held lock names. Raises ValueError or OSError when it names none."""
-    return int(path.with_suffix(".pid").read_text())
-
-
 def holder(path: Path) -> int | None:
     """Return the pid of the process that holds a lock, or None when nobody does.
 
     The lock is tried only if the process that it names lives: a run that starts just then would find it taken.
     """
     try:
-        pid = lock_owner(path)
+        pid = int(path.with_suffix(".pid").read_text())
         os.kill(pid, 0)
     except PermissionError:
         pass  # a process of another user
     except (OSError, ValueError, OverflowError):
         return None
+    held = FileLock(path)
     try:
-        return pid if is_locked(path) else None
-    except PermissionError:
+        held.acquire(timeout=0)
+    except (Timeout, PermissionError):
         return pid
+    held.release()
+    return None
 
 
 def size_of(directory: Path) -> int:

@@ -112,7 +112,7 @@ def _server(params: Params) -> str:
     served = record.read(params)
     if served is not None and served.address is not None:
         return f"{'deployed':<20} {served.url}, on the cluster at {served.address}"
-    if files.is_locked(record.lock_path(params)):
+    if files.holder(record.lock_path(params)) is not None:
         return f"{'running':<20} {served.url} (pid {served.pid})" if served else f"{'starting':<20} or stopping"
     return f"{'crashed':<20} make stop clears what it left" if served else f"{'stopped':<20} make serve starts it"
 
@@ -122,8 +122,8 @@ def _retraining(params: Params, registry: Registry) -> str:
     from flywheel.retraining import plan
 
     lock = params.store / "locks" / "retrain.lock"
-    if files.is_locked(lock):
-        return f"{f'running (pid {files.lock_owner(lock)})':<20}"
+    if (pid := files.holder(lock)) is not None:
+        return f"{f'running (pid {pid})':<20} make logs PROFILE={params.profile} shows what it says"
     try:
         planned = plan.make(params, registry)
     except FlywheelError as error:

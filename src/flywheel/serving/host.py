@@ -89,14 +89,14 @@ def stop(params: Params) -> bool:
     ended = False
     path = record.lock_path(params)
     served = record.read(params)
-    if files.is_locked(path):
+    if (pid := files.holder(path)) is not None:
         ended = True
-        with contextlib.suppress(ValueError, OSError):
-            os.kill(pid := files.lock_owner(path), signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
             until = time.monotonic() + DRAIN_S + 2 * KILL_AFTER_S
-            while files.is_locked(path) and time.monotonic() < until:
+            while files.holder(path) == pid and time.monotonic() < until:
                 time.sleep(POLL_S)
-            if files.is_locked(path):
+            if files.holder(path) == pid:
                 os.kill(pid, signal.SIGKILL)
     ended = bool(_end_leftovers(params)) or ended
     if served is not None and served.folder:
@@ -108,7 +108,7 @@ def stop(params: Params) -> bool:
 def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
     record.production(params)
     served, wanted = record.read(params), record.settings(params)
-    if files.is_locked(record.lock_path(params)):
+    if files.holder(record.lock_path(params)) is not None:
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():
