@@ -69,7 +69,7 @@ def seed_row(source: Path, profile: str, overrides: str, seed: int, turns: int, 
         serving = registry.resolve(f"{params.registered_model}:production")
         wrong = np.flatnonzero(answers(registry, serving, images) != truth(images))
         inputs = (data.ref, serving.ref)
-        listed, new = feedback.publish(
+        _, new = feedback.publish(
             params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {}
         )
         report = retrain.run(params, registry, say=quiet)
