@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flywheel import files, params_file
-from flywheel.gate import Answers, Exam, decide
+from flywheel.gate.rules import Answers, Exam, decide
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks/results/gate_power.json", ROOT / "docs/gate.md"

@@ -69,9 +69,7 @@ def seed_row(source: Path, profile: str, overrides: str, seed: int, turns: int, 
         serving = registry.resolve(f"{params.registered_model}:production")
         wrong = np.flatnonzero(answers(registry, serving, images) != truth(images))
         inputs = (data.ref, serving.ref)
-        _, new = feedback.publish(
-            params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {}
-        )
+        _, new = feedback.publish(params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {})
         report = retrain.run(params, registry, say=quiet)
         now = registry.resolve(f"{params.registered_model}:production")
         holdout = answers(registry, now, images)[images.holdout] == truth(images)[images.holdout]

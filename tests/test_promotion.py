@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from flywheel import exam, files, housekeeping, overview, params_file, promotion
+from flywheel import files, housekeeping, overview, params_file, promotion
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
+from flywheel.gate import exam
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.promotion import PromotionError
@@ -509,7 +510,8 @@ def test_without_any_move_the_history_says_so(params: Params, registry: Registry
 MOVE = """
 import sys
 from pathlib import Path
-from flywheel import exam, gate_picture, params_file, promotion
+from flywheel import params_file, promotion
+from flywheel.gate import exam, picture
 from flywheel.registry import Registry
 params = params_file.load(sys.argv[1], "demo", sys.argv[2])
 registry = Registry(params.store)

@@ -24,13 +24,12 @@ LAYERS = (
     ("flywheel.params_production",),
     ("flywheel.params",),
     ("flywheel.params_file", "flywheel.registry", "flywheel.tracking", "flywheel.pictures"),
-    ("flywheel.stage", "flywheel.params_reference", "flywheel.gate_picture", "flywheel.feedback"),
+    ("flywheel.stage", "flywheel.params_reference", "flywheel.feedback"),
     ("flywheel.command",),
     ("flywheel.data",),
     ("flywheel.models",),
     ("flywheel.training", "flywheel.evaluation"),
     ("flywheel.gate",),
-    ("flywheel.exam", "flywheel.gate_table"),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
     ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo"),
@@ -100,7 +99,7 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
     """The list that a fingerprint leaves out is short and closed; a new module counts until it is listed here too."""
     expected = {"flywheel", "flywheel.files", "flywheel.code", "flywheel.command", "flywheel.stage"}
     expected |= {f"flywheel.params{name}" for name in ("", "_errors", "_file", "_production", "_section")}
-    expected |= {"flywheel.tracking", "flywheel.pictures", "flywheel.gate_picture", "flywheel.gate_table"}
+    expected |= {"flywheel.tracking", "flywheel.pictures", "flywheel.gate.picture", "flywheel.gate.table"}
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}
     expected |= {f"flywheel.sweep.{name}" for name in ("journal", "report", "runner")}

@@ -47,7 +47,8 @@ READABLE_CLASSES = 30  # beyond, a confusion matrix shows shades without numbers
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure of so many inches, in the style of all pictures, and write it atomically at the end."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # an alphabet without a font shows as boxes
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -73,7 +74,7 @@ def sample_grid(
     for row, label in enumerate(shown):
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
             mosaic[row * cell : row * cell + side, column * cell : column * cell + side] = images[index]
-    with _figure(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
+    with drawing(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
         axis = figure.subplots()
         axis.imshow(mosaic, interpolation="nearest")
         axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [_short(class_names[i]) for i in shown])
@@ -90,7 +91,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(6.0, 0.62 * len(class_names) + 1.8), MAX_SIDE)
     readable = len(class_names) <= READABLE_CLASSES
-    with _figure(path, side + 0.4, side) as figure:
+    with drawing(path, side + 0.4, side) as figure:
         axis = figure.subplots()
         right = np.eye(len(counts), dtype=bool)
         # Mistakes are rare: their shade runs over a fifth of the scale so that they show.
@@ -120,7 +121,7 @@ def reliability(calibration: Mapping[str, Any], title: str, path: Path) -> Path:
     """Draw accuracy against confidence, with the number of images below. Takes what `metrics.calibration` gives."""
     confidence, accuracy = np.array(calibration["confidence"]), np.array(calibration["accuracy"])
     count = np.array(calibration["count"])
-    with _figure(path, 5.2, 5.6) as figure:
+    with drawing(path, 5.2, 5.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
         sizes = 20 + 130 * np.sqrt(count / count.max())
@@ -162,7 +163,7 @@ def worst_mistakes(
     rows = max(1, -(-len(shown) // columns))
     side = min(max(1.45, 5.4 / columns), 2.7)  # few mistakes are drawn larger; the title needs 5.4 inches
     width = max(side * columns, 5.4)
-    with _figure(path, width, (side + 0.5) * rows + 0.4) as figure:
+    with drawing(path, width, (side + 0.5) * rows + 0.4) as figure:
         figure.suptitle(textwrap.fill(title, int(8.2 * width)), x=0.01, ha="left", fontsize=12, fontweight="bold")
         if not len(shown):
             figure.text(0.5, 0.4, "no mistake", ha="center", color=MUTED)
@@ -183,7 +184,7 @@ def worst_mistakes(
 def search_history(trials: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
     """Draw the accuracy of each trial in order, how it ended, and the best so far. Takes trials of sweep.json."""
     done = [trial for trial in trials if trial["accuracy"] is not None]
-    with _figure(path, 7.2, 4.2) as figure:
+    with drawing(path, 7.2, 4.2) as figure:
         axis = figure.subplots()
         for status, marker, colour in (
             ("finished", "o", GOOD),
@@ -230,7 +231,7 @@ def params_against_accuracy(
     colours = {kind: PALETTE[i % len(PALETTE)] for i, kind in enumerate(kinds)}
     columns = min(2, max(len(names), 1))
     rows = max(1, -(-len(names) // columns))
-    with _figure(path, 4.2 * columns, 3.1 * rows + 0.7) as figure:
+    with drawing(path, 4.2 * columns, 3.1 * rows + 0.7) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
         for axis, name in zip(axes, names, strict=False):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # numpy and torch load where models are judged
     import numpy as np
     from numpy.typing import NDArray
 
-    from flywheel.gate import Answers, Decision, Exam
+    from flywheel.gate.rules import Answers, Decision, Exam
     from flywheel.tracking import Run
 
 
@@ -39,17 +39,17 @@ def judge(
     `probabilities` of all test images (n, classes) spare a second run over them. What was in production before and
     was replaced does not come back by itself, only `by_hand`. Raises PromotionError when there is no data set.
     """
-    from flywheel import exam, gate
+    from flywheel.gate import exam, rules
     from flywheel.models import ModelError
 
     alias = registry.aliases(params.registered_model).get("production")
     here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
     if _same(alias, candidate):
-        return gate.Decision(candidate.ref, alias, "keep", ("it is in production already",))
+        return rules.Decision(candidate.ref, alias, "keep", ("it is in production already",))
     labels = {version.ref: version.label for version in (candidate, here) if version}
     if here and not by_hand and any(_same(ref, candidate) for ref in ever_in_production(params, registry)):
         reason = f"it was in production before and was replaced; {_command(params, candidate)} brings it back"
-        return gate.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
+        return rules.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
     try:
         dataset = registry.resolve(params.dataset_name)
     except RegistryError:
@@ -59,14 +59,14 @@ def judge(
     try:
         answers = exam.ask(registry, candidate, sheet, probabilities=probabilities)
     except (ModelError, RegistryError) as error:
-        return gate.Decision(candidate.ref, alias, "keep", (str(error),), {"answers": False}, labels=labels)
+        return rules.Decision(candidate.ref, alias, "keep", (str(error),), {"answers": False}, labels=labels)
     production = None
     if here:
         try:
             production = exam.ask(registry, here, sheet)
         except (ModelError, RegistryError) as error:
             reason = f"{here.label}, in production, cannot be compared: {error}; {_replace(params, candidate)}"
-            return gate.Decision(candidate.ref, alias, "keep", (reason,), labels=labels)
+            return rules.Decision(candidate.ref, alias, "keep", (reason,), labels=labels)
     asked = [production] if production else []
     for other in others:
         try:
@@ -74,7 +74,7 @@ def judge(
         except (ModelError, RegistryError):
             continue  # it was in production once; what cannot be loaded any more binds nobody
     best = _best(asked, sheet.exam)
-    return gate.decide(params.gate, sheet.exam, answers, production, best, was_production=alias)
+    return rules.decide(params.gate, sheet.exam, answers, production, best, was_production=alias)
 
 
 def apply(params: Params, registry: Registry, candidate: Version, decision: Decision) -> bool:
@@ -95,9 +95,10 @@ def report(
 
     Returns the files written into the reports folder.
     """
-    from flywheel import gate_picture, gate_table
+    from flywheel.gate import picture as gate_picture
+    from flywheel.gate import table
 
-    for line in gate_table.table(decision):
+    for line in table.table(decision):
         say(line)
     written = [params.reports / "gate.json"]
     files.write_json(written[0], decision.report())

@@ -15,7 +15,7 @@ from flywheel.data.dataset import Dataset
 from flywheel.evaluation import EvaluationError, metrics
 from flywheel.evaluation.comparison import compare
 from flywheel.models.classifier import Classifier
-from flywheel.pictures import ACCENT, GOOD, INK, MUTED, _figure
+from flywheel.pictures import ACCENT, GOOD, INK, MUTED, drawing
 
 SETS = ("test", "holdout", "unseen")
 
@@ -94,7 +94,7 @@ def picture(report: Mapping[str, Any], path: Path) -> Path:
     if report["control"]:
         arms.append(("control", report["control"], ACCENT))
     parts = [part for part in ("test", "holdout") if report["after"][part]["n"]]
-    with _figure(path, 9.6, 3.9) as figure:
+    with drawing(path, 9.6, 3.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         for row, (name, scored, colour) in enumerate(arms):
             places = np.arange(len(parts)) + 0.22 * (row - (len(arms) - 1) / 2)

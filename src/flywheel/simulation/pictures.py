@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.pictures import ACCENT, BAD, GOOD, INK, MUTED, _figure
+from flywheel.pictures import ACCENT, BAD, GOOD, INK, MUTED, drawing
 
 COLUMNS, ROWS = 8, 5
 BINS = 25
@@ -28,7 +28,7 @@ def failures(
     shown = np.argsort(-confidence, kind="stable")[: COLUMNS * ROWS]
     columns = min(max(len(shown), 4), COLUMNS)
     rows = -(-len(shown) // columns)
-    with _figure(path, 1.3 * columns, 1.8 * rows + 0.6 if rows else 1.2) as figure:
+    with drawing(path, 1.3 * columns, 1.8 * rows + 0.6 if rows else 1.2) as figure:
         title = f"{len(labels):,} failure{'s' if len(labels) != 1 else ''} of {sent:,} images"
         if len(shown) < len(labels):
             title += f", the {len(shown)} most confident"
@@ -54,7 +54,7 @@ def failures(
 def confidence(right: NDArray[np.float64], wrong: NDArray[np.float64], path: Path) -> Path:
     """Draw how confident the model was where it was right and where it was wrong."""
     edges = np.linspace(0, 1, BINS + 1).tolist()
-    with _figure(path, 6.4, 4.4) as figure:
+    with drawing(path, 6.4, 4.4) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True)
         for axis, values, colour, name in ((top, right, GOOD, "right"), (bottom, wrong, BAD, "wrong")):
             axis.hist(values, edges, color=colour, alpha=0.85)
@@ -77,7 +77,7 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
     """Draw how long answers took, on a logarithmic axis, with the percentiles that the report names."""
     low, high = milliseconds.min(), milliseconds.max()
     edges = np.geomspace(low * 0.8, high * 1.25, 40).tolist()
-    with _figure(path, 6.4, 3.6) as figure:
+    with drawing(path, 6.4, 3.6) as figure:
         axis = figure.subplots()
         axis.hist(milliseconds, edges, color=GOOD, alpha=0.85)
         axis.set_xscale("log")

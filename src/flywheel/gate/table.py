@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flywheel.evaluation.comparison import Difference
-from flywheel.gate import Decision
+from flywheel.gate.rules import Decision
 
 
 def table(decision: Decision) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel.pictures import ACCENT, BAD, GOOD, GRID, INK, MUTED, _figure  # one style for every picture
+from flywheel.pictures import ACCENT, BAD, GOOD, GRID, INK, MUTED, drawing  # one style for every picture
 
 SHOWN_CLASSES = 30  # beyond, those that changed most
 
@@ -20,7 +20,7 @@ def draw(decision: Mapping[str, Any], path: Path) -> Path:
     whole = [(text, decision[key]) for text, key in (("holdout", "holdout"), ("test", "overall")) if decision[key]]
     margin, class_margin = (100 * decision["rules"][key] for key in ("margin", "class_margin"))
     count = len(rows) + len(whole)
-    with _figure(path, 9.6, 0.36 * count + 1.9) as figure:
+    with drawing(path, 9.6, 0.36 * count + 1.9) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
         verdict = "passes the gate" if decision["decision"] == "promote" else "production stays"
         labels = decision["labels"]

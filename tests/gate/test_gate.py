@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel import gate_picture, gate_table, params_file
-from flywheel.gate import NO_ANSWER, Answers, Decision, Exam, decide
+from flywheel import params_file
+from flywheel.gate import picture, table
+from flywheel.gate.rules import NO_ANSWER, Answers, Decision, Exam, decide
 from flywheel.params_production import Gate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DRAWS = 1000
 RULES = params_file.load(ROOT / "params.yaml", "cifar10").gate
 
@@ -212,7 +213,7 @@ def test_no_holdout_image_is_no_objection() -> None:
     rules = RULES.model_copy(update={"margin": 0.02})
     decision = decide(rules, replace(exam, holdout=exam.holdout[:0]), replace(answers, model="new@1"), answers)
     assert (decision.decision, decision.holdout) == ("promote", None)
-    assert not [line for line in gate_table.table(decision) if "holdout" in line]
+    assert not [line for line in table.table(decision) if "holdout" in line]
 
 
 def test_production_that_answers_nothing_loses() -> None:
@@ -257,7 +258,7 @@ def test_any_answers_give_a_decision_that_its_checks_explain(seed: int, n: int, 
     assert (decision.decision == "promote") == all(decision.checks.values())
     assert decision.reasons
     json.dumps(decision.report(), allow_nan=False)
-    assert all(len(line) <= 140 for line in gate_table.table(decision))
+    assert all(len(line) <= 140 for line in table.table(decision))
     assert ("better" in decision.reasons[0]) <= (decision.overall is not None and decision.overall.low > 0)
 
 
@@ -280,7 +281,7 @@ def test_the_report_has_the_keys_that_others_read() -> None:
 def test_the_table_shows_each_rule_with_its_verdict() -> None:
     exam, old = simple()
     new, best = replace(old, model="new@1", label="new:v1"), replace(old, model="best@2", test=exam.test)
-    lines = gate_table.table(decide(RULES, exam, new, old, best))
+    lines = table.table(decide(RULES, exam, new, old, best))
     assert lines[0] == "gate: candidate new:v1, production old:v0"
     verdicts = {line.split("  ")[1]: line.split()[-1] for line in lines if line.endswith(("pass", "FAIL"))}
     assert verdicts == {"test": "pass", "best ever": "FAIL", "holdout": "pass", "worst class": "pass"}
@@ -291,7 +292,7 @@ def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
     labels = np.arange(1200) % 120
     old = Answers("old@0", "old:v0", names, np.where(np.arange(1200) % 7 == 0, 0, labels), labels)
     decision = decide(RULES, Exam("d@0", names, labels, labels), replace(old, model="new@1", test=labels), old, old)
-    path = gate_picture.draw(decision.report(), tmp_path / "gate.png")
+    path = picture.draw(decision.report(), tmp_path / "gate.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -14,7 +14,7 @@ from flywheel.data import DataError, dataset, images
 from flywheel.data.dataset import Dataset
 from flywheel.data.images import Pixels
 from flywheel.evaluation import metrics
-from flywheel.gate import NO_ANSWER, Answers, Exam
+from flywheel.gate.rules import NO_ANSWER, Answers, Exam
 from flywheel.models import classifier
 from flywheel.models.classifier import Classifier
 from flywheel.registry import Registry, RegistryError, Version
