@@ -241,7 +241,7 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
 def test_the_same_turn_gives_the_same_version(
     make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
 ) -> None:
-    params = make("retrain.epochs=1")
+    params = make("retrain.epochs=1 promotion.auto=false")
     collect(failed)
     assert run(params)["candidate"] == run(params, force=True)["candidate"]
     assert models(registry) == ["retrained-model:v0"]
@@ -251,8 +251,8 @@ def test_a_control_arm_can_be_asked_for_afterwards(
     make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
 ) -> None:
     collect(failed)
-    first = run(make("retrain.epochs=1"))
-    second = run(make("retrain.epochs=1 retrain.control=true"), force=True)
+    first = run(make("retrain.epochs=1 promotion.auto=false"))
+    second = run(make("retrain.epochs=1 retrain.control=true promotion.auto=false"), force=True)
     assert (first["control"], second["candidate"]) == (None, first["candidate"])
     assert second["control"]["examples"] == second["hard_examples"]
     assert second["after"]["test"] == first["after"]["test"]
@@ -267,7 +267,7 @@ def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
     )
     registry.link(version, params.registered_model, ("production",), reason="test")
     collect(failed)
-    report = run(make("retrain.epochs=1"))
+    report = run(make("retrain.epochs=1 promotion.auto=false"))
     assert report["after"]["unseen"] == {"n": 0, "accuracy": None, "interval": None}
     assert any("unseen images cannot be told: model-2:v0 was trained on digits-feedback@000" in line for line in said)
 
@@ -313,5 +313,5 @@ def test_nothing_to_do_is_light(place: Path, collect: Collect, failed: list[int]
 
 def test_numbers_of_the_report_are_plain(make: Make, collect: Collect, failed: list[int], run: Any) -> None:
     collect(failed)
-    report = run(make("retrain.epochs=1"))
+    report = run(make("retrain.epochs=1 promotion.auto=false"))
     assert not [key for key, value in report["after"].items() if isinstance(value, np.generic)]
