@@ -105,6 +105,11 @@ BENCH ?= serving
 bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=serving)
 	@exec $(VENV_PYTHON) benchmarks/$(BENCH).py $(ARGS)
 
+BENCH_LONG ?= wheel
+.PHONY: bench-long
+bench-long: $(READY) ## the accuracy studies behind the defaults (BENCH_LONG=wheel|retrain_rate|gate_power)
+	@exec $(VENV_PYTHON) benchmarks/$(BENCH_LONG).py $(ARGS)
+
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import torch
 
 from flywheel import files, params_file
@@ -97,15 +98,6 @@ def scored(images: Dataset, unseen: Any, after: figures.Predictions, before: Any
     return row | {key: found["test"][key] for key in ("fixed", "broken") if key in found["test"]}
 
 
-def page_with(page: str, name: str, result: dict[str, Any]) -> str:
-    """Return the page with the table of a result between the markers of its name."""
-    opening, closing = f"<!-- retrain_rate_{name} -->", f"<!-- end retrain_rate_{name} -->"
-    if opening not in page:
-        return page
-    head, rest = page.split(opening)
-    return f"{head}{opening}\n{table(result)}\n{closing}{rest.split(closing)[1]}"
-
-
 def table(result: dict[str, Any]) -> str:
     """Return the table in Markdown: means over seeds, with the least and the most; changes are against before."""
     rows = result["rows"]
@@ -171,7 +163,7 @@ def main() -> None:
             }
             files.write_json(RESULTS / f"retrain_rate_{name}.json", result)
     print(table(result))
-    files.write_text(PAGE, page_with(PAGE.read_text(encoding="utf-8"), name, result))
+    pages.write(PAGE, f"retrain_rate_{name}", table(result))
 
 
 if __name__ == "__main__":

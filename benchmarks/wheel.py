@@ -9,7 +9,7 @@ the first would make the parent better, the second answers the same (tests/servi
 accuracy on the holdout images before they were corrupted, less that after.
 
 Reads   params.yaml
-Writes  benchmarks/results/wheel_<name>.json after every seed
+Writes  benchmarks/results/wheel_<name>.json after every seed; its table into docs/retraining.md
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import torch
 
 from flywheel import feedback, files, params_file
@@ -40,6 +41,7 @@ from flywheel.stages import retrain
 from flywheel.training import TrainingData, fit
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "retraining.md"
 
 
 def seed_row(source: Path, profile: str, overrides: str, seed: int, turns: int, folder: Path) -> dict[str, Any]:
@@ -151,6 +153,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def table(result: dict[str, Any]) -> str:
+    """Return the summary of a result in Markdown."""
+    cells = {
+        name: value if isinstance(value, str | int) else f"{value:.1f}" for name, value in result["summary"].items()
+    }
+    lines = ["| what | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())]
+    return "\n".join([*lines, "", f"`{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."])
+
+
 def quiet(text: str) -> None:
     """Say nothing."""
 
@@ -165,6 +176,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="of the wheel, for each seed (default: 3)")
     arguments = parser.parse_args()
     source = Path("params.yaml").absolute()
+    name = arguments.name or arguments.profile
+    place = RESULTS / f"wheel_{name}.json"
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         with tempfile.TemporaryDirectory(prefix="fw-wheel-") as folder:
@@ -176,7 +189,7 @@ def main() -> None:
             flush=True,
         )
         files.write_json(
-            RESULTS / f"wheel_{arguments.name or arguments.profile}.json",
+            place,
             {
                 "command": " ".join(["benchmarks/wheel.py", *sys.argv[1:]]),
                 "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {devices.pick().type}",
@@ -185,8 +198,8 @@ def main() -> None:
                 "rows": rows,
             },
         )  # fmt: skip
-    for name, value in summary(rows).items():
-        print(f"{name:<52}{value if isinstance(value, str | int) else f'{value:.1f}'}")
+    print(text := table(files.read_json(place)))
+    pages.write(PAGE, f"wheel_{name}", text)
 
 
 if __name__ == "__main__":

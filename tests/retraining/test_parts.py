@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +28,7 @@ from flywheel.simulation.result import examples
 from flywheel.stages.retrain import recipe_of
 from flywheel.training import TrainingData
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 Collect = Callable[[Any], Version]
 
@@ -188,19 +193,10 @@ def test_failures_of_an_older_data_set_are_found_through_the_lineage(
     assert found.dropped == {}
 
 
-def test_the_table_of_the_docs_is_that_of_the_results() -> None:
-    import importlib.util
-    import json
-    from pathlib import Path
-
-    root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location("retrain_rate", root / "benchmarks" / "retrain_rate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    page = (root / "docs" / "retraining.md").read_text()
-    for path in (root / "benchmarks" / "results").glob("retrain_rate_*.json"):
-        name = path.stem.removeprefix("retrain_rate_")
-        assert f"<!-- retrain_rate_{name} -->" in page
-        assert benchmark.page_with(page, name, json.loads(path.read_text())) == page
+@pytest.mark.parametrize("study", ["retrain_rate", "wheel"])
+def test_the_tables_of_the_docs_are_those_of_the_results(study: str) -> None:
+    benchmark = importlib.import_module(study)
+    page = (ROOT / "docs" / "retraining.md").read_text()
+    for path in (ROOT / "benchmarks" / "results").glob(f"{study}_*.json"):
+        assert f"<!-- {path.stem} -->" in page
+        assert pages.between(page, path.stem, benchmark.table(json.loads(path.read_text()))) == page

@@ -191,18 +191,38 @@ def test_two_replicas_mix_versions_only_while_they_load(fresh: Server) -> None:
         "serve", extra="serve.min_replicas=2 serve.max_replicas=2 serve.cpus_per_replica=0.5"
     )
     other = publish(fresh.registry, fresh.place, 2)
-    names = {
-        line.split('replica="')[1].split('"')[0]
-        for _ in range(40)
-        for line in requests.get(f"{fresh.url}/metrics", timeout=60).text.splitlines()
-        if line.startswith("flywheel_swaps{")
-    }
+    names = set().union(*(replicas(fresh) for _ in range(40)))
     assert len(names) == 2
     fresh.produce(other)
     until = time.monotonic() + 90
     while {fresh.predict(png(seed)).json()["model"] for seed in range(30)} != {other.label}:
         assert time.monotonic() < until
     assert {fresh.predict(png(seed)).json()["model"] for seed in range(100)} == {other.label}
+
+
+@pytest.mark.long
+def test_with_room_to_grow_load_brings_a_second_replica(fresh: Server) -> None:
+    grow = "serve.min_replicas=1 serve.max_replicas=2 serve.cpus_per_replica=0.5 serve.max_batch_size=1"
+    assert "answers at" in fresh.run("serve", extra=grow)
+    done = threading.Event()
+
+    def load(seed: int) -> set[int]:
+        statuses = set()
+        while not done.is_set():
+            statuses.add(fresh.predict(png(seed)).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(16) as pool:
+        clients = [pool.submit(load, seed) for seed in range(16)]
+        try:
+            until, names = time.monotonic() + 150, set()
+            while len(names) < 2:
+                assert time.monotonic() < until, names
+                names |= replicas(fresh)
+                time.sleep(0.2)
+        finally:
+            done.set()
+        assert {status for client in clients for status in client.result()} <= {200, 503}
 
 
 @pytest.mark.long
@@ -222,3 +242,9 @@ def test_on_a_cluster_the_application_is_deployed_and_deleted(fresh: Server) -> 
             requests.get(f"{fresh.url}/healthz", timeout=5).raise_for_status()
     finally:
         cluster.shutdown()
+
+
+def replicas(server: Server) -> set[str]:
+    """Return the name of the replica that answers /metrics just now."""
+    lines = requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return {line.split('replica="')[1].split('"')[0] for line in lines if line.startswith("flywheel_swaps{")}
