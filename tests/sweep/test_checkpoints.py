@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,28 +61,26 @@ def test_a_damaged_file_reads_as_missing(place: Place, files_at: Path, damage: s
     assert place.read("state") is None
 
 
-def _write_for_ever(uri: str, ready: multiprocessing.synchronize.Event) -> None:
-    number = 0
-    while True:
-        Place(uri).write("state", bytes([number % 256]) * 3_000_000)
-        number += 1
-        if number == 2:
-            ready.set()
+WRITER = """
+import itertools, sys
+from flywheel.sweep.checkpoints import Place
+for number in itertools.count():
+    Place(sys.argv[1]).write("state", bytes([number % 256]) * 3_000_000)
+    if number == 1:
+        print("ready", flush=True)
+"""
 
 
 def test_a_writer_that_is_killed_leaves_the_old_or_the_new_state(tmp_path: Path, random: np.random.Generator) -> None:
     """Twenty kill -9 at random moments."""
-    context = multiprocessing.get_context("forkserver")
     place = Place(str(tmp_path / "trials"))
     for _ in range(20):
-        ready = context.Event()
-        process = context.Process(target=_write_for_ever, args=(place.uri, ready))
-        process.start()
-        assert ready.wait(60)
+        process = subprocess.Popen([sys.executable, "-c", WRITER, place.uri], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
         time.sleep(float(random.random()) * 0.05)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        process.kill()
+        process.communicate()
         payload = place.read("state")
         assert payload is not None
         assert len(set(payload)) == 1
