@@ -196,7 +196,7 @@ def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Pa
     assert errors == "interrupted: nothing was published; run the same command again\n"
     assert "sweep: interrupted after 0 of 6 trials; the same command goes on from there" in said
     wait_for_none_left(tmp_path, 30)
-    assert not [path for path in Path("/tmp").glob("tmp*/model.safetensors")]
+    assert not list(Path("/tmp").glob("tmp*/model.safetensors"))
     with sweeping(tmp_path) as process:
         process.send_signal(number)
         assert "goes on: 0 of 6 trials ended, 2 go on" in process.communicate(timeout=60)[0]
