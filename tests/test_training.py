@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from flywheel.params import Params, Recipe
-from flywheel.training import TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
+from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
 
 CPU = torch.device("cpu")
 Make = Callable[..., Params]
@@ -104,6 +106,30 @@ def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: R
     assert [group["weight_decay"] for group in groups] == [recipe.weight_decay, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
+
+
+@pytest.mark.parametrize("change", [{}, {"optimizer": "adam"}, {"flip": True, "precision": "float32"}], ids=str)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_training_taken_up_from_its_state_ends_with_the_same_bytes(
+    data: TrainingData, params: Params, change: dict[str, object], cut: int
+) -> None:
+    """Through the bytes of torch.save, as in a checkpoint; also the results, and a state taken after the last epoch."""
+    recipe = params.complete_recipe({"batch_size": 16, "learning_rate": 0.05, **change}, epochs=3)
+    first = Training(data.classifier(recipe), data, recipe, CPU)
+    results = [next(epochs) for epochs in [first.epochs()] for _ in range(cut)]
+    stored = io.BytesIO()
+    torch.save(first.state(), stored)
+    stored.seek(0)
+    second = Training(data.classifier(recipe), data, recipe, CPU)
+    second.restore(torch.load(stored, weights_only=True))
+    results += list(second.epochs())
+    whole = Training(data.classifier(recipe), data, recipe, CPU)
+    expected = list(whole.epochs())
+    assert [replace(r, images_per_s=0) for r in results] == [replace(r, images_per_s=0) for r in expected]
+    for (name, one), other in zip(
+        second.classifier.network.state_dict().items(), whole.classifier.network.state_dict().values(), strict=True
+    ):
+        assert one.numpy().tobytes() == other.numpy().tobytes(), name
 
 
 def test_fewer_images_than_a_batch_are_one_batch(data: TrainingData, params: Params) -> None:

@@ -35,6 +35,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.registry.manifest",
         "flywheel.registry.shelf",
         "flywheel.stage",
+        "flywheel.sweep.checkpoints",
         "flywheel.sweep.journal",
         "flywheel.sweep.report",
         "flywheel.sweep.runner",

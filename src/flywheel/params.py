@@ -100,6 +100,15 @@ class Sweep(Section):
     gpus_per_trial: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], NOT_IDENTITY
     ] = Field(description="a fraction shares a GPU; auto: one where there is one")
+    time_budget_s: Annotated[Annotated[float, Field(ge=1)] | None, NOT_IDENTITY] = Field(
+        description="of the whole sweep, over interruptions: then the best so far is published; raise it to go on"
+    )
+    checkpoint_interval_s: Annotated[float, Field(ge=0, le=86_400), NOT_IDENTITY] = Field(
+        description="a trial notes where it stands at the first epoch's end after so long; 0: at each epoch"
+    )
+    keep_checkpoints: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
+        description="how many of all trials that ended keep their weights; all of them are published, the best as best"
+    )
     first: tuple[dict[str, Any], ...] = Field(
         description="trials before the search: recipe values that differ from the defaults"
     )
@@ -127,6 +136,10 @@ class Paths(Section):
     store: Annotated[Text, NOT_IDENTITY] = Field(description="artifacts, receipts, journals")
     reports: Annotated[Text, NOT_IDENTITY] = Field(description="results and pictures")
     cache: Annotated[Text, NOT_IDENTITY] = Field(description="downloads, shared by profiles")
+    checkpoints: Annotated[Text | None, NOT_IDENTITY] = Field(
+        description="of trials, while a sweep runs: a directory or an fsspec URI that every node of a cluster reaches; "
+        "null: in the store"
+    )
 
 
 class Params(Section):
@@ -158,6 +171,14 @@ class Params(Section):
     def cache(self) -> Path:
         """The downloads."""
         return Path(self.paths.cache).absolute()
+
+    @property
+    def checkpoints(self) -> str:
+        """Where trials keep their checkpoints: an absolute path or a URI."""
+        named = self.paths.checkpoints
+        if named is None:
+            return str(self.store / "trials")
+        return f"{named.rstrip('/')}/{self.profile}" if "://" in named else str(Path(named).absolute() / self.profile)
 
     @property
     def dataset_name(self) -> str:

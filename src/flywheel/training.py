@@ -1,11 +1,12 @@
-"""The only training loop: one generator that yields a result an epoch; sweep, retrain and tests drive it."""
+"""The only training loop: it yields a result an epoch; sweep, retrain and tests drive it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,51 +71,87 @@ class EpochResult:
     images_per_s: float
 
 
-def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device) -> Iterator[EpochResult]:
-    """Train a classifier in place, yielding after each epoch.
+class Training:
+    """A training under way: between two epochs its state can be taken and put back.
 
     Images stay on the device as uint8 and are augmented there; the host waits for the device once an epoch.
-    The same recipe on the same machine with as many threads gives the same weights (on the CPU to the byte).
-    Raises TrainingDiverged when the loss is not finite.
+    The same recipe on the same machine with as many threads gives the same weights (on the CPU to the byte),
+    whether or not it was taken up from a state in between.
     """
-    classifier.place(device)
-    batches = Batches(
-        data.images,
-        data.labels,
-        recipe.batch_size,
-        flip=recipe.flip,
-        translate=recipe.translate,
-        seed=recipe.seed,
-        device=device,
-    )
-    validation_images = resident(data.validation_images, device)
-    steps = len(batches) * recipe.epochs
-    optimizer = make_optimizer(classifier, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps, recipe.warmup_fraction)
-    )
-    for epoch in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
-        classifier.train()
-        total = torch.zeros((), device=device)
-        learning_rate = 0.0
-        for images, labels in batches.epoch():
-            loss = functional.cross_entropy(classifier(images), labels, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            learning_rate = float(schedule.get_last_lr()[0])
-            schedule.step()
-            total += loss.detach()
-        train_loss = total.item() / len(batches)
-        if not math.isfinite(train_loss):
-            raise TrainingDiverged(f"the loss became {train_loss} in epoch {epoch}; try a lower learning rate")
-        seconds = time.perf_counter() - started
-        loss_value, accuracy = validate(classifier, validation_images, data.validation_labels)
-        if not math.isfinite(loss_value):
-            raise TrainingDiverged(f"the network gives {loss_value} after epoch {epoch}; try a lower learning rate")
-        trained = len(batches) * batches.batch_size
-        yield EpochResult(epoch, train_loss, loss_value, accuracy, learning_rate, trained / seconds)
+
+    def __init__(self, classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device):
+        self.classifier = classifier.place(device)
+        self.recipe = recipe
+        self.device = device
+        self.epoch = 0  # how many are done
+        self._batches = Batches(
+            data.images,
+            data.labels,
+            recipe.batch_size,
+            flip=recipe.flip,
+            translate=recipe.translate,
+            seed=recipe.seed,
+            device=device,
+        )
+        self._validation_images = resident(data.validation_images, device)
+        self._validation_labels = data.validation_labels
+        steps = len(self._batches) * recipe.epochs
+        self._optimizer = make_optimizer(classifier, recipe)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: learning_rate_factor(step, steps, recipe.warmup_fraction)
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimizer, place in the schedule, random state and epoch; tensors are not copied."""
+        return {
+            "epoch": self.epoch,
+            "network": self.classifier.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": self._batches.random.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back a state of the same recipe and data. Raises KeyError, ValueError or RuntimeError if it is not."""
+        self.classifier.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(dict(state["schedule"]))
+        self._batches.random.set_state(state["random"])
+        self.epoch = int(state["epoch"])
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train in place what epochs are left, yielding after each. Raises TrainingDiverged."""
+        batches, recipe = self._batches, self.recipe
+        while self.epoch < recipe.epochs:
+            epoch = self.epoch + 1
+            started = time.perf_counter()
+            self.classifier.train()
+            total = torch.zeros((), device=self.device)
+            learning_rate = 0.0
+            for images, labels in batches.epoch():
+                logits = self.classifier(images)
+                loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                learning_rate = float(self._schedule.get_last_lr()[0])
+                self._schedule.step()
+                total += loss.detach()
+            train_loss = total.item() / len(batches)
+            if not math.isfinite(train_loss):
+                raise TrainingDiverged(f"the loss became {train_loss} in epoch {epoch}; try a lower learning rate")
+            seconds = time.perf_counter() - started
+            loss_value, accuracy = validate(self.classifier, self._validation_images, self._validation_labels)
+            if not math.isfinite(loss_value):
+                raise TrainingDiverged(f"the network gives {loss_value} after epoch {epoch}; try a lower learning rate")
+            trained = len(batches) * batches.batch_size
+            self.epoch = epoch
+            yield EpochResult(epoch, train_loss, loss_value, accuracy, learning_rate, trained / seconds)
+
+
+def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device) -> Iterator[EpochResult]:
+    """Train a classifier in place from the start, yielding after each epoch. Raises TrainingDiverged."""
+    return Training(classifier, data, recipe, device).epochs()
 
 
 def make_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:

@@ -1,15 +1,19 @@
-"""The same sweep on a Ray cluster that somebody else runs: two nodes on this machine, started by the test."""
+"""The same sweep on a Ray cluster that somebody else runs: separate raylets on this machine, started by the test."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -19,14 +23,38 @@ OVERRIDES = "data.image_size=16 sweep.trials=3 sweep.epochs=2 gate.floor_accurac
 pytestmark = pytest.mark.long
 
 
+@contextlib.contextmanager
+def standing_in(folder: Path, **variables: str) -> Iterator[None]:
+    """What starts inside has its own working directory and environment, as a node of its own would."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before, values = Path.cwd(), {name: os.environ.get(name) for name in variables}
+    os.chdir(folder)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        for name, value in values.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes of one CPU each, which the test ends."""
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    started.add_node(num_cpus=1)
-    started.wait_for_nodes()
-    yield str(started.address)
-    started.shutdown()
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three nodes of one CPU each, each in its own working directory, which the test ends."""
+    place = tmp_path_factory.mktemp("nodes")
+    with standing_in(place / "head"):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for name in ("one", "two"):
+        with standing_in(place / name):
+            cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> str:
+    return str(started.address)
 
 
 def alive_nodes(address: str) -> int:
@@ -37,22 +65,60 @@ def alive_nodes(address: str) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def make(place: Path, address: str, *arguments: str, overrides: str = OVERRIDES) -> subprocess.CompletedProcess[str]:
+def command(place: Path, script: str, overrides: str) -> list[str]:
     paths = f"paths.store={place}/store paths.reports={place}/reports"
-    return subprocess.run(
-        ["make", *arguments, "PROFILE=demo", f"SET={paths} {overrides}"],
-        cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    return [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", f"{paths} {overrides}"]
+
+
+def run(place: Path, address: str, *scripts: str, overrides: str = OVERRIDES) -> subprocess.CompletedProcess[str]:
+    """Run stages on the cluster; returns the first that fails, or the last."""
+    for script in scripts:
+        result = subprocess.run(
+            command(place, script, overrides),
+            cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        if result.returncode:
+            break
+    return result
+
+
+def epochs(place: Path) -> list[dict[str, Any]]:
+    """Return the epoch events of the sweep, in the order in which they came."""
+    lines = [
+        line
+        for path in (place / "store/demo/journal").glob("*.jsonl")
+        for line in path.read_text().splitlines(keepends=True)
+    ]
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in events if event["event"] == "epoch"]
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
 
 
 def test_a_sweep_runs_on_the_cluster_and_leaves_it_alone(cluster: str, tmp_path: Path) -> None:
-    result = make(tmp_path, cluster, "evaluate")
+    result = run(tmp_path, cluster, "data", "sweep")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
+    assert "3 nodes checked in" in result.stdout
     assert "2 at a time (1 CPU, 0 GPU each)" in result.stdout
     report = json.loads((tmp_path / "reports/demo/sweep.json").read_text())
     assert [trial["status"] for trial in report["trials"]].count("failed") == 0
-    assert alive_nodes(cluster) == 2
+    assert alive_nodes(cluster) == 3
+
+
+def test_checkpoints_may_lie_at_a_uri(cluster: str, tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/elsewhere"
+    result = run(tmp_path, cluster, "data", "sweep", overrides=f"{OVERRIDES} paths.checkpoints={uri}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{uri}/demo" in result.stdout
+    assert not (tmp_path / "store/demo/trials").exists()
+    assert not list((tmp_path / "elsewhere/demo").iterdir())  # all of it was removed
 
 
 def test_the_packages_code_is_shipped(cluster: str) -> None:
@@ -73,15 +139,86 @@ def test_the_packages_code_is_shipped(cluster: str) -> None:
     assert "runtime_resources" in there
 
 
+def test_a_place_that_nodes_do_not_share_is_refused_before_a_trial(cluster: str, tmp_path: Path) -> None:
+    """/proc/self/cwd is another directory on each node, as a disk of its own would be."""
+    overrides = f"{OVERRIDES} paths.checkpoints=/proc/self/cwd/checkpoints"
+    assert run(tmp_path, cluster, "data").returncode == 0
+    try:
+        result = run(tmp_path, cluster, "sweep", overrides=overrides)
+    finally:
+        subprocess.run(["rm", "-rf", str(ROOT / "checkpoints")], check=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: 3 faults of the cluster, no trial was started:\n")
+    assert result.stderr.count("is not shared (it does not see what this machine writes there)") == 3
+    assert epochs(tmp_path) == []
+
+
+def test_a_node_with_another_version_is_refused_and_named(started: Cluster, cluster: str, tmp_path: Path) -> None:
+    """The node's interpreter finds another torch's metadata first: what an environment left behind looks like."""
+    other = tmp_path / "site" / "torch-2.13.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+    path = os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")])
+    with standing_in(tmp_path / "node", PYTHONPATH=path):
+        node = started.add_node(num_cpus=1)
+    try:
+        started.wait_for_nodes()
+        result = run(tmp_path, cluster, "data", "sweep")
+    finally:
+        started.remove_node(node)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "torch 2.13.0 there, 2.14.1 here; install requirements.lock on every node" in line
+    assert node.node_id[:6] in line
+
+
+def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is_used(
+    started: Cluster, cluster: str, tmp_path: Path
+) -> None:
+    overrides = (
+        "data.image_size=16 sweep.space.architecture=compact sweep.trials=9 sweep.epochs=12 sweep.early_stopping=false "
+        "sweep.max_concurrent_trials=4 sweep.checkpoint_interval_s=0"
+    )
+    assert run(tmp_path, cluster, "data", overrides=overrides).returncode == 0
+    with standing_in(tmp_path / "doomed"):
+        doomed = started.add_node(num_cpus=1)
+    started.wait_for_nodes()
+    process = subprocess.Popen(
+        command(tmp_path, "sweep", overrides), cwd=ROOT, env={**os.environ, "RAY_ADDRESS": cluster}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: any(event["node"] == doomed.node_id for event in epochs(tmp_path)), process)
+        (raylet,) = doomed.all_processes["raylet"]
+        psutil.Process(raylet.process.pid).kill()
+        before = len(epochs(tmp_path))
+        with standing_in(tmp_path / "fresh"):
+            fresh = started.add_node(num_cpus=1)
+        said, errors = process.communicate(timeout=550)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        started.remove_node(doomed, allow_graceful=False)
+    assert process.returncode == 0, errors
+    assert "died; it goes on from its last checkpoint" in said
+    events = epochs(tmp_path)
+    assert fresh.node_id in {event["node"] for event in events[before:]}
+    report = json.loads((tmp_path / "reports/demo/sweep.json").read_text())
+    assert [trial["status"] for trial in report["trials"]] == ["finished"] * 9
+    for trial in {event["trial"] for event in events}:  # with a checkpoint an epoch none is trained twice
+        assert [event["epoch"] for event in events if event["trial"] == trial] == list(range(1, 13))
+    started.remove_node(fresh)
+
+
 def test_what_no_single_node_holds_is_refused(cluster: str, tmp_path: Path) -> None:
-    result = make(tmp_path, cluster, "sweep", overrides=f"{OVERRIDES} sweep.cpus_per_trial=2")
+    result = run(tmp_path, cluster, "data", "sweep", overrides=f"{OVERRIDES} sweep.cpus_per_trial=2")
     assert "error: sweep.cpus_per_trial=2 but no node has more than 1 CPUs" in result.stderr
 
 
 def test_an_address_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     with socket.socket() as bound:  # bound and not listening: nobody answers there
         bound.bind(("127.0.0.1", 0))
-        result = make(tmp_path, f"127.0.0.1:{bound.getsockname()[1]}", "sweep")
+        result = run(tmp_path, f"127.0.0.1:{bound.getsockname()[1]}", "data", "sweep")
     assert "no answer" in result.stderr
-    assert len([line for line in result.stderr.splitlines() if not line.startswith("make: ")]) == 1
-    assert "ray://… cannot run a sweep" in make(tmp_path, "ray://127.0.0.1:1", "sweep").stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "ray://… cannot be used here" in run(tmp_path, "ray://127.0.0.1:1", "data", "sweep").stderr

@@ -1,9 +1,12 @@
-"""A sweep that is killed, interrupted or started twice: nothing is mistaken for done and no process is left."""
+"""A sweep that is killed, interrupted or started twice: it goes on where it stood and no process is left."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,16 +14,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from flywheel.registry import Registry
+from flywheel.sweep.journal import Journal, Record
 
 ROOT = Path(__file__).parents[2]
+COMMON = "data.image_size=16 sweep.space.architecture=compact sweep.checkpoint_interval_s=0"
 # Long enough to be met in the middle: the signal comes when the first trials have started.
-OVERRIDES = (
-    "data.image_size=16 sweep.trials=6 sweep.epochs=60 sweep.early_stopping=false sweep.space.architecture=compact"
-)
-QUICK = "data.image_size=16 sweep.trials=2 sweep.epochs=1 sweep.space.architecture=compact"
+LENGTHY = f"{COMMON} sweep.trials=6 sweep.epochs=60 sweep.early_stopping=false"
 
 pytestmark = pytest.mark.long
 
@@ -34,27 +38,42 @@ def command(place: Path, script: str, overrides: str) -> list[str]:
     return [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", f"{paths} {overrides}"]
 
 
-def run(place: Path, script: str, overrides: str = OVERRIDES) -> subprocess.CompletedProcess[str]:
+def run(place: Path, script: str, overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(place, script, overrides), cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=300
+        command(place, script, overrides), cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=600
     )
 
 
+def journal(place: Path) -> Record:
+    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
+    return Journal(path).read()
+
+
+def events(place: Path) -> list[dict[str, object]]:
+    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @contextlib.contextmanager
-def sweeping(place: Path) -> Iterator[subprocess.Popen[str]]:
-    """A sweep in the middle of its first trials; killed at the end if it still runs."""
-    assert run(place, "data").returncode == 0
+def sweeping(place: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """A sweep in whose journal so many more epochs stand; killed at the end if it still runs."""
+    folder = place / "store" / "demo" / "journal"
+
+    def told() -> int:
+        return sum(path.read_bytes().count(b'"event": "epoch"') for path in folder.glob("*.jsonl"))
+
+    assert run(place, "data", overrides).returncode == 0
+    before = told()
     process = subprocess.Popen(
-        command(place, "sweep", OVERRIDES), cwd=ROOT, env=environment(place), text=True,
+        command(place, "sweep", overrides), cwd=ROOT, env=environment(place), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        journal = place / "store" / "demo" / "journal"
-        deadline = time.monotonic() + 90
-        while not any(b'"epoch"' in path.read_bytes() for path in journal.glob("*.jsonl")):
+        deadline = time.monotonic() + 300
+        while told() < before + epochs:
             assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.2)
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
         yield process
     finally:
         if process.poll() is None:
@@ -80,39 +99,171 @@ def wait_for_none_left(place: Path, seconds: float) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_sweep_says_so_in_one_line_and_leaves_no_process(tmp_path: Path, number: int) -> None:
+def comparable(record: Record) -> list[dict[str, object]]:
+    """Trials without what differs from run to run."""
+    return [trial.row() | {"id": None, "time_s": None} for trial in record.trials]
+
+
+def test_a_sweep_killed_three_times_is_the_sweep_that_was_not(tmp_path: Path, random: np.random.Generator) -> None:
+    """Twelve trials, one at a time so that the order is the same: same trials, same epochs, same best to the byte.
+
+    Three kill -9 at random moments; before the last start the directory is moved.
+    """
+    overrides = f"{COMMON} sweep.trials=12 sweep.epochs=4 sweep.max_concurrent_trials=1"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, "data", overrides).returncode == 0
+    uninterrupted = run(whole, "sweep", overrides)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    for kill in range(3):
+        with sweeping(cut, overrides, epochs=int(random.integers(1, 9))) as process:
+            time.sleep(float(random.random()) * 0.5)
+            process.kill()
+        if kill == 1:
+            wait_for_none_left(cut, 90)
+            shutil.move(cut, tmp_path / "moved")
+            cut = tmp_path / "moved"
+    ended = journal(cut).ended
+    last = run(cut, "sweep", overrides)
+    assert last.returncode == 0, last.stderr
+    assert f"goes on: {ended} of 12 trials ended" in last.stdout
+    assert comparable(journal(cut)) == comparable(journal(whole))
+    assert len(journal(cut).trials) == 12
+    models = [Registry(place / "store" / "demo").resolve("digits-classifier:best") for place in (whole, cut)]
+    weights = [model.files["model.safetensors"].sha256 for model in models]
+    assert weights[0] == weights[1]
+    assert not (cut / "store" / "demo" / "trials" / journal_name(cut)).exists()
+    # No trial that ended ran again, and one that went on did not begin again.
+    seen: dict[object, int] = {}
+    for event in events(cut):
+        if event["event"] == "epoch":
+            epoch = event["epoch"]
+            assert isinstance(epoch, int)
+            assert epoch == seen.get(event["trial"], 0) + 1
+            seen[event["trial"]] = epoch
+    wait_for_none_left(cut, 90)
+
+
+def journal_name(place: Path) -> str:
+    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
+    return path.stem
+
+
+def test_side_by_side_and_killed_a_sweep_has_exactly_its_trials_and_can_have_more(
+    tmp_path: Path, random: np.random.Generator
+) -> None:
+    overrides = f"{COMMON} sweep.trials=6 sweep.epochs=3 sweep.keep_checkpoints=2"
+    for _ in range(2):
+        with sweeping(tmp_path, overrides, epochs=int(random.integers(1, 5))) as process:
+            process.kill()
+    assert "to run" in next(
+        line for line in run(tmp_path, "status", overrides).stdout.splitlines() if line.startswith("sweep")
+    )
+    assert run(tmp_path, "sweep", overrides).returncode == 0
+    six = journal(tmp_path).trials
+    assert sorted(trial.number for trial in six) == list(range(6))
+    more = run(tmp_path, "sweep", f"{overrides} sweep.trials=9")
+    assert more.returncode == 0, more.stderr
+    assert "9 trials are asked for, 6 were made" in more.stdout
+    nine = journal(tmp_path).trials
+    assert nine[:6] == six
+    assert len(nine) == 9
+    assert all(trial.bayesian for trial in nine[6:])
+    models = [name for name in Registry(tmp_path / "store" / "demo").collections() if name.startswith("model-")]
+    best = sorted(nine, key=lambda trial: (-(trial.accuracy or 0), trial.number))[:2]
+    assert {f"model-{trial.id}" for trial in best} <= set(models)
+    assert "up to date" in run(tmp_path, "sweep", f"{overrides} sweep.trials=9").stdout
+
+
+def test_other_params_are_a_new_sweep_and_the_old_one_is_named(tmp_path: Path) -> None:
+    with sweeping(tmp_path) as process:
+        process.kill()
+    former = journal_name(tmp_path)
+    quick = f"{COMMON} sweep.trials=2 sweep.epochs=1"
+    again = run(tmp_path, "sweep", quick)
+    assert again.returncode == 0, again.stderr
+    assert re.search(rf"{former} is left as it is, after 0 of \d trials", again.stdout)
+    assert "early_stopping changed: False -> True" in again.stdout
+    assert len([n for n in Registry(tmp_path / "store" / "demo").collections() if n.startswith("model-")]) == 1
+    wait_for_none_left(tmp_path, 90)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     with sweeping(tmp_path) as process:
         process.send_signal(number)
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted: nothing was published; run the same command again\n"
+    assert "sweep: interrupted after 0 of 6 trials; the same command goes on from there" in said
+    wait_for_none_left(tmp_path, 30)
+    assert not list(Path("/tmp").glob("tmp*/model.safetensors"))
+    with sweeping(tmp_path) as process:
+        process.send_signal(number)
+        assert "goes on: 0 of 6 trials ended, 2 go on" in process.communicate(timeout=60)[0]
+    assert all(trial.runs == 2 for trial in journal(tmp_path).trials)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_wandb_that_hangs_does_not_keep_a_signal_waiting(tmp_path: Path, signals: int) -> None:
+    """W&B's own process is stopped (SIGSTOP), so nothing that asks it returns: the deadline or a second signal ends."""
+    with sweeping(tmp_path) as process:
+        (core,) = [one for one in psutil.Process(process.pid).children() if "wandb-core" in one.name()]
+        core.suspend()
+        process.send_signal(signal.SIGINT)
+        if signals == 2:
+            time.sleep(1.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted: nothing was published; run the same command again\n"
+    wait_for_none_left(tmp_path, 5)
+
+
+def test_a_time_budget_publishes_the_best_so_far_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    """The budget lies within the first trials, so the best is one that has not ended."""
+    with sweeping(tmp_path, epochs=3) as process:
+        process.kill()  # now the time that was spent is known
+    budget = int(journal(tmp_path).spent_s) + 45
+    first = run(tmp_path, "sweep", f"{LENGTHY} sweep.time_budget_s={budget}")
+    assert first.returncode == 0, first.stderr
+    assert "the time budget of" in first.stdout
+    report = json.loads((tmp_path / "reports/demo/sweep.json").read_text())
+    assert {trial["status"] for trial in report["trials"]} >= {"unfinished"}
+    best = max(report["trials"], key=lambda trial: (trial["accuracy"] or 0, -trial["number"]))
+    assert report["best"]["trial"] == best["id"]
+    same = run(tmp_path, "sweep", f"{LENGTHY} sweep.time_budget_s={budget}")
+    assert "up to date" in same.stdout
+    more = run(tmp_path, "sweep", f"{LENGTHY} sweep.time_budget_s={budget + 40}")
+    assert more.returncode == 0, more.stderr
+    assert "goes on" in more.stdout
+    after = {trial.id: len(trial.epochs) for trial in journal(tmp_path).trials}
+    assert all(after[trial["id"]] >= trial["epochs"] for trial in report["trials"])
+    assert sum(after.values()) > sum(trial["epochs"] for trial in report["trials"])
     wait_for_none_left(tmp_path, 30)
-    (line,) = [line for line in run(tmp_path, "status").stdout.splitlines() if line.startswith("sweep")]
-    assert "to run" in line
-    # Weights on their way lie in the sweep's folder, not in /tmp where nobody would remove them.
-    assert list((tmp_path / "store/demo/trials").glob("*/scratch"))
-    assert run(tmp_path, "clean").returncode == 0
-    assert not (tmp_path / "store/demo/trials").exists()
 
 
-def test_a_killed_sweep_is_not_done_and_the_next_one_is_clean(tmp_path: Path) -> None:
-    with sweeping(tmp_path) as process:
+def test_lost_checkpoints_cost_time_and_nothing_else(tmp_path: Path) -> None:
+    """make clean between: trials that had not ended begin anew, a best whose weights are gone is trained again."""
+    overrides = f"{COMMON} sweep.trials=3 sweep.epochs=4 sweep.early_stopping=false sweep.max_concurrent_trials=1"
+    with sweeping(tmp_path, overrides, epochs=10) as process:
         process.kill()
-        process.communicate()
-    wait_for_none_left(tmp_path, 240)  # Ray's agents look only now and then whether their raylet lives
-    registry = Registry(tmp_path / "store" / "demo")
-    assert registry.collections() == ["digits_dataset"]
-    assert "never run" in run(tmp_path, "status").stdout
-    again = run(tmp_path, "sweep", QUICK)
+    wait_for_none_left(tmp_path, 90)
+    before = journal(tmp_path).trials
+    assert [trial.status for trial in before] == ["finished", "finished", "running"]
+    assert run(tmp_path, "clean", overrides).returncode == 0
+    again = run(tmp_path, "sweep", overrides)
     assert again.returncode == 0, again.stderr
-    assert len([name for name in registry.collections() if name.startswith("model-")]) == 1
-    assert not (tmp_path / "store" / "demo" / "trials").exists()
+    trials = journal(tmp_path).trials
+    assert [len(trial.epochs) for trial in trials] == [4, 4, 4]
+    assert trials[:2] == before[:2]
+    best = max(trials, key=lambda trial: (trial.accuracy or 0, -trial.number))
+    assert ("is trained again from its record" in again.stdout) == (best.number < 2)
 
 
 def test_a_second_sweep_at_once_exits_75_and_names_the_first(tmp_path: Path) -> None:
     with sweeping(tmp_path) as process:
-        second = run(tmp_path, "sweep")
+        second = run(tmp_path, "sweep", LENGTHY)
         assert second.returncode == 75
         assert second.stderr == f"error: another run holds sweep (pid {process.pid}); wait for it to end\n"
         assert process.poll() is None

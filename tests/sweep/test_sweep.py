@@ -23,7 +23,7 @@ from flywheel.stages import evaluate as evaluate_stage
 from flywheel.stages import sweep as sweep_stage
 from flywheel.sweep import SweepError, cluster
 from flywheel.sweep.journal import Journal
-from flywheel.sweep.trial import follow
+from flywheel.sweep.trial import follow, start
 from flywheel.training import TrainingData
 
 Make = Callable[..., Params]
@@ -115,9 +115,9 @@ def test_a_trial_is_run_again_from_its_record_to_the_byte(
     recipe = Recipe.model_validate(model.metadata["recipe"])
     machine = model.metadata["metrics"]["machine"]
     assert set(machine) == {"device", "precision", "threads"}
-    for _, again, improved in follow(recipe, data, machine["threads"], torch.device(machine["device"])):
-        if improved:
-            again.save(tmp_path, recipe.model_dump())
+    for step in follow(start(recipe, data, machine["threads"], torch.device(machine["device"]))):
+        if step.improved:
+            step.training.classifier.save(tmp_path, recipe.model_dump())
     for name in ("model.safetensors", "model.json"):
         assert (tmp_path / name).read_bytes() == (registry.open(model) / name).read_bytes()
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -93,11 +93,9 @@ class Classifier(nn.Module):
         self.train(was_training)
         return torch.cat(parts).cpu().numpy()
 
-    def save(self, directory: Path, recipe: Mapping[str, Any]) -> None:
-        """Write model.safetensors (weights) and model.json (everything else, and the recipe) into a directory."""
-        directory.mkdir(parents=True, exist_ok=True)
+    def contents(self, recipe: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the files of a saved classifier: the weights, and the rest with the recipe as JSON."""
         weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
-        save_file(weights, directory / "model.safetensors")
         description = {
             "format": FORMAT,
             "architecture": self.architecture,
@@ -107,7 +105,13 @@ class Classifier(nn.Module):
             "std": list(self.std),
             "recipe": dict(recipe),
         }
-        files.write_json(directory / "model.json", description)
+        return {"model.safetensors": save(weights), "model.json": files.json_text(description).encode()}
+
+    def save(self, directory: Path, recipe: Mapping[str, Any]) -> None:
+        """Write model.safetensors (weights) and model.json (everything else, and the recipe) into a directory."""
+        for name, content in self.contents(recipe).items():
+            with files.atomic(directory / name) as temporary:
+                temporary.write_bytes(content)
 
 
 def load(directory: Path, device: torch.device | None = None, precision: str | None = None) -> Classifier:

@@ -1,17 +1,26 @@
-"""The stage `sweep`: the best model of a search becomes the artifact model-<run_id>, linked as `best`."""
+"""The stage `sweep`: the best model of a search becomes the artifact model-<run_id>, linked as `best`.
+
+A sweep that was interrupted, or is to have more trials, goes on where it stood: its journal is the truth.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flywheel import files, stage
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.stage import Outcome, Stage, StageError
+
+if TYPE_CHECKING:
+    from flywheel.sweep.campaign import Campaign
+    from flywheel.sweep.checkpoints import Place
+    from flywheel.sweep.journal import Trial
+    from flywheel.training import TrainingData
 
 
 def define(params: Params, registry: Registry) -> Stage:
@@ -23,7 +32,12 @@ def define(params: Params, registry: Registry) -> Stage:
 
     def unfinished(metrics: Mapping[str, Any]) -> str | None:
         made, asked = metrics.get("trials", 0), params.sweep.trials
-        return f"{asked} trials are asked for, {made} were made" if made < asked else None
+        if made >= asked:
+            return None
+        ended_at, budget = metrics.get("time_budget_s"), params.sweep.time_budget_s
+        if ended_at is not None and budget is not None and budget <= ended_at:
+            return None  # its time was up: so much was wanted
+        return f"{asked} trials are asked for, {made} were made"
 
     return Stage(
         "sweep",
@@ -45,90 +59,200 @@ def run(
     defined = define(params, registry)
     return stage.run(
         defined,
-        lambda: _search(defined, say),
-        adopt=lambda version: _adopt(params, registry, version),
+        lambda: _search(defined, force, say),
+        adopt=lambda version: _report(params, registry, version, version.metadata["metrics"]),
         force=force,
         say=say,
     )
 
 
-def _search(defined: Stage, say: Callable[[str], None]) -> Outcome:
-    from flywheel.data import dataset
-    from flywheel.sweep import SweepError, cluster, journal, runner
-    from flywheel.sweep.estimate import estimate
+def _search(defined: Stage, force: bool, say: Callable[[str], None]) -> Outcome:
+    from flywheel.sweep.signals import interruptible
     from flywheel.tracking import Tracker
+
+    with interruptible():
+        tracker = Tracker(defined.params, stage.turn(defined.registry), say)
+        return _sweep(defined, tracker, force, say)
+
+
+def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]) -> Outcome:
+    from flywheel.data import dataset
+    from flywheel.sweep import SweepError, cluster, continuing
+    from flywheel.sweep.campaign import Campaign
+    from flywheel.sweep.checkpoints import Place
+    from flywheel.sweep.recorder import Recorder
     from flywheel.training import TrainingData
 
+    began = time.monotonic()
     params, registry = defined.params, defined.registry
     opened = dataset.open_directory(registry.open(registry.resolve(defined.inputs["dataset"])))
-    sweep_id = f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    record = journal.Journal(params.store / "journal" / f"{sweep_id}.jsonl")
-    folder = cluster.results_folder(params.store) / sweep_id
-    # Only one sweep of a profile runs at a time, so what lies here was left by one that was killed.
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    tracker = Tracker(params, stage.turn(registry), say)
-    tracked = tracker.start("sweep", sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
+    identity = {**defined.identity, "inputs": dict(defined.inputs)}
+    chosen = continuing.choose(params.store / "journal", identity, defined.code, force=force, say=say)
+    journal, spent_s = chosen.journal, chosen.record.spent_s if chosen.record else 0.0
+    journal.begin(identity=identity, code=defined.code)
+    campaign = Campaign(params, journal, chosen.again)
+    if campaign.trials and not campaign.over:
+        say(
+            f"sweep: {journal.sweep_id} goes on: {campaign.ended} of {params.sweep.trials} trials ended, "
+            f"{len(campaign.waiting)} go on from their last checkpoints"
+        )
+    place = Place(params.checkpoints).below(journal.sweep_id)
+    tracked = tracker.start("sweep", journal.sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
+    recorder = Recorder(params, campaign, place, tracker, say)
+    data = TrainingData.of(opened)
     try:
-        with cluster.connected():
-            resources = cluster.allot(params.sweep)
-            cluster.check_nodes(resources, folder)
-            expected = estimate(params, resources, opened.description["splits"], len(opened.class_names))
+        try:
+            if not campaign.over:
+                with cluster.connected():
+                    _run_trials(params, data, opened.description["splits"], campaign, recorder, began - spent_s)
+        except KeyboardInterrupt:
             say(
-                f"sweep: {params.sweep.trials} trials of {params.sweep.epochs} epochs, "
-                f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
-                f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
-                f"and {files.human_size(expected.disk_bytes)} of disk"
+                f"sweep: interrupted after {campaign.ended} of {params.sweep.trials} trials; "
+                "the same command goes on from there"
             )
-            free = shutil.disk_usage(folder.parent).free
-            if free < expected.disk_bytes:
-                raise SweepError(
-                    f"{params.store} has {files.human_size(free)} free and the sweep may need "
-                    f"{files.human_size(expected.disk_bytes)}; free space or set paths.store"
-                )
-            started = time.monotonic()
-            recorder = runner.run(params, TrainingData.of(opened), record, folder, resources, tracker, say)
-            wall_s = time.monotonic() - started
-        trials = record.trials()
-        best = journal.best(trials)
-        if best is None or recorder.weights is None:
-            reasons = sorted({trial.error for trial in trials if trial.error})
-            raise SweepError(f"all {len(trials)} trials failed: {'; '.join(reasons)}")
+            raise
+        finally:
+            recorder.close()
+        kept = _keep(params, registry, campaign, place, data, say)
+        if not kept:
+            reasons = sorted({trial.error for trial in campaign.trials.values() if trial.error})
+            if campaign.over:
+                raise SweepError(f"all {campaign.ended} trials failed: {'; '.join(reasons)}")
+            raise SweepError(
+                f"sweep.time_budget_s={params.sweep.time_budget_s:g} was over before a trial had an epoch; "
+                "raise it, and the same command goes on"
+            )
         facts = {
-            "sweep_id": sweep_id,
-            "trial": best.id,
-            "accuracy": best.accuracy,
-            "trials": len(trials),
-            "wall_s": round(wall_s, 1),
+            "sweep_id": journal.sweep_id,
+            "trials": campaign.ended,
+            "wall_s": round(spent_s + time.monotonic() - began, 1),
             "peak_disk_bytes": recorder.peak_bytes,
-            "machine": best.machine,
+            "time_budget_s": None if campaign.over else params.sweep.time_budget_s,
         }
-        version = registry.publish(
-            f"model-{best.id}", "model", recorder.weights,
-            metadata={**defined.provenance(), "recipe": best.config, "metrics": facts},
-            inputs=(defined.inputs["dataset"],),
-        )  # fmt: skip
-        outcome = _adopt(params, registry, version)
-        tracked.summarize({**outcome.metrics, "artifact": version.ref})
+        best, others = _publish(defined, kept, facts)
+        journal.done(model=best.ref, trials=campaign.ended)
+        if campaign.over:
+            place.remove()
+        best_facts = {**facts, **_of(kept[0][0])}
+        outcome = _report(params, registry, best, best_facts, others)
+        tracked.summarize({**outcome.metrics, "artifact": best.ref})
         tracked.log_pictures([path for path in outcome.reports if path.suffix == ".png"])
     except BaseException:
         tracked.finish(failed=True)
         raise
     tracked.finish()
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.rmtree(_scratch(params), ignore_errors=True)
     return outcome
 
 
-def _adopt(params: Params, registry: Registry, version: Version) -> Outcome:
+def _run_trials(
+    params: Params, data: TrainingData, images: dict[str, int], campaign: Campaign, recorder: Any, since: float
+) -> None:
+    """Run the trials that are left on the connected Ray, after a check of its nodes and an estimate."""
+    from flywheel import ray_address
+    from flywheel.sweep import SweepError, cluster, preflight, runner
+    from flywheel.sweep.estimate import estimate
+
+    place, say, budget_s = recorder.place, recorder.say, params.sweep.time_budget_s
+    slots = cluster.Slots(params.sweep)
+    resources = slots.resources
+    if ray_address.wanted() is not None:
+        preflight.check_nodes(place, resources.gpus, say)
+    if line := preflight.idle_share(resources.gpus):
+        say(f"sweep: {line}")
+    left = params.sweep.trials - campaign.ended
+    expected = estimate(params, resources, images, len(data.class_names), left)
+    say(
+        f"sweep: {left} trials of {params.sweep.epochs} epochs, "
+        f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
+        f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
+        f"and {files.human_size(expected.disk_bytes)} of disk"
+    )
+    if "://" not in place.uri:
+        Path(place.uri).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(place.uri).free
+        if free < expected.disk_bytes:
+            raise SweepError(
+                f"{place.uri} has {files.human_size(free)} free and the sweep may need "
+                f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
+            )
+    until = None if budget_s is None else since + budget_s
+    if not runner.run(params, data, campaign, place, slots, recorder, until=until):
+        say(
+            f"sweep: the time budget of {human_time(budget_s or 0)} is over after {campaign.ended} of "
+            f"{params.sweep.trials} trials; raise sweep.time_budget_s to go on"
+        )
+
+
+def _keep(
+    params: Params, registry: Registry, campaign: Campaign, place: Place, data: TrainingData, say: Callable[[str], None]
+) -> list[tuple[Trial, Path | Version]]:
+    """Return the best trials with their weights, best first: those of a checkpoint, or published before.
+
+    The weights of the best that are lost are made again from its record; other trials are left out then.
+    """
+    from flywheel.sweep import cluster, trial
+    from flywheel.sweep.checkpoints import Checkpoints
+    from flywheel.sweep.journal import ranking
+
+    kept: list[tuple[Trial, Path | Version]] = []
+    for one in ranking(campaign.trials.values(), cut_short=not campaign.over)[: params.sweep.keep_checkpoints]:
+        folder, epoch = _scratch(params) / one.id, one.best_epoch or 0
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = [v for v in registry.versions(f"model-{one.id}") if registry.incomplete(v) is None]
+        published = next((v for v in reversed(whole) if v.metadata["metrics"].get("epoch") == epoch), None)
+        if Checkpoints(place, one.id).unpack_weights(epoch, folder):
+            kept.append((one, folder))
+        elif published is not None:
+            kept.append((one, published))
+        elif not kept:
+            say(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
+            with cluster.connected():
+                accuracy = cluster.repeat(params.sweep, data, one.config, trial.repeat, place, one.id, epoch)
+            if accuracy != one.accuracy:
+                say(f"sweep: it has {accuracy:.2%} this time, {one.accuracy:.2%} the first")
+            Checkpoints(place, one.id).unpack_weights(epoch, folder)
+            kept.append((one, folder))
+    return kept
+
+
+def _publish(
+    defined: Stage, kept: list[tuple[Trial, Path | Version]], facts: Mapping[str, Any]
+) -> tuple[Version, tuple[Version, ...]]:
+    """Return the versions of the best trial and of the others; only the best's stands for the stage."""
+    versions = []
+    for rank, (one, weights) in enumerate(kept, start=1):
+        if isinstance(weights, Version):
+            versions.append(weights)
+            continue
+        provenance = defined.provenance()
+        if rank > 1:
+            provenance.pop("fingerprint")
+        metadata = {**provenance, "recipe": one.config, "metrics": {**facts, **_of(one), "rank": rank}}
+        versions.append(
+            defined.registry.publish(
+                f"model-{one.id}", "model", weights, metadata=metadata, inputs=(defined.inputs["dataset"],)
+            )
+        )
+    return versions[0], tuple(versions[1:])
+
+
+def _of(one: Trial) -> dict[str, Any]:
+    return {"trial": one.id, "accuracy": one.accuracy, "epoch": one.best_epoch, "machine": one.machine}
+
+
+def _report(
+    params: Params, registry: Registry, version: Version, facts: Mapping[str, Any], others: tuple[Version, ...] = ()
+) -> Outcome:
     """Link a sweep's model as `best` and write the reports from the journal, if it is on this machine."""
     from flywheel.sweep import report, space
     from flywheel.sweep.journal import Journal
 
-    facts = version.metadata["metrics"]
     reason = f"best of {facts['trials']} trials of {facts['sweep_id']}: {facts['accuracy']:.2%} on validation"
     registry.link(version, params.registered_model, ("best",), reason=reason)
     trials = Journal(params.store / "journal" / f"{facts['sweep_id']}.jsonl").trials()
     if not trials:
-        return Outcome((version,), (), facts)
+        return Outcome((version, *others), (), facts)
     rows = [trial.row() for trial in trials]
     config = next(trial.config for trial in trials if trial.id == facts["trial"])
     summary = {
@@ -147,7 +271,11 @@ def _adopt(params: Params, registry: Registry, version: Version) -> Outcome:
     searched = list(space.dimensions(params))
     written = report.write(params.reports, summary, rows, searched, space.logarithmic(params))
     counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
-    return Outcome((version,), tuple(written), {**facts, **counts, "bayesian": summary["bayesian_trials"]})
+    return Outcome((version, *others), tuple(written), {**facts, **counts, "bayesian": summary["bayesian_trials"]})
+
+
+def _scratch(params: Params) -> Path:
+    return params.store / "scratch" / "sweep"
 
 
 def human_time(seconds: float) -> str:

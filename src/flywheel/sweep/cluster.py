@@ -6,15 +6,19 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from flywheel import code, ray_address
-from flywheel.params import Sweep
-from flywheel.sweep import SweepError
+from flywheel.params import Recipe, Sweep
+from flywheel.sweep import SweepError, preflight
 
-CHECK_TIMEOUT_S = 60
+REFRESH_S = 2.0
+# What Tune sets for its workers. Set for all, Ray's prestarted workers fit, and the first trials start in two thirds
+# of the time (6 and 9 s against 10 and 15, two cores, busy).
+TUNE_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Resources:
 def connected() -> Iterator[None]:
     """Use a running Ray of this process, the cluster at RAY_ADDRESS, or a local Ray that ends with the block.
 
-    Until the block ends SIGTERM is a KeyboardInterrupt, as Ctrl-C is. Raises SweepError when there is no Ray to use.
+    Raises SweepError when there is no Ray to use.
     """
     os.environ.update({name: value for name, value in ray_address.QUIET.items() if name not in os.environ})
     import ray
@@ -44,27 +48,53 @@ def connected() -> Iterator[None]:
         return
     address = ray_address.wanted()
     remote = address is not None
+    if remote:
+        preflight.check_code()
+    before = signal.getsignal(signal.SIGTERM)  # ray.init sets its own, ray.shutdown leaves none
     # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
-    options = {"runtime_env": {"py_modules": [str(code.PACKAGE)]}} if remote else {"include_dashboard": False}
+    environment: dict[str, Any] = {"env_vars": TUNE_ENVIRONMENT}
+    if remote:
+        environment["py_modules"] = [str(code.PACKAGE)]
+    options: dict[str, Any] = {} if remote else {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+            **options,
+        )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if remote else "Ray on this machine"
         raise SweepError(f"cannot use {where}: {' '.join(str(error).split())[:300]}") from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one line, of ours
-    before = signal.signal(signal.SIGTERM, _interrupt)  # ray.init set its own
+    signal.signal(signal.SIGTERM, before)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+class Slots:
+    """How many trials may run at a time: asked again and again, since nodes come and go while a sweep runs."""
+
+    def __init__(self, sweep: Sweep):
+        self.sweep = sweep
+        self.resources = allot(sweep)
+        self._now, self._asked = self.resources.concurrent, time.monotonic()
+
+    def now(self) -> int:
+        """Return how many trials may run now; at least one, which then waits for a node that holds it."""
+        if time.monotonic() - self._asked > REFRESH_S:
+            self._asked = time.monotonic()
+            self._now = concurrent(self.sweep, self.resources.cpus, self.resources.gpus, _nodes())
+        return self._now
 
 
 def allot(sweep: Sweep) -> Resources:
     """Return what each trial gets from the connected Ray. Raises SweepError when not one trial fits on any node."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = _nodes()
     most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     cpus = sweep.cpus_per_trial
@@ -73,45 +103,40 @@ def allot(sweep: Sweep) -> Resources:
         raise SweepError(f"sweep.cpus_per_trial={cpus:g} but no node has more than {most_cpus:g} CPUs; ask for fewer")
     if gpus > most_gpus:
         raise SweepError(f"sweep.gpus_per_trial={gpus:g} but no node has more than {most_gpus:g} GPUs; use 0 or auto")
+    if not any(_fitting(node, cpus, gpus) for node in nodes):
+        raise SweepError(
+            f"no node has both {cpus:g} CPUs and {gpus:g} GPUs for a trial; lower sweep.cpus_per_trial or "
+            "sweep.gpus_per_trial"
+        )
+    return Resources(cpus, gpus, concurrent(sweep, cpus, gpus, nodes))
+
+
+def concurrent(sweep: Sweep, cpus: float, gpus: float, nodes: list[dict[str, float]]) -> int:
+    """Return how many trials may run at a time on the resources of nodes."""
     fitting = sum(_fitting(node, cpus, gpus) for node in nodes)
     wanted = sweep.trials if sweep.max_concurrent_trials == "auto" else sweep.max_concurrent_trials
     if sweep.max_concurrent_trials == "auto" and sweep.searcher != "random":
         # Whatever starts side by side cannot learn from each other: more at a time is random search.
         wanted = min(wanted, max(2, sweep.trials // 3))
-    return Resources(cpus, gpus, max(1, min(fitting, wanted, sweep.trials)))
+    return max(1, min(fitting, wanted, sweep.trials))
 
 
-def check_nodes(resources: Resources, folder: Path) -> None:
-    """Make sure that every node that may run a trial reaches the folder of results. Raises SweepError."""
+def repeat(
+    sweep: Sweep, data: Any, config: Mapping[str, Any], work: Callable[..., float], place: Any, trial: str, epoch: int
+) -> float:
+    """Run `trial.repeat` on the connected Ray with a trial's resources; returns its accuracy."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder.mkdir(parents=True, exist_ok=True)
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if len(nodes) == 1:
-        return
-    reach = ray.remote(num_cpus=0)(_reaches)
-    asked = {
-        node["NodeManagerAddress"]: reach.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(str(folder))
-        for node in nodes
-        if _fitting(node["Resources"], resources.cpus, resources.gpus)
-    }
-    try:
-        blind = [address for address, answer in asked.items() if not ray.get(answer, timeout=CHECK_TIMEOUT_S)]
-    except ray.exceptions.GetTimeoutError:
-        raise SweepError(f"a node of the cluster gave no answer within {CHECK_TIMEOUT_S} s; see ray status") from None
-    if blind:
-        raise SweepError(
-            f"{folder.parent} cannot be written on {', '.join(sorted(blind))}; "
-            "set paths.store to a directory that every node shares"
-        )
+    given = allot(sweep)
+    remote = ray.remote(num_cpus=given.cpus, num_gpus=given.gpus, max_retries=2)(work)
+    recipe = Recipe.model_validate(dict(config))
+    return float(ray.get(remote.remote(recipe, data, place, trial, epoch, max(1, int(given.cpus)), given.gpus > 0)))
 
 
-def results_folder(store: Path) -> Path:
-    """Return where trials keep their best weights while a sweep runs; on a cluster every node must reach it."""
-    return store / "trials"
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -122,11 +147,3 @@ def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
     has_gpus = node.get("GPU", 0.0)
     by_gpus = int(has_gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(has_gpus / gpus)
     return min(by_cpus, by_gpus)
-
-
-def _reaches(folder: str) -> bool:
-    return Path(folder).is_dir() and os.access(folder, os.W_OK)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

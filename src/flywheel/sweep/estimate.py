@@ -15,7 +15,7 @@ CPU_BATCH = 32  # on a GPU the recipe's own batch is measured: a small one would
 MEASURED_SIDE_BY_SIDE = 4  # trials slow each other down, so they are measured together
 TIMEOUT_S = 180
 VALIDATION_COST = 1 / 3  # of an image against a training image: forward only
-CHECKPOINTS_BESIDE = 2  # the best trial's, and one being replaced
+CHECKPOINTS_A_TRIAL = 8  # Adam: weights and two moments, and while they are replaced twice; two epochs' weights
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Estimate:
     disk_bytes: float
 
 
-def estimate(params: Params, resources: Resources, counts: dict[str, int], classes: int) -> Estimate:
-    """Return the time and the disk that all trials may take. `counts` are the images of train and validation.
+def estimate(
+    params: Params, resources: Resources, counts: dict[str, int], classes: int, trials: int | None = None
+) -> Estimate:
+    """Return the time and the disk that so many trials (None: all) may take. `counts` are the images of the splits.
 
     Raises SweepError when no worker is to be had.
     """
@@ -50,13 +52,13 @@ def estimate(params: Params, resources: Resources, counts: dict[str, int], class
         ) from None
     per_image = [max(one[index][0] for one in measured) for index in range(len(recipes))]
     images = counts["train"] + VALIDATION_COST * counts["validation"]
-    rounds = -(-params.sweep.trials // resources.concurrent)
+    rounds = -(-(params.sweep.trials if trials is None else trials) // resources.concurrent)
     total = images * params.sweep.epochs * rounds
     largest = max(size for _, size in measured[0])
     return Estimate(
         total * sum(per_image) / len(per_image),
         total * max(per_image),
-        largest * (2 * resources.concurrent + CHECKPOINTS_BESIDE),
+        largest * (CHECKPOINTS_A_TRIAL * resources.concurrent + params.sweep.keep_checkpoints),
     )
 
 

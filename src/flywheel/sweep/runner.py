@@ -1,7 +1,11 @@
-"""Ray Tune: schedules the trials that the searcher proposes, and keeps the journal."""
+"""Ray Tune: runs the trials that the campaign names, and tells it what became of them.
+
+Tune's searcher and scheduler interfaces only pass the campaign's word on; its snapshots are not used.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -9,196 +13,203 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from tqdm import tqdm
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from flywheel import files
 from flywheel.params import Params
 from flywheel.sweep import trial
-from flywheel.sweep.cluster import Resources
-from flywheel.sweep.journal import Journal, Trial, best
-from flywheel.sweep.searcher import METRIC, StudySearcher
-from flywheel.tracking import Run, Tracker
-from flywheel.training import TrainingData
+from flywheel.sweep.campaign import Campaign
+from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.cluster import Slots
+from flywheel.sweep.journal import Trial
+from flywheel.sweep.recorder import Recorder
+from flywheel.sweep.searcher import METRIC
 
-REDUCTION_FACTOR = 2  # rungs at a third and at two thirds of the epochs
+METRICS = ("train_loss", "loss", METRIC, "learning_rate", "images_per_s")
+MACHINE = ("device", "precision", "threads")
+SLOW_START_S = 10
+# Tune's own snapshots are not used, and how many trials may wait for a worker is decided by `Slots`.
+TUNE_SETTINGS = {"TUNE_GLOBAL_CHECKPOINT_S": "86400", "TUNE_MAX_PENDING_TRIALS_PG": "100000"}
+
+
+class TimeIsUp(BaseException):
+    """The sweep's time budget is spent. Not an Exception: Tune would tidy up for many seconds."""
 
 
 def run(
     params: Params,
-    data: TrainingData,
-    journal: Journal,
-    folder: Path,
-    resources: Resources,
-    tracker: Tracker,
-    say: Callable[[str], None] = print,
-) -> Recorder:
-    """Run all trials; the journal then tells what happened. Weights of the best trial stay below `folder`.
+    data: Any,
+    campaign: Campaign,
+    place: Place,
+    slots: Slots,
+    recorder: Recorder,
+    *,
+    until: float | None = None,
+    function: Callable[..., None] = trial.train,
+) -> bool:
+    """Run trials until all have ended. Returns False when time.monotonic() reached `until` before.
 
-    Raises KeyboardInterrupt when a signal ended the sweep.
+    `function` runs a trial. Raises SweepError when the journal cannot be written, KeyboardInterrupt at a signal.
     """
-    searcher = StudySearcher(params, resources.concurrent)
-    recorder = Recorder(params, journal, searcher, tracker, say)
-    scratch = folder / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    train = tune.with_parameters(trial.train, data=data, scratch=str(scratch))
-    trainable = tune.with_resources(train, resources.per_trial())
+    os.environ.update(TUNE_SETTINGS)
+    scratch = params.store / "scratch" / "tune"  # what Tune writes; nobody reads it
+    shutil.rmtree(scratch, ignore_errors=True)
+    callback = _Callback(campaign, slots, recorder, until)
+    trainable = tune.with_parameters(function, data=data, place=place, interval_s=params.sweep.checkpoint_interval_s)
     tuner = tune.Tuner(
-        trainable,
+        tune.with_resources(trainable, slots.resources.per_trial()),
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler(params),
-            num_samples=params.sweep.trials,
-            max_concurrent_trials=resources.concurrent,  # unset, Tune waits for each proposal's trial to start
+            search_alg=_Proposals(campaign, slots),
+            scheduler=_Halving(callback),
+            num_samples=-1,
             reuse_actors=True,  # a fresh worker costs 2 s
             trial_dirname_creator=lambda one: str(one.trial_id),
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            callbacks=[recorder],
+            name=campaign.journal.sweep_id,
+            storage_path=str(scratch),
+            callbacks=[callback],
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
     try:
         tuner.fit()
+    except TimeIsUp:
+        return False
+    except Exception:
+        if callback.trouble is not None:
+            raise callback.trouble from None  # Tune wraps it in its own traceback
+        raise
     finally:
-        recorder.close()
-    if recorder.ended < params.sweep.trials:
-        raise KeyboardInterrupt  # Tune takes the signal for itself and returns
-    return recorder
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
 
 
-def scheduler(params: Params) -> TrialScheduler:
-    """Return ASHA (Li et al., arXiv 1810.05934) with a grace of a third of the epochs, or plain order.
+class _Proposals(Searcher):
+    """Tune asks for trials; it also asks when it cannot run any."""
 
-    At each rung a trial goes on if it is in the better half of those that came so far.
-    """
-    if not params.sweep.early_stopping:
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    epochs = params.sweep.epochs
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
-        metric=METRIC,
-        mode="max",
-        max_t=epochs,
-        grace_period=-(-epochs // 3),
-        reduction_factor=REDUCTION_FACTOR,
-    )
+    def __init__(self, campaign: Campaign, slots: Slots):
+        super().__init__(metric=METRIC, mode="max")
+        self.campaign = campaign
+        self.slots = slots
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.campaign.over:
+            return str(Searcher.FINISHED)
+        chosen = self.campaign.next(self.slots.now())
+        if chosen is None:
+            return None
+        return {"trial": chosen.id, "recipe": chosen.config, "known": len(chosen.epochs)}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: the callback tells the campaign, with the reason."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
+        """Keep nothing for Tune's own resume: the journal is the truth."""
 
 
-class Recorder(tune.Callback):
-    """Writes the journal, mirrors trials to W&B, prints a line a trial, removes the weights of losers.
+class _Halving(FIFOScheduler):
+    """Tune gives every result to the scheduler first: here the campaign takes it and says whether to go on."""
 
-    Runs in the driver: a W&B run inside a trial loses what ASHA stops, and Ray's own W&B callback starts
-    two processes a trial.
-    """
+    def __init__(self, callback: _Callback):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.callback = callback
 
-    def __init__(
-        self,
-        params: Params,
-        journal: Journal,
-        searcher: StudySearcher,
-        tracker: Tracker,
-        say: Callable[[str], None],
-    ):
-        self.params = params
-        self.journal = journal
-        self.searcher = searcher
-        self.tracker = tracker
-        self.say = say
-        self.trials: dict[str, Trial] = {}
-        self.weights: Path | None = None  # of the best trial that ended
-        self.peak_bytes = 0
-        self._started: dict[str, float] = {}
-        self._runs: dict[str, Run] = {}
-        self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stops = self.callback.take(trial, result)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
-    @property
-    def ended(self) -> int:
-        """How many trials ended."""
-        return sum(trial.status != "running" for trial in self.trials.values())
+
+class _Callback(tune.Callback):
+    """Passes what happens to the campaign and the recorder."""
+
+    def __init__(self, campaign: Campaign, slots: Slots, recorder: Recorder, until: float | None):
+        self.campaign = campaign
+        self.slots = slots
+        self.recorder = recorder
+        self.until = until
+        self.trouble: Exception | None = None
+        self._running: dict[str, tuple[float, float]] = {}  # since when, and the trial's time before
+        self._began = time.monotonic()
+        self._reached = 0
+        self._said_slow = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the sweep when its time is up; say when all places are taken."""
+        now = time.monotonic()
+        if self.until is not None and now >= self.until:
+            raise TimeIsUp
+        left = len(self.campaign.trials) - self.campaign.ended
+        wanted, running = min(self.slots.now(), max(left, 1)), len(self._running)
+        if running >= wanted and running > self._reached:
+            self._reached = running
+            self.recorder.reached(running, now - self._began)
+        if not self._said_slow and not self._reached and now - self._began > SLOW_START_S:
+            self._said_slow = True
+            self.recorder.waits(running, wanted, SLOW_START_S)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Journal the start and begin the W&B run."""
-        name, config = trial.trial_id, dict(trial.config)
-        record = Trial(name, self.searcher.numbers[name], config, self.searcher.bayesian[name])
-        self.trials[name], self._started[name] = record, time.monotonic()
-        self.journal.start(record)
-        title = f"{config['architecture']}-{record.number:03d}"
-        details = {**config, "bayesian": record.bayesian, "sweep_id": self.journal.path.stem}
-        self._runs[name] = self.tracker.start("trial", title, details, id=name)
+        """Take that a trial runs."""
+        record = self._record(trial)
+        self._running[record.id] = (time.monotonic(), record.time_s)
+        self._guarded(lambda: self.campaign.runs(record))
+        self.recorder.started(record)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Journal an epoch."""
-        name, epoch = trial.trial_id, result["epoch"]
-        metrics = {key: result[key] for key in ("train_loss", "loss", METRIC, "learning_rate", "images_per_s")}
-        self.trials[name].epochs.append({"epoch": epoch, **metrics})
-        self.trials[name].machine = result["machine"]
-        self.journal.epoch(name, epoch, metrics)
-        self._runs[name].log({"epoch": epoch, **metrics}, step=epoch)
-        self._bar.set_postfix(running=len(self._runs), accuracy=f"{result[METRIC]:.2%}", refresh=False)
-        self._bar.update()
+    def take(self, trial: Any, result: dict[str, Any]) -> bool:
+        """Take an epoch; returns whether the trial is to stop."""
+        record = self._record(trial)
+        record.time_s, record.node = self._time(record), result["node"]
+        record.machine = {key: result[f"machine/{key}"] for key in MACHINE}  # Tune flattens what a trial reports
+        metrics = {key: result[key] for key in METRICS}
+        stops = self._guarded(lambda: self.campaign.epoch(record, result["epoch"], metrics))
+        self.recorder.epoch(record, len(self._running))
+        return bool(stops)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Journal how a trial ended and keep its weights if it is the best so far."""
-        record = self.trials[trial.trial_id]
-        record.status = "finished" if len(record.epochs) >= self.params.sweep.epochs else "stopped"
-        self._end(record, trial)
+        """Take that a trial ended by itself or on the campaign's word."""
+        self._end(self._record(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Journal a failure with its reason; the sweep goes on."""
-        record = self.trials[trial.trial_id]
-        record.status, record.error = "failed", reason_of(trial)
-        self._end(record, trial)
+        """Take that a trial raised an error, or that its worker died and another must go on."""
+        record = self._record(trial)
+        reason, died = reason_of(trial)
+        if died and self.campaign.lost(record):
+            self._running.pop(record.id, None)
+            self.recorder.lost(record)
+        else:
+            self._end(record, reason)
 
-    def close(self) -> None:
-        """Close the progress bar, and the W&B runs of trials that were cut short."""
-        self._bar.close()
-        while self._runs:
-            self._runs.popitem()[1].finish(failed=True)
+    def _end(self, record: Trial, error: str | None) -> None:
+        record.time_s = self._time(record)
+        self._running.pop(record.id, None)
+        self._guarded(lambda: self.campaign.end(record, error))
+        self._guarded(lambda: self.recorder.ended(record))
 
-    def _end(self, record: Trial, trial: Any) -> None:
-        record.time_s = round(time.monotonic() - self._started[record.id], 3)
-        self.journal.end(record)
-        is_best = best(self.trials.values()) is record
-        if trial.checkpoint is not None:
-            folder = Path(trial.checkpoint.path)
-            self.peak_bytes = max(self.peak_bytes, files.size_of(folder.parents[1]))
-            loser = self.weights if is_best else folder
-            self.weights = folder if is_best else self.weights
-            if loser is not None:
-                shutil.rmtree(loser, ignore_errors=True)
-        run = self._runs.pop(record.id)
-        run.summarize({"status": record.status, "error": record.error, "best_accuracy": record.accuracy})
-        run.finish(failed=record.error is not None)
-        self._bar.clear()
-        self.say(self._line(record, is_best))
-        self._bar.refresh()
+    def _record(self, trial: Any) -> Trial:
+        return self.campaign.trials[trial.config["trial"]]
 
-    def _line(self, record: Trial, is_best: bool) -> str:
-        searched = [record.config[name] for name in self.params.sweep.space]
-        values = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in searched)
-        outcome = record.error or ("no epoch" if record.accuracy is None else f"{record.accuracy:.2%}")
-        epochs = f"{len(record.epochs)} {'epoch' if len(record.epochs) == 1 else 'epochs'}"
-        return (
-            f"sweep: {self.ended}/{self.params.sweep.trials} {values}: {record.status} {outcome} "
-            f"({epochs}, {record.time_s:.0f} s){' - best so far' if is_best else ''}"
-        )
+    def _time(self, record: Trial) -> float:
+        since, before = self._running.get(record.id, (time.monotonic(), record.time_s))
+        return before + time.monotonic() - since
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            self.trouble = error
+            raise
 
 
-def reason_of(trial: Any) -> str:
-    """Return one line on why a trial failed: the type and message of what it raised."""
+def reason_of(trial: Any) -> tuple[str, bool]:
+    """Return one line on why a trial failed, and whether its worker died rather than raised an error."""
     from ray import cloudpickle
     from ray.exceptions import RayTaskError
 
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    except (OSError, TypeError):
-        return "the worker process died"
+    except (OSError, TypeError, AttributeError, EOFError):
+        return "the worker process died", True
     cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    text = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    return (text, False) if isinstance(error, RayTaskError) else (f"the worker process died ({text[:120]})", True)

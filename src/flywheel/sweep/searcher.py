@@ -1,19 +1,21 @@
-"""Proposes points: a Ray Tune searcher over an Optuna study that is asked and told.
+"""Proposes points: an Optuna study that is asked and told.
 
 Ray's own OptunaSearch tells trials that ASHA stopped as complete, with the value of a low epoch; here they
-are told as pruned, with their values along the way, and failed ones as failed.
+are told as pruned, with their values along the way, and failed ones as failed. A proposal depends on the seed,
+its number and what was told before, on nothing else: a study told the same again proposes the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 
 from flywheel.params import Params
 from flywheel.sweep import space
@@ -21,60 +23,68 @@ from flywheel.sweep import space
 METRIC = "accuracy"
 
 
-class StudySearcher(Searcher):
-    """Asks an Optuna study for points and tells it how trials went.
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be: its number, its complete recipe, its point, and whether a model of earlier ones proposed it."""
 
-    `numbers` has the order in which trials were proposed (they may start in another), `bayesian` whether a model
-    of the earlier ones proposed them.
-    """
+    number: int
+    recipe: dict[str, Any]
+    point: dict[str, Any]
+    bayesian: bool
 
-    def __init__(self, params: Params, concurrent: int = 1):
-        super().__init__(metric=METRIC, mode="max")
+
+class Searcher:
+    """Asks an Optuna study for points and tells it how trials went."""
+
+    def __init__(self, params: Params):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.params = params
-        self.numbers: dict[str, int] = {}
-        self.bayesian: dict[str, bool] = {}
-        self.study = optuna.create_study(direction="maximize", sampler=make_sampler(params, concurrent))
+        self.study = optuna.create_study(direction="maximize")
         self._distributions = {name: _distribution(c) for name, c in space.dimensions(params).items()}
-        self._live: dict[str, optuna.Trial] = {}
-        self._values: dict[str, dict[int, float]] = {}
-        for first in params.sweep.first:
-            self.study.enqueue_trial(space.to_point(params, first))
+        self._live: dict[int, optuna.Trial] = {}
+        self._reported: set[tuple[int, int]] = set()  # Optuna warns of an epoch that is told twice
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the complete recipe of the next trial."""
+    def propose(self, concurrent: int = 1) -> Proposal:
+        """Return the next trial when so many run at a time; first those of sweep.first."""
+        number, first = len(self.study.trials), self.params.sweep.first
+        if number < len(first):
+            trial = self._ask(space.to_point(self.params, first[number]))
+            recipe = space.to_recipe(self.params, trial.params).model_dump()
+            return Proposal(number, {**recipe, **first[number]}, trial.params, False)  # also what is not searched
+        self.study.sampler = make_sampler(self.params, concurrent, number)
         trial = self.study.ask(self._distributions)
-        self._live[trial_id], self._values[trial_id] = trial, {}
-        self.numbers[trial_id] = trial.number
-        recipe = space.to_recipe(self.params, trial.params).model_dump()
-        if trial.number < len(self.params.sweep.first):
-            self.bayesian[trial_id] = False
-            return {**recipe, **self.params.sweep.first[trial.number]}  # also what the space does not search
+        self._live[number] = trial
         modelled = self.params.sweep.searcher != "random" and bool(trial.relative_params)
-        self.bayesian[trial_id] = modelled
-        return recipe
+        return Proposal(number, space.to_recipe(self.params, trial.params).model_dump(), trial.params, modelled)
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Take the value of an epoch; Tune repeats the last one when a trial ends, or gives it at the end only."""
-        epoch, values = int(result["epoch"]), self._values[trial_id]
-        if epoch not in values:
-            values[epoch] = float(result[METRIC])
-            self._live[trial_id].report(values[epoch], step=epoch)
+    def restore(self, point: Mapping[str, Any]) -> int:
+        """Take up the next trial as it was proposed before; returns its number."""
+        number = len(self.study.trials)
+        self._ask(point)
+        return number
 
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell how a trial ended: complete with its best value, pruned with the values it had, or failed."""
-        if result is not None and METRIC in result:
-            self.on_trial_result(trial_id, result)
-        trial, values = self._live.pop(trial_id), self._values.pop(trial_id)
-        if error or not values:
+    def report(self, number: int, epoch: int, accuracy: float) -> None:
+        """Tell an epoch of a trial; of one that is told twice the first counts."""
+        if (number, epoch) not in self._reported:
+            self._reported.add((number, epoch))
+            self._live[number].report(accuracy, step=epoch)
+
+    def tell(self, number: int, status: str, best: float | None) -> None:
+        """Tell how a trial ended: finished (complete with its best value), stopped (pruned) or failed."""
+        trial = self._live.pop(number)
+        if status == "failed" or best is None:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif max(values) < self.params.sweep.epochs:
+        elif status == "stopped":
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(trial, max(values.values()))
+            self.study.tell(trial, best)
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
-        """Keep nothing for Tune's own resume: a sweep's journal is the truth."""
+    def _ask(self, point: Mapping[str, Any]) -> optuna.Trial:
+        self.study.sampler = RandomSampler(seed=0)  # the point is given: no model need be fitted
+        self.study.enqueue_trial(dict(point))
+        trial = self.study.ask(self._distributions)
+        self._live[trial.number] = trial
+        return trial
 
 
 def startup_trials(params: Params, concurrent: int) -> int:
@@ -85,9 +95,10 @@ def startup_trials(params: Params, concurrent: int) -> int:
     return max(1, min(10, params.sweep.trials // 3 - (concurrent - 1)))
 
 
-def make_sampler(params: Params, concurrent: int) -> BaseSampler:
-    """Return the sampler that the params name, for so many trials at a time."""
-    seed, startup = params.sweep.seed, startup_trials(params, concurrent)
+def make_sampler(params: Params, concurrent: int, number: int) -> BaseSampler:
+    """Return the sampler that the params name, for the trial of a number and so many trials at a time."""
+    seed = int(np.random.SeedSequence([params.sweep.seed, number]).generate_state(1)[0])
+    startup = startup_trials(params, concurrent)
     if params.sweep.searcher == "tpe":
         return TPESampler(n_startup_trials=startup, multivariate=True, seed=seed)
     if params.sweep.searcher == "gp":

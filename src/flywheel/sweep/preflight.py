@@ -1,0 +1,151 @@
+"""What must hold on every node of a cluster, asked in a few seconds before the first trial; each fault with its fix."""
+
+from __future__ import annotations
+
+import math
+import platform
+import secrets
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flywheel import code, files
+from flywheel.sweep import SweepError
+from flywheel.sweep.checkpoints import Place
+
+TIMEOUT_S = 15
+MAX_CODE_BYTES = 20_000_000
+NAMED_OFFENDERS = 3
+# What a trial computes with. Ray checks its own version and Python's when a driver connects, but not among nodes.
+PACKAGES = ("ray", "torch", "numpy", "pydantic", "safetensors")
+IDLE_SHARE = 0.1
+
+
+def check_code(package: Path = code.PACKAGE) -> int:
+    """Return the bytes of code that travel to the cluster. Raises SweepError, naming the largest, when too many."""
+    sizes = {path: path.stat().st_size for path in package.rglob("*") if path.is_file()}
+    total = sum(size for path, size in sizes.items() if "__pycache__" not in path.parts)
+    if total > MAX_CODE_BYTES:
+        largest = sorted(sizes, key=lambda path: -sizes[path])[:NAMED_OFFENDERS]
+        named = ", ".join(f"{path.relative_to(package)} ({files.human_size(sizes[path])})" for path in largest)
+        raise SweepError(
+            f"{package} has {files.human_size(total)} and would be sent to every node (at most "
+            f"{files.human_size(MAX_CODE_BYTES)}); move out what is no code: {named}"
+        )
+    return total
+
+
+def check_nodes(place: Place, gpus: float, say: Callable[[str], None] = print) -> None:
+    """Ask every node of the connected cluster for its versions, and whether it shares the place of checkpoints.
+
+    Raises SweepError with one line a fault.
+    """
+    import ray
+
+    started = time.monotonic()
+    token = f"preflight-{secrets.token_hex(4)}"
+    meeting = place.below(token)
+    try:
+        meeting.write("driver", token.encode())
+    except (OSError, ImportError, ValueError) as error:
+        raise SweepError(f"{place.uri} cannot be written ({error}); set paths.checkpoints") from None
+    try:
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        answers = _ask(list(nodes), meeting, token)
+        faults = []
+        for node_id, answer in answers.items():
+            name = f"node {nodes[node_id]['NodeManagerAddress']} ({node_id[:6]})"
+            faults += [f"{name}: {fault}" for fault in _faults(answer, meeting, node_id, gpus)]
+    finally:
+        place.remove(token)
+    if faults:
+        many = f"{len(faults)} faults of the cluster, no trial was started:\n  " if len(faults) > 1 else ""
+        raise SweepError(many + "\n  ".join(faults))
+    seconds = time.monotonic() - started
+    say(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {place.uri} shared")
+
+
+def idle_share(gpus: float) -> str | None:
+    """Return a line on a fraction of a GPU that leaves much of it unused, or None."""
+    if not 0 < gpus < 1:
+        return None
+    trials = math.floor(1 / gpus + 1e-9)
+    idle = 1 - trials * gpus
+    if idle < IDLE_SHARE:
+        return None
+    better = f"{1 / trials:.4g} fills it with as many trials, {1 / (trials + 1):.4g} with one more"
+    return f"sweep.gpus_per_trial={gpus:g} leaves {idle:.0%} of each GPU unused; {better}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a trial computes with."""
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _ask(node_ids: list[str], meeting: Place, token: str) -> dict[str, Any]:
+    """Return what each node answers, or the error or None (no answer in time) in place of it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
+    asked = {
+        node_id: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            meeting, node_id, token
+        )
+        for node_id in node_ids
+    }
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=TIMEOUT_S, fetch_local=True)
+    answers: dict[str, Any] = {}
+    for node_id, reference in asked.items():
+        if reference not in ready:
+            answers[node_id] = None
+            ray.cancel(reference, force=True)
+            continue
+        try:
+            answers[node_id] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            answers[node_id] = error
+    return answers
+
+
+def _probe(meeting: Place, node_id: str, token: str) -> dict[str, Any]:
+    """On a node: read what the driver wrote, write beside it, and tell the versions."""
+    seen = meeting.read("driver") == token.encode()
+    trouble = None
+    try:
+        meeting.write(node_id, token.encode())
+    except (OSError, ImportError) as error:
+        trouble = str(error)
+    return {"seen": seen, "trouble": trouble, "versions": versions()}
+
+
+def _faults(answer: Any, meeting: Place, node_id: str, gpus: float) -> list[str]:
+    if answer is None:
+        return [f"no answer within {TIMEOUT_S} s; see ray status and the node's raylet log"]
+    if isinstance(answer, Exception):
+        cause = getattr(answer, "cause", None) or answer
+        reason = " ".join(str(cause).split())[:200]
+        return [f"cannot run this package ({reason}); install it there with requirements.lock"]
+    here = versions()
+    faults = [
+        f"{name} {there} there, {here[name]} here; install requirements.lock on every node"
+        for name, there in answer["versions"].items()
+        if there != here[name]
+    ]
+    if gpus and "+cpu" in answer["versions"]["torch"]:
+        faults.append("torch there is a CPU build; install the CUDA build or set sweep.gpus_per_trial=0")
+    if not answer["seen"] or answer["trouble"] or meeting.read(node_id) is None:
+        why = answer["trouble"] or "it does not see what this machine writes there"
+        folder = meeting.uri.rpartition("/")[0]
+        faults.append(
+            f"{folder} is not shared ({why}); set paths.checkpoints to a directory or URI that every node reaches"
+        )
+    return faults

@@ -1,0 +1,144 @@
+"""GPUs as Ray schedules them: logical ones, since the machine of the tests has none. Training runs on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from flywheel.sweep.journal import Journal, Trial
+
+SETTINGS = (
+    "sweep.trials=8 sweep.epochs=2 sweep.searcher=random sweep.early_stopping=false sweep.space.architecture=compact "
+    "tracking.wandb=disabled"
+)
+
+pytestmark = pytest.mark.long
+
+# Real trials, on small made-up images, in a function that notes which GPUs a trial sees and lets the one with batches
+# of 62 run out of memory in the way that torch reports it. The function is sent to the workers by value.
+SWEEP = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from flywheel import params_file
+from flywheel.sweep import cluster, runner
+from flywheel.sweep.campaign import Campaign
+from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.journal import Journal
+from flywheel.sweep.recorder import Recorder
+from flywheel.tracking import Tracker
+from flywheel.training import TrainingData
+
+place, overrides = Path(sys.argv[1]), sys.argv[2]
+
+def around(config, data, place, interval_s):
+    import torch
+    from flywheel.sweep import trial
+    place.below("../seen").write(config["trial"], os.environ.get("CUDA_VISIBLE_DEVICES", "none").encode())
+    real = trial.follow
+    def follow(training, best=-1.0):
+        for step in real(training, best):
+            yield step
+            if config["recipe"]["batch_size"] == 62:
+                raise torch.cuda.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 16.00 GiB")
+    trial.follow = follow
+    try:
+        trial.train(config, data, place, interval_s)
+    finally:
+        trial.follow = real
+
+params = params_file.load(profile="demo", overrides=overrides)
+random = np.random.default_rng(0)
+images, labels = random.integers(0, 255, (640, 16, 16, 3)).astype(np.uint8), np.arange(640) % 2
+data = TrainingData(images, labels, images[:64], labels[:64], ("a", "b"), (0.4,) * 3, (0.3,) * 3)
+campaign = Campaign(params, Journal(place / "sweep-1.jsonl"))
+trials = Place(str(place / "trials"))
+with cluster.connected():
+    slots = cluster.Slots(params.sweep)
+    recorder = Recorder(params, campaign, trials, Tracker(params, "test"))
+    assert runner.run(params, data, campaign, trials, slots, recorder, function=around)
+print("resources", slots.resources)
+"""
+
+
+@pytest.fixture(scope="module")
+def gpus() -> Iterator[str]:
+    """The address of a node with 8 logical CPUs and the GPUs 5 and 7 of its machine, as CUDA_VISIBLE_DEVICES says."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "5,7"
+    try:
+        args = {"num_cpus": 8, "num_gpus": 2, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=args)
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    yield str(cluster.address)
+    cluster.shutdown()
+
+
+def sweep(place: Path, address: str, overrides: str) -> tuple[str, list[Trial]]:
+    """Run a sweep; returns what it said and its trials."""
+    result = subprocess.run(
+        [sys.executable, "-c", SWEEP, str(place), f"paths.store={place}/store {SETTINGS} {overrides}"],
+        cwd=Path(__file__).parents[2], env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout, Journal(place / "sweep-1.jsonl").trials()
+
+
+def at_a_time(place: Path) -> int:
+    """Return the most trials that ran at a time, by the journal."""
+    running: set[str] = set()
+    most = 0
+    for line in (place / "sweep-1.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "run":
+            running.add(event["trial"])
+        elif event["event"] in ("finished", "failed", "stopped"):
+            running.discard(event["trial"])
+        most = max(most, len(running))
+    return most
+
+
+def seen(place: Path) -> list[str]:
+    return [path.read_bytes()[32:].decode() for path in (place / "seen").iterdir()]
+
+
+def test_a_quarter_is_four_trials_a_gpu_and_visible_devices_are_respected(gpus: str, tmp_path: Path) -> None:
+    said, trials = sweep(tmp_path, gpus, "sweep.gpus_per_trial=0.25")
+    assert "concurrent=8" in said
+    assert "sweep: 8 at a time" in said
+    assert at_a_time(tmp_path) == 8
+    assert sorted(seen(tmp_path)) == ["5"] * 4 + ["7"] * 4
+    assert [trial.status for trial in trials] == ["finished"] * 8
+
+
+@pytest.mark.parametrize(("asked", "concurrent"), [("auto", 2), ("0.6", 2), ("0.5", 4)])
+def test_fractions_are_scheduled_as_asked(gpus: str, tmp_path: Path, asked: str, concurrent: int) -> None:
+    said, trials = sweep(tmp_path, gpus, f"sweep.gpus_per_trial={asked} sweep.epochs=1")
+    assert f"concurrent={concurrent}" in said
+    assert at_a_time(tmp_path) == concurrent
+    assert set(seen(tmp_path)) == {"5", "7"}
+    assert [trial.status for trial in trials] == ["finished"] * 8
+
+
+def test_a_trial_that_runs_out_of_memory_fails_with_advice_and_spares_the_others(gpus: str, tmp_path: Path) -> None:
+    said, trials = sweep(
+        tmp_path, gpus, "sweep.gpus_per_trial=0.25 sweep.first=[{},{batch_size: 62}] sweep.space.batch_size=[62,64]"
+    )
+    failed = [trial for trial in trials if trial.status == "failed"]
+    assert {trial.config["batch_size"] for trial in failed} == {62}
+    assert all(trial.status == "finished" for trial in trials if trial.config["batch_size"] == 64)
+    assert {trial.config["batch_size"] for trial in trials} == {62, 64}
+    assert failed[0].error == (
+        "OutOfMemory: CUDA out of memory; 4 trials share a GPU: set sweep.gpus_per_trial higher, "
+        "or search smaller batches than 62 for compact"
+    )
+    assert failed[0].error in said

@@ -1,0 +1,42 @@
+"""What is checked before the first trial, where one machine shows it; nodes are in tests/e2e/test_cluster.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flywheel import code
+from flywheel.sweep import SweepError, preflight
+
+
+def test_the_packages_code_is_small() -> None:
+    assert 10_000 < preflight.check_code() < 2_000_000
+    assert preflight.check_code() < sum(p.stat().st_size for p in code.PACKAGE.rglob("*") if p.is_file()) + 1
+
+
+def test_a_package_that_is_too_large_names_the_largest_files(tmp_path: Path) -> None:
+    for name, megabytes in (("model.bin", 15), ("images.npy", 9), ("small.py", 0)):
+        (tmp_path / name).write_bytes(bytes(megabytes * 1_000_000))
+    with pytest.raises(SweepError) as raised:
+        preflight.check_code(tmp_path)
+    assert "has 24.0 MB and would be sent to every node (at most 20.0 MB)" in str(raised.value)
+    assert "move out what is no code: model.bin (15.0 MB), images.npy (9.0 MB)" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "line"),
+    [
+        (0, None),
+        (1, None),
+        (2, None),
+        (0.5, None),
+        (0.25, None),
+        (0.33, None),
+        (0.6, "leaves 40% of each GPU unused; 1 fills it with as many trials, 0.5 with one more"),
+        (0.4, "leaves 20% of each GPU unused; 0.5 fills it with as many trials, 0.3333 with one more"),
+    ],
+)
+def test_a_fraction_that_wastes_a_gpu_is_said(gpus: float, line: str | None) -> None:
+    said = preflight.idle_share(gpus)
+    assert said == (line and f"sweep.gpus_per_trial={gpus:g} {line}")
