@@ -3,7 +3,8 @@
     python benchmarks/serving.py [--seconds 5] [--rounds 3]        (make bench BENCH=serving)
 
 Reads   params.yaml; needs wrk (Debian: apt install wrk)
-Writes  the entries `serving`, `serving_swaps` and `serving_parts` of reports/bench.json
+Writes  the entries `serving`, `serving_swaps` and `serving_parts` of reports/bench.json; with --publish also
+        benchmarks/results/serving.json and its tables in docs/serving.md
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import platform
 import re
 import shutil
 import socket
@@ -22,10 +25,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import requests
 import torch
 from PIL import Image
@@ -59,29 +64,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=5, help="of one measurement (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="of all servers (default: 3)")
+    parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("error: wrk is missing; apt install wrk")
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
         rows, swaps, parts = measure(Path(folder), arguments.seconds, arguments.rounds)
-    names = ("textbook", "batched", "ours")
-    print(f"\n{'connections':<13}" + "".join(f"{name:>12}{'p50':>7}{'p99 ms':>8}" for name in names) + "   ratio")
-    for row in rows:
-        cells = "".join(
-            f"{row['requests_per_s'][name]['median']:>8.0f}/s  {row['p50_ms'][name]:>7.1f}{row['p99_ms'][name]:>8.1f}"
-            for name in names
-        )
-        print(f"{row['connections']:<13}{cells}{row['ratio']:>7.2f}x")
-    print(f"\n16 connections for {SWAP_RUN_S} s, {SWAPS} swaps in the second row")
-    for name, row in swaps.items():
-        print(f"  {name:<10}" + "  ".join(f"{key} {value}" for key, value in row.items()))
-    print("\nwhere the time of a request goes at 64 connections, ms an image")
-    for name, value in parts.items():
-        print(f"  {name:<34}{value:>8.3f}")
     report = ROOT / "reports" / "bench.json"
     before = files.read_json(report) if report.exists() else {}
-    files.write_json(report, {**before, "serving": rows, "serving_swaps": swaps, "serving_parts": parts})
-    print(f"reports: {report}")
+    figures = {"serving": rows, "serving_swaps": swaps, "serving_parts": parts}
+    files.write_json(report, {**before, **figures})
+    result = {
+        **figures,
+        "command": " ".join(["benchmarks/serving.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "ray": metadata.version("ray")},
+    }
+    print(f"\n{table(result)}\n\nreports: {report}")
+    if arguments.publish:
+        files.write_json(Path(__file__).parent / "results" / "serving.json", result)
+        pages.write(ROOT / "docs" / "serving.md", "serving", table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    lines = [
+        "| connections | textbook FastAPI | FastAPI with a batching queue | this server | ratios |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["serving"]:
+        cells = []
+        for name in ("textbook", "batched", "ours"):
+            rate = row["requests_per_s"][name]
+            cells.append(
+                f"{rate['median']:.0f}/s ({rate['least']:.0f} to {rate['most']:.0f}), "
+                f"p50 {row['p50_ms'][name]:.1f}, p99 {row['p99_ms'][name]:.1f} ms"
+            )
+        ratios = f"{row['ratio']:.2f} and {row['ratio_batched']:.2f}"
+        lines.append(f"| {row['connections']} | {' | '.join(cells)} | {ratios} |")
+    lines += [
+        "",
+        f"| 16 connections for {SWAP_RUN_S} s | requests/s | p50, ms | p99, ms | failed |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in result["serving_swaps"].items():
+        shown = f"{SWAPS} swaps" if name == "swapping" else "no swap"
+        lines.append(f"| {shown} | {row['requests_per_s']:.0f} | {row['p50_ms']} | {row['p99_ms']} | {row['failed']} |")
+    lines += ["", "| where an image's time goes at 64 connections | ms |", "|---|---|"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in result["serving_parts"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return "\n".join([*lines, "", f"`{result['command']}`; {result['machine']}; {versions}."])
 
 
 def measure(
