@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from flywheel import files, housekeeping
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
+from flywheel.sweep.checkpoints import Place
 
 MODEL = "digits-classifier"
 
@@ -87,3 +89,17 @@ def test_cleaning_leaves_what_cannot_be_made_again(
     assert (params.store / "receipts" / "data.json").exists()
     for version in versions.values():
         registry.verify(version)
+
+
+def test_cleaning_spares_the_checkpoints_of_a_sweep_that_runs_and_finds_them_where_they_are(
+    make_params: Callable[..., Params], tmp_path: Path
+) -> None:
+    for overrides in ("", f"paths.checkpoints={tmp_path}/shared", f"paths.checkpoints=file://{tmp_path}/at-a-uri"):
+        params = make_params(overrides)
+        place = Place(params.checkpoints).below("sweep-1").below("trial")
+        place.write("state", b"here")
+        with files.lock(params.store / "locks" / "sweep.lock"):
+            housekeeping.clean(params)
+        assert place.read("state") == b"here"
+        housekeeping.clean(params)
+        assert place.read("state") is None

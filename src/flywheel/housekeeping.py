@@ -9,6 +9,7 @@ from pathlib import Path
 from flywheel import files, promotion
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
+from flywheel.sweep.checkpoints import Place
 
 
 def unneeded(params: Params, registry: Registry) -> list[Version]:
@@ -45,8 +46,17 @@ def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
 
 
 def clean(params: Params) -> list[Path]:
-    """Remove what a command makes again: the profile's reports, and what killed runs left in its store."""
-    found = [params.reports, params.store / "scratch", params.store / "trials", params.store / "source.json"]
+    """Remove what a command makes again: the profile's reports, and what killed runs left in its store.
+
+    Checkpoints go too, unless a sweep runs: one that was interrupted then goes on without them.
+    """
+    found = [params.reports, params.store / "scratch", params.store / "source.json"]
+    if not files.is_locked(params.store / "locks" / "sweep.lock"):
+        found.append(Path(params.checkpoints))
+        if "://" in params.checkpoints:
+            Place(params.checkpoints).remove()
+    else:
+        found.remove(params.store / "scratch")
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

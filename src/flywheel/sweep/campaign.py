@@ -70,7 +70,7 @@ class Campaign:
         trial.take(epoch, metrics)
         self._deaths.pop(trial.id, None)
         self.journal.epoch(trial, epoch, metrics)
-        self._report(trial, epoch, metrics[METRIC])
+        self.searcher.report(trial.number, epoch, metrics[METRIC])
         return self.asha is not None and self.asha.stops(trial.id, epoch, metrics[METRIC])
 
     def end(self, trial: Trial, error: str | None = None) -> None:
@@ -101,15 +101,11 @@ class Campaign:
             if trial.status == "failed" and again:
                 trial.status, trial.error = "running", None
                 self.journal.again(trial)
-            trial.number = self.searcher.restore(trial.point)
-            for one in trial.epochs:
-                self._report(trial, one["epoch"], one[METRIC])
+            accuracies = {epoch["epoch"]: epoch[METRIC] for epoch in trial.epochs}
+            trial.number = self.searcher.restore(trial.point, trial.status, accuracies, trial.accuracy)
             if trial.status != "running":
-                self.searcher.tell(trial.number, trial.status, trial.accuracy)
-            elif trial.id in stopped or len(trial.epochs) >= self.params.sweep.epochs:
+                continue
+            if trial.id in stopped or len(trial.epochs) >= self.params.sweep.epochs:
                 self.end(trial)  # it was over; only its last line is missing
             else:
                 self.waiting.append(trial.id)
-
-    def _report(self, trial: Trial, epoch: int, accuracy: float) -> None:
-        self.searcher.report(trial.number, epoch, accuracy)

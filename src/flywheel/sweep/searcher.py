@@ -42,26 +42,45 @@ class Searcher:
         self.study = optuna.create_study(direction="maximize")
         self._distributions = {name: _distribution(c) for name, c in space.dimensions(params).items()}
         self._live: dict[int, optuna.Trial] = {}
+        self._next = 0  # asking the study for its trials copies them all
         self._reported: set[tuple[int, int]] = set()  # Optuna warns of an epoch that is told twice
 
     def propose(self, concurrent: int = 1) -> Proposal:
         """Return the next trial when so many run at a time; first those of sweep.first."""
-        number, first = len(self.study.trials), self.params.sweep.first
+        number, first = self._next, self.params.sweep.first
         if number < len(first):
-            trial = self._ask(space.to_point(self.params, first[number]))
+            trial = self._take_up(space.to_point(self.params, first[number]))
             recipe = space.to_recipe(self.params, trial.params).model_dump()
             return Proposal(number, {**recipe, **first[number]}, trial.params, False)  # also what is not searched
         self.study.sampler = make_sampler(self.params, concurrent, number)
         trial = self.study.ask(self._distributions)
-        self._live[number] = trial
+        self._live[number], self._next = trial, number + 1
         modelled = self.params.sweep.searcher != "random" and bool(trial.relative_params)
         return Proposal(number, space.to_recipe(self.params, trial.params).model_dump(), trial.params, modelled)
 
-    def restore(self, point: Mapping[str, Any]) -> int:
-        """Take up the next trial as it was proposed before; returns its number."""
-        number = len(self.study.trials)
-        self._ask(point)
-        return number
+    def restore(
+        self, point: Mapping[str, Any], status: str, accuracies: Mapping[int, float], best: float | None
+    ) -> int:
+        """Take up the next trial as it was proposed before, with its epochs; `running` lives on. Returns its number."""
+        if status == "running":
+            number = self._take_up(point).number
+            for epoch, accuracy in accuracies.items():
+                self.report(number, epoch, accuracy)
+            return number
+        state, value = _ending(status, best)
+        if state == TrialState.PRUNED:
+            value = accuracies[max(accuracies)]  # as Optuna itself does when it is told
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=value,
+                params=dict(point),
+                distributions=self._distributions,
+                intermediate_values=dict(accuracies),
+            )
+        )
+        self._next += 1
+        return self._next - 1
 
     def report(self, number: int, epoch: int, accuracy: float) -> None:
         """Tell an epoch of a trial; of one that is told twice the first counts."""
@@ -71,20 +90,21 @@ class Searcher:
 
     def tell(self, number: int, status: str, best: float | None) -> None:
         """Tell how a trial ended: finished (complete with its best value), stopped (pruned) or failed."""
-        trial = self._live.pop(number)
-        if status == "failed" or best is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif status == "stopped":
-            self.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(trial, best)
+        state, value = _ending(status, best)
+        self.study.tell(self._live.pop(number), value, state=state)
 
-    def _ask(self, point: Mapping[str, Any]) -> optuna.Trial:
+    def _take_up(self, point: Mapping[str, Any]) -> optuna.Trial:
         self.study.sampler = RandomSampler(seed=0)  # the point is given: no model need be fitted
         self.study.enqueue_trial(dict(point))
         trial = self.study.ask(self._distributions)
-        self._live[trial.number] = trial
+        self._live[trial.number], self._next = trial, trial.number + 1
         return trial
+
+
+def _ending(status: str, best: float | None) -> tuple[TrialState, float | None]:
+    if status == "failed" or best is None:
+        return TrialState.FAIL, None
+    return (TrialState.PRUNED, None) if status == "stopped" else (TrialState.COMPLETE, best)
 
 
 def startup_trials(params: Params, concurrent: int) -> int:

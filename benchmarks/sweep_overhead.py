@@ -1,0 +1,123 @@
+"""What a sweep costs beside its training: trials that do nothing, through all that a real sweep uses but W&B.
+
+    python benchmarks/sweep_overhead.py [--trials 50 200]        (make bench BENCH=sweep_overhead)
+
+Each trial reports three epochs at once and writes no weights, so what is left is ours: proposing (TPE), journal (a line
+an event, on disk when it returns), Ray Tune, actors that are reused. `replay` opens the finished journal again, as an
+interrupted sweep does. `propose` and `journal` are parts of `wall`.
+
+Reads   params.yaml
+Writes  benchmarks/results/sweep_overhead.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flywheel import files, params_file
+from flywheel.sweep import cluster, runner
+from flywheel.sweep.campaign import Campaign
+from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.journal import Journal
+from flywheel.sweep.recorder import Recorder
+from flywheel.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
+EPOCHS = 3
+
+
+def main() -> None:
+    """Run the sweeps and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[50, 200], help="of each sweep (default: 50 200)")
+    rows = []
+    counts = parser.parse_args().trials
+    for trials in counts:
+        rows.append(measure(trials))
+        print(rows[-1], flush=True)
+    files.write_json(
+        RESULT,
+        {
+            "command": f"python benchmarks/sweep_overhead.py --trials {' '.join(map(str, counts))}",
+            "n": 1,
+            "cpus": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 1),
+            "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
+            "rows": rows,
+        },
+    )
+
+
+def measure(trials: int) -> dict[str, Any]:
+    """Return the seconds of a sweep of so many trials that do nothing, and of its parts."""
+    with tempfile.TemporaryDirectory() as directory:
+        params = params_file.load(
+            ROOT / "params.yaml",
+            "demo",
+            f"paths.store={directory}/store sweep.trials={trials} sweep.epochs={EPOCHS} tracking.wandb=disabled",
+        )
+        journal, place = Journal(Path(directory) / "sweep-1.jsonl"), Place(f"{directory}/trials")
+        campaign = Campaign(params, journal)
+        parts: dict[str, float] = {}
+        campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
+        journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
+        said: list[tuple[float, str]] = []
+        recorder = Recorder(
+            params, campaign, place, Tracker(params, "bench"), lambda line: said.append((time.monotonic(), line))
+        )
+        with cluster.connected():
+            slots = cluster.Slots(params.sweep)
+            started = time.monotonic()
+            assert runner.run(params, {}, campaign, place, slots, recorder, function=nothing)
+            wall_s = time.monotonic() - started
+        first = next(at for at, line in said if line.startswith("sweep: 1/")) - started
+        clock = time.monotonic()
+        Campaign(params, Journal(journal.path))
+        return {
+            "trials": trials,
+            "at_a_time": slots.resources.concurrent,
+            "wall_s": round(wall_s, 1),
+            "first_trial_s": round(first, 1),
+            "s_a_trial_after_the_first": round((wall_s - first) / (trials - 1), 3),
+            "propose_s": round(parts["propose"], 2),
+            "journal_s": round(parts["journal"], 2),
+            "replay_s": round(time.monotonic() - clock, 2),
+            "journal_bytes": journal.path.stat().st_size,
+        }
+
+
+def timed(action: Callable[..., Any], name: str, parts: dict[str, float]) -> Callable[..., Any]:
+    """Return the action, its seconds added up under a name."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        started = time.monotonic()
+        try:
+            return action(*args, **kwargs)
+        finally:
+            parts[name] = parts.get(name, 0.0) + time.monotonic() - started
+
+    return run
+
+
+def nothing(config: Mapping[str, Any], **_: object) -> None:
+    """A trial that has its epochs at once."""
+    from ray import tune
+
+    for epoch in range(1, EPOCHS + 1):
+        accuracy = config["recipe"]["learning_rate"] * epoch
+        losses = {"train_loss": 1.0, "loss": 1.0, "learning_rate": 0.1, "images_per_s": 1.0}
+        machine = {"device": "cpu", "precision": "float32", "threads": 1}
+        tune.report({"epoch": epoch, "accuracy": accuracy, **losses, "machine": machine, "node": "bench"})
+
+
+if __name__ == "__main__":
+    main()
