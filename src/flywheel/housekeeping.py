@@ -51,7 +51,7 @@ def clean(params: Params) -> list[Path]:
     Checkpoints go too, unless a sweep runs: one that was interrupted then goes on without them.
     """
     found = [params.reports, params.store / "scratch", params.store / "source.json"]
-    if not files.is_locked(params.store / "locks" / "sweep.lock"):
+    if files.holder(params.store / "locks" / "sweep.lock") is None:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
             Place(params.checkpoints).remove()
