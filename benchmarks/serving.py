@@ -177,7 +177,7 @@ def _latency(measured: Measurement) -> dict[str, float]:
 def _parts(model: Path, body: bytes, http: Measurement, ours: float) -> dict[str, float]:
     """Return the milliseconds an image costs in each part, measured alone; the model in one thread, batches of 64."""
     torch.set_num_threads(1)
-    infer = replica.compiled(classifier.load(model))
+    infer = replica.fast(classifier.load(model))
     images = np.stack([decode(body, 32)] * 64)
 
     def cost(work: Callable[[], object], images: int) -> float:

@@ -65,14 +65,19 @@ class Classifier(nn.Module):
         self.precision = devices.resolve_precision(self.precision, device)
         return self.to(device)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, classes) float32 of images (n, h, w, 3) uint8 on the classifier's device."""
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return the network's input (n, 3, s, s) float32 of images (n, h, w, 3) uint8: normalised and resized."""
         x = images.permute(0, 3, 1, 2).float()  # (n, 3, h, w), channels_last without a copy
         x = torch.addcmul(self.shift, x, self.scale)
+        if self.input_size is not None and x.shape[-1] != self.input_size:
+            side = (self.input_size, self.input_size)
+            x = functional.interpolate(x, side, mode="bilinear", align_corners=False)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) float32 of images (n, h, w, 3) uint8 on the classifier's device."""
+        x = self.prepare(images)
         with devices.autocast(self.device, self.precision):
-            if self.input_size is not None and x.shape[-1] != self.input_size:
-                side = (self.input_size, self.input_size)
-                x = functional.interpolate(x, side, mode="bilinear", align_corners=False)
             logits: Tensor = self.network(x)
         return logits.float()
 

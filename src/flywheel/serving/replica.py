@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.fx.experimental.optimization import fuse
 
 from flywheel import FlywheelError
 from flywheel.data.images import from_array
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flywheel.serving")
 
+SWITCH_S = 0.0002  # a batch asks for Python's lock some 50 times; with the default of 5 ms a busy loop keeps it waiting
 RETRY_S = 30  # a model that failed to load is tried again, in case the trouble was passing
 
 
@@ -70,6 +72,7 @@ class Replica:
         self._registry, self._registered_model = Registry(store), registered_model
         self._max_batch_size = max_batch_size
         self._device = devices.pick(cuda)
+        sys.setswitchinterval(SWITCH_S)
         # The number of threads is a property of the thread that asks for it: torch's own, not the process's.
         self.executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
         self.model = self._load(self._wanted())
@@ -136,44 +139,41 @@ class Replica:
         return ref
 
     def _load(self, ref: str) -> ServedModel:
-        """Return a model, verified, compiled and warmed for every power of two up to the largest batch."""
+        """Return a model, verified, made fast and warmed for every power of two up to the largest batch."""
         version = self._registry.resolve(ref)
         loaded = classifier.load(self._registry.open(version), self._device)
-        with torch.inference_mode():
-            infer = compiled(loaded)
-            size = 1
-            while True:
-                # One job each, in the thread that computes: requests to the model that still serves go in between.
-                images = np.zeros((size, loaded.image_size, loaded.image_size, 3), dtype=np.uint8)
-                answers = self.executor.submit(infer, images).result()
-                if not np.isfinite(answers).all():
-                    raise ServingError(f"{version.label} gives no number for a black image")
-                if size == self._max_batch_size:
-                    break
-                size = min(2 * size, self._max_batch_size)
+        infer, size = fast(loaded), 1
+        while True:
+            # One job each, in the thread that computes: requests to the model that still serves go in between.
+            images = np.zeros((size, loaded.image_size, loaded.image_size, 3), dtype=np.uint8)
+            answers = self.executor.submit(infer, images).result()
+            if not np.isfinite(answers).all():
+                raise ServingError(f"{version.label} gives no number for a black image")
+            if size == self._max_batch_size:
+                break
+            size = min(2 * size, self._max_batch_size)
         return ServedModel(version, loaded.class_names, loaded.image_size, infer)
 
 
-def compiled(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Return the classifier as a function of arrays, traced and frozen.
+def fast(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return the classifier as a function of arrays: batch norms folded into the convolutions, weights cast once.
 
-    Batch norm is folded into the weights and these are cast once; one call into C++ also leaves Python's lock to the
-    event loop. ResNet-18 (`standard`, bfloat16, one thread): 7.6 ms eager, 4.7 ms frozen for one image; 26.8 and 23.7
-    for 64. torch calls tracing deprecated, but torch.compile needs 32 s here (facts: docs/serving.md).
+    Not traced: torch.jit keeps every model it ever traced (75 MB a swap with ResNet-18), and torch.compile needs 32 s.
+    Folding: torch.fx's own. A network that it cannot follow is cast as it is.
     """
-    example = torch.zeros((2, loaded.image_size, loaded.image_size, 3), dtype=torch.uint8, device=loaded.device)
-    network: Any = loaded
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            network = torch.jit.freeze(torch.jit.trace(loaded, example))  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            log.warning("%s cannot be traced (%s); it serves as it is", loaded.architecture, str(error)[:200])
+    network: torch.nn.Module = loaded.network
+    try:
+        network = fuse(network)
+    except Exception as error:
+        log.warning("%s serves unfused: %s", loaded.architecture, str(error)[:200])
+    dtype = torch.bfloat16 if loaded.precision == "bfloat16" else torch.float32
+    network = network.to(dtype).to(memory_format=torch.channels_last).eval()
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(loaded.device, non_blocking=True)
-            probabilities: NDArray[np.float32] = torch.softmax(network(batch), dim=1).cpu().numpy()
+            logits = network(loaded.prepare(batch).to(dtype)).float()
+            probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).cpu().numpy()
             return probabilities
 
     return infer

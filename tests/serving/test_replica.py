@@ -1,0 +1,50 @@
+"""A served model says what the evaluated one says, and a swap leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from flywheel.models.classifier import Classifier
+from flywheel.params import ARCHITECTURES
+from flywheel.serving import replica
+
+CLASSES = [str(number) for number in range(10)]
+
+
+def untrained(architecture: str, precision: str, seed: int = 0) -> Classifier:
+    model = Classifier(architecture, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, precision, seed)
+    return model.place(torch.device("cpu")).eval()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "upsample"])
+def test_serving_and_evaluation_agree(architecture: str, precision: str, random: np.random.Generator) -> None:
+    model = untrained(architecture, precision)
+    images = random.integers(0, 255, (200, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():  # logits as far apart as those of a trained model
+        spread = model(torch.from_numpy(images)).std()
+        for weight in model.network.parameters():
+            if weight.dim() == 2 and len(weight) == len(CLASSES):
+                weight.mul_(3 / spread)
+    expected, told = model.predict(images), replica.fast(model)(images)
+    np.testing.assert_allclose(told.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(told, expected, atol=1e-4 if precision == "float32" else 0.06)
+    best = np.sort(expected, axis=1)
+    sure = best[:, -1] - best[:, -2] > 0.1
+    assert (told.argmax(axis=1) == expected.argmax(axis=1))[sure].all()
+
+
+def test_swaps_leave_no_model_behind() -> None:
+    def load(seed: int) -> int:
+        replica.fast(untrained("standard", "auto", seed))(np.zeros((2, 32, 32, 3), dtype=np.uint8))
+        gc.collect()
+        return int(psutil.Process().memory_info().rss)
+
+    early = [load(seed) for seed in range(3)][-1]
+    late = [load(seed) for seed in range(6)][-1]
+    assert late - early < 100_000_000  # a model is 45 MB, and six were loaded
