@@ -176,7 +176,7 @@ def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is
     started: Cluster, cluster: str, tmp_path: Path
 ) -> None:
     overrides = (
-        "data.image_size=16 sweep.space.architecture=compact sweep.trials=9 sweep.epochs=12 sweep.early_stopping=false "
+        "data.image_size=16 sweep.space.architecture=compact sweep.trials=9 sweep.epochs=30 sweep.early_stopping=false "
         "sweep.max_concurrent_trials=4 sweep.checkpoint_interval_s=0"
     )
     assert run(tmp_path, cluster, "data", overrides=overrides).returncode == 0
@@ -206,7 +206,7 @@ def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is
     report = json.loads((tmp_path / "reports/demo/sweep.json").read_text())
     assert [trial["status"] for trial in report["trials"]] == ["finished"] * 9
     for trial in {event["trial"] for event in events}:  # with a checkpoint an epoch none is trained twice
-        assert [event["epoch"] for event in events if event["trial"] == trial] == list(range(1, 13))
+        assert [event["epoch"] for event in events if event["trial"] == trial] == list(range(1, 31))
     started.remove_node(fresh)
 
 

@@ -199,7 +199,9 @@ def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Pa
     with sweeping(tmp_path) as process:
         process.send_signal(number)
         assert "goes on: 0 of 6 trials ended, 2 go on" in process.communicate(timeout=60)[0]
-    assert all(trial.runs == 2 for trial in journal(tmp_path).trials)
+    runs = [trial.runs for trial in journal(tmp_path).trials]
+    assert len(runs) == 2  # those of the first start; the second may have come too early for one of them to run
+    assert max(runs) == 2
 
 
 @pytest.mark.parametrize("signals", [1, 2])
