@@ -100,7 +100,7 @@ def test_an_estimate_comes_before_the_trials(swept: tuple[Params, Registry, list
 
 def test_losers_leave_no_weights(swept: tuple[Params, Registry, list[str]]) -> None:
     params, registry, _ = swept
-    assert not cluster.results_folder(params.store).exists()
+    assert not Path(params.checkpoints).exists()
     assert [name for name in registry.collections() if name.startswith("model-")] == [
         registry.resolve("digits-classifier:best").name
     ]
