@@ -100,7 +100,8 @@ def test_an_estimate_comes_before_the_trials(swept: tuple[Params, Registry, list
 
 def test_losers_leave_no_weights(swept: tuple[Params, Registry, list[str]]) -> None:
     params, registry, _ = swept
-    assert not Path(params.checkpoints).exists()
+    assert list(Path(params.checkpoints).iterdir()) == []
+    assert not (params.store / "scratch" / "sweep").exists()
     assert [name for name in registry.collections() if name.startswith("model-")] == [
         registry.resolve("digits-classifier:best").name
     ]
