@@ -142,7 +142,8 @@ class Replica:
         """Return a model, verified, made fast and warmed for every power of two up to the largest batch."""
         version = self._registry.resolve(ref)
         loaded = classifier.load(self._registry.open(version), self._device)
-        infer, size = fast(loaded), 1
+        # In the thread that computes: torch.fx patches every module's call while it follows a network.
+        infer, size = self.executor.submit(fast, loaded).result(), 1
         while True:
             # One job each, in the thread that computes: requests to the model that still serves go in between.
             images = np.zeros((size, loaded.image_size, loaded.image_size, 3), dtype=np.uint8)
