@@ -16,6 +16,7 @@ from PIL import Image
 from flywheel import pictures
 from flywheel.params import Params
 from flywheel.registry import Registry
+from flywheel.simulation import pictures as simulation_pictures
 from flywheel.stages import data
 
 NAMES = (
@@ -30,6 +31,11 @@ NAMES = (
     "_hidden",
     "a very long name of a class " * 3,
 )
+
+
+def answers(probabilities: Any) -> tuple[Any, Any]:
+    """Return predictions and confidence."""
+    return probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
 @pytest.fixture
@@ -56,7 +62,8 @@ def test_any_class_name_can_be_drawn_without_a_warning(path: Path, random: np.ra
         for made in (
             pictures.sample_grid(images, labels, NAMES, "a title", place()),
             pictures.confusion_matrix(matrix, NAMES, "a title", place()),
-            pictures.worst_mistakes(images, labels, probabilities, NAMES, "a title", place()),
+            pictures.worst_mistakes(images, labels, *answers(probabilities), NAMES, "a title", place()),
+            simulation_pictures.failures(images, labels, *answers(probabilities), NAMES, 99, place()),
         ):
             assert drawn(made).std() > 0
 
@@ -87,7 +94,9 @@ def test_mistakes_fill_the_picture_however_few(
     probabilities = np.eye(2, dtype=np.float32)[np.where(np.arange(40) < mistakes, 1 - labels, labels)]
     images = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     title = "model-1a2b3c4d:v0: most confident mistakes (true class above, prediction below)"
-    pictures.worst_mistakes(images, labels, probabilities, ("$5", "b"), title, path)
+    pictures.worst_mistakes(
+        images, labels, probabilities.argmax(axis=1), probabilities.max(axis=1), ("$5", "b"), title, path
+    )
     (figure,) = figures
     shown = [axis for axis in figure.axes if axis.images]
     assert len(shown) == min(mistakes, 24)

@@ -57,8 +57,8 @@ def run(params: Params, arguments: Sequence[str], say: Callable[[str], None] = p
 def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a turn changed: accuracy before, after, and of the control arm."""
     rows = [
-        (f"before   {_label(registry, retrained['parent'])}", retrained["before"]),
-        (f"after    {_label(registry, retrained['candidate'])}", retrained["after"]),
+        (f"before   {registry.label(retrained['parent'])}", retrained["before"]),
+        (f"after    {registry.label(retrained['candidate'])}", retrained["after"]),
     ]
     if retrained.get("control"):
         rows.append(("control  as many right answers instead", retrained["control"]))
@@ -69,7 +69,7 @@ def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> I
             f"{_percent((scores.get(part) or {}).get('accuracy')):>10}" for part in ("test", "holdout", "unseen")
         )
     decision = "in production" if retrained["promoted"] else "not promoted"
-    yield f"{_label(registry, retrained['candidate'])} is {decision}: {'; '.join(retrained['reasons'])}"
+    yield f"{registry.label(retrained['candidate'])} is {decision}: {'; '.join(retrained['reasons'])}"
     served = _report(params, "simulation")
     answered = ", ".join(served.get("models", {}))
     yield f"served last: {_percent(served.get('accuracy'))} of {served.get('n', 0):,} simulated requests, by {answered}"
@@ -123,10 +123,6 @@ def _report(params: Params, name: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return dict(files.read_json(params.reports / f"{name}.json"))
     return {}
-
-
-def _label(registry: Registry, ref: str) -> str:
-    return registry.resolve(ref).label if registry.has(ref) else ref
 
 
 def _percent(value: float | None) -> str:

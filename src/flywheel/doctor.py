@@ -59,15 +59,11 @@ def _port(params: Params) -> Finding:
                 return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
             os.kill(served.pid, 0)
             return Finding("port", f"{number}: this profile's server (pid {served.pid})")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trying:
-        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
-        try:
-            trying.bind((host, number))
-        except OSError as error:
-            return Finding(
-                "port", f"{host}:{number} cannot be used ({error.strerror})",
-                "set serve.port (or serve.host) to another, or end what uses it",
-            )  # fmt: skip
+    if trouble := record.port_trouble(params):
+        return Finding(
+            "port", f"{host}:{number} cannot be used ({trouble})",
+            "set serve.port (or serve.host) to another, or end what uses it",
+        )  # fmt: skip
     return Finding("port", f"{number} is free")
 
 

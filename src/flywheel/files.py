@@ -163,9 +163,8 @@ def holder(path: Path) -> int | None:
     """
     try:
         pid = int(path.with_suffix(".pid").read_text())
-        os.kill(pid, 0)
-    except PermissionError:
-        pass  # a process of another user
+        with contextlib.suppress(PermissionError):  # it lives, and is another user's
+            os.kill(pid, 0)
     except (OSError, ValueError, OverflowError):
         return None
     held = FileLock(path)

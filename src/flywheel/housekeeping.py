@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from flywheel import files, promotion
+from flywheel import files, promotion, stage
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.sweep.checkpoints import Place
@@ -51,7 +51,7 @@ def clean(params: Params) -> list[Path]:
     Checkpoints go too, unless a sweep runs: one that was interrupted then goes on without them.
     """
     found = [params.reports, params.store / "scratch", params.store / "source.json"]
-    if files.holder(params.store / "locks" / "sweep.lock") is None:
+    if files.holder(stage.lock_path(params, "sweep")) is None:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
             Place(params.checkpoints).remove()

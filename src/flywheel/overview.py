@@ -112,7 +112,7 @@ def _server(params: Params) -> str:
     served = record.read(params)
     if served is not None and served.address is not None:
         return f"{'deployed':<20} {served.url}, on the cluster at {served.address}"
-    if files.holder(record.lock_path(params)) is not None:
+    if files.holder(stage.lock_path(params, "serve")) is not None:
         return f"{'running':<20} {served.url} (pid {served.pid})" if served else f"{'starting':<20} or stopping"
     return f"{'crashed':<20} make stop clears what it left" if served else f"{'stopped':<20} make serve starts it"
 
@@ -121,9 +121,8 @@ def _retraining(params: Params, registry: Registry) -> str:
     """Return whether `make retrain` has something to do."""
     from flywheel.retraining import plan
 
-    lock = params.store / "locks" / "retrain.lock"
-    if (pid := files.holder(lock)) is not None:
-        return f"{f'running (pid {pid})':<20} make logs PROFILE={params.profile} shows what it says"
+    if running := _running(params, "retrain"):
+        return f"{running[0]:<20} {running[1]}"
     try:
         planned = plan.make(params, registry)
     except FlywheelError as error:
@@ -134,14 +133,18 @@ def _retraining(params: Params, registry: Registry) -> str:
 
 
 def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:
-    pid = files.holder(stage.lock_path(params, name))
-    if pid is not None:
-        return f"running (pid {pid})", f"make logs PROFILE={params.profile} shows what it says"
+    if running := _running(params, name):
+        return running
     try:
         verdict = stage.check(module.define(params, registry))
     except FlywheelError as error:
         return "waiting", str(error)
     return "up to date" if verdict.up_to_date else "to run", verdict.reason
+
+
+def _running(params: Params, name: str) -> tuple[str, str] | None:
+    pid = files.holder(stage.lock_path(params, name))
+    return (f"running (pid {pid})", f"make logs PROFILE={params.profile} shows what it says") if pid else None
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

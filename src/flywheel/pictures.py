@@ -77,7 +77,9 @@ def sample_grid(
     with drawing(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
         axis = figure.subplots()
         axis.imshow(mosaic, interpolation="nearest")
-        axis.set_yticks([row * cell + side / 2 for row in range(len(shown))], [_short(class_names[i]) for i in shown])
+        axis.set_yticks(
+            [row * cell + side / 2 for row in range(len(shown))], [short_name(class_names[i]) for i in shown]
+        )
         axis.set_xticks([])
         axis.tick_params(length=0, colors=INK)
         axis.spines[:].set_visible(False)
@@ -104,7 +106,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
                 color="white" if dark else INK if count else GRID,
                 fontweight="bold" if row == column else "normal",
             )  # fmt: skip
-        names = [_short(name) for name in class_names] if readable else []
+        names = [short_name(name) for name in class_names] if readable else []
         slanted = max(map(len, names), default=0) > 3
         axis.set_xticks(
             range(len(names)), names, rotation=45 if slanted else 0,
@@ -148,15 +150,15 @@ def reliability(calibration: Mapping[str, Any], title: str, path: Path) -> Path:
 def worst_mistakes(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
+    predictions: NDArray[np.int64],
+    confidence: NDArray[np.floating[Any]],
     class_names: Sequence[str],
     title: str,
     path: Path,
     columns: int = 6,
     rows: int = 4,
 ) -> Path:
-    """Draw the most confident mistakes, each with its label, prediction and confidence."""
-    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    """Draw the most confident mistakes: the true class above, prediction and confidence below."""
     wrong = np.flatnonzero(predictions != labels)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: columns * rows]
     columns = max(1, min(columns, len(shown)))
@@ -172,11 +174,12 @@ def worst_mistakes(
             axis.axis("off")
             if place < len(shown):
                 index = shown[place]
+                above, below = (short_name(class_names[of[index]]) for of in (labels, predictions))
                 axis.imshow(images[index], interpolation="nearest")
-                axis.set_title(_short(class_names[labels[index]]), fontsize=9, fontweight="normal", loc="center", pad=3)
+                axis.set_title(above, fontsize=9, fontweight="normal", loc="center", pad=3)
                 axis.text(
-                    0.5, -0.04, f"{_short(class_names[predictions[index]])} {confidence[index]:.0%}",
-                    transform=axis.transAxes, ha="center", va="top", fontsize=9, color=BAD, fontweight="bold",
+                    0.5, -0.04, f"{below} {confidence[index]:.0%}", transform=axis.transAxes, ha="center", va="top",
+                    fontsize=9, color=BAD, fontweight="bold",
                 )  # fmt: skip
     return path
 
@@ -269,6 +272,7 @@ def _draw_param(
     axis.grid(axis="y")
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """Return a class name as a picture shows it: cut to fit, and never taken for a formula."""
     shown = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
     return shown.replace("$", r"\$")  # a class may be called $5, which is no formula

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel import FlywheelError, files
+from flywheel import FlywheelError, files, stage
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
 
@@ -127,7 +127,6 @@ def promote(
     Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or
     gives no finite probabilities.
     """
-    from flywheel import stage
     from flywheel.tracking import Tracker
 
     reason = " ".join(reason.split())
@@ -138,7 +137,7 @@ def promote(
     candidate = registry.resolve(reference)
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
-    with files.lock(params.store / "locks" / "promote.lock"):  # make prune removes nothing meanwhile
+    with files.lock(stage.lock_path(params, "promote")):  # make prune removes nothing meanwhile
         decision = judge(params, registry, candidate, by_hand=True)
         if _same(decision.production, candidate):
             say(f"promote: {candidate.label} is in production already")
@@ -185,9 +184,9 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
     reason = " ".join(reason.split())
     _link(
         params, registry, version, {"production": production, "previous": previous},
-        f"rollback from {_label(registry, production)}{f': {reason}' if reason else ''}",
+        f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
-    return f"rollback: {version.label} is in production again; {_label(registry, production)} is the previous one now"
+    return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
 
 
 def ever_in_production(params: Params, registry: Registry) -> list[str]:
@@ -243,7 +242,7 @@ def _move(
         if now == decision.production:
             raise
         raise PromotionError(
-            f"production was moved to {_label(registry, now) if now else 'nothing'} while {candidate.label} was "
+            f"production was moved to {registry.label(now) if now else 'nothing'} while {candidate.label} was "
             f"judged, so nothing was changed; {_command(params, candidate)} judges it anew"
         ) from None
 
@@ -266,10 +265,6 @@ def _link(
 def _same(ref: str | None, version: Version) -> bool:
     """Tell whether a ref is of the same content, under whatever name."""
     return ref is not None and ref.partition("@")[2] == version.digest
-
-
-def _label(registry: Registry, ref: str) -> str:
-    return registry.resolve(ref).label if registry.has(ref) else ref
 
 
 def _command(params: Params, candidate: Version) -> str:

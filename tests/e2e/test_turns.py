@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import parents
 import pytest
 import requests
 from served import ROOT, SETTINGS, Server, free_port, serving
@@ -12,7 +13,6 @@ from flywheel import feedback, files, params_file
 from flywheel.data import dataset
 from flywheel.models import classifier
 from flywheel.registry import Registry
-from flywheel.training import TrainingData, fit
 
 SMALL = (
     "data.image_size=16 retrain.epochs=2 retrain.min_failures=1 retrain.learning_rate_scale=1 gate.margin=0.2 "
@@ -29,18 +29,7 @@ def wheel(tmp_path: Path) -> Server:
     registry = Registry(params.store)
     server = Server(params, registry, tmp_path, overrides)
     assert server.run("data").endswith("[exit 0]")
-    data = registry.resolve(params.dataset_name)
-    images = dataset.open_directory(registry.open(data))
-    recipe = params.complete_recipe({}, params.sweep.epochs)
-    training = TrainingData.of(images)
-    model = training.classifier(recipe)
-    for _ in fit(model, training, recipe, model.device):
-        pass
-    model.save(tmp_path / "parent", recipe.model_dump())
-    version = registry.publish(
-        "model-parent", "model", tmp_path / "parent", metadata={"recipe": recipe.model_dump()}, inputs=(data.ref,)
-    )
-    registry.link(version, params.registered_model, ("best", "production"), reason="a parent")
+    parents.produce(params, registry, tmp_path / "parent", params.sweep.epochs)
     return server
 
 
@@ -95,7 +84,7 @@ def test_three_turns_count_nothing_twice_and_leave_a_lineage(wheel: Server) -> N
     most = 2 * retrained[0].size + 1_000_000  # a model, the feedback list, manifests
     assert max(sizes) < most, (sizes, most)
     ancestors = {version.name for _, _, version in registry.lineage(retrained[-1]) if version is not None}
-    assert {"digits_dataset", "digits-feedback", "retrained-model", "model-parent"} <= ancestors
+    assert {"digits_dataset", "digits-feedback", "retrained-model", "model-1"} <= ancestors
     history = [move for move in registry.history(params.registered_model) if move["alias"] == "production"]
     assert len(history) == 1 + sum(move["to"].startswith("retrained-model@") for move in history)
 
@@ -108,8 +97,8 @@ def test_a_running_server_follows_a_rollback_without_a_failed_request(wheel: Ser
         promoted = wheel.registry.resolve(f"{wheel.params.registered_model}:production")
         assert promoted.label == "retrained-model:v0"
         wait_until_served(wheel, promoted.label)
-        assert "model-parent:v0 is in production again" in wheel.run("rollback")
-        wait_until_served(wheel, "model-parent:v0")
+        assert "model-1:v0 is in production again" in wheel.run("rollback")
+        wait_until_served(wheel, "model-1:v0")
         assert "retrained-model:v0" in wheel.run("history")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import parents
 import pytest
-import torch
 
 from flywheel import feedback, params_file
 from flywheel.data import dataset
@@ -17,7 +17,6 @@ from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.simulation.result import examples
 from flywheel.stages import data
-from flywheel.training import TrainingData, fit
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=16 tracking.wandb=disabled retrain.epochs=2 retrain.control=false"
@@ -35,17 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = load(place)
     registry = Registry(params.store)
     data.run(params, registry, say=lambda line: None)
-    version = registry.resolve("digits_dataset")
-    images = TrainingData.of(dataset.open_directory(registry.open(version)))
-    recipe = params.complete_recipe({}, epochs=8)
-    model = images.classifier(recipe)
-    for _ in fit(model, images, recipe, torch.device("cpu")):
-        pass
-    model.save(place / "model", recipe.model_dump())
-    made = registry.publish(
-        "model-1", "model", place / "model", metadata={"recipe": recipe.model_dump()}, inputs=(version.ref,)
-    )
-    registry.link(made, params.registered_model, ("best", "production"), reason="the parent of the tests")
+    parents.produce(params, registry, place / "model", epochs=8)
     return place
 
 

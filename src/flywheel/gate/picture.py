@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel.pictures import ACCENT, BAD, GOOD, GRID, INK, MUTED, drawing  # one style for every picture
+from flywheel.pictures import ACCENT, BAD, GOOD, GRID, INK, MUTED, drawing, short_name  # one style for every picture
 
 SHOWN_CLASSES = 30  # beyond, those that changed most
 
@@ -64,6 +64,6 @@ def draw(decision: Mapping[str, Any], path: Path) -> Path:
             axis.set_axisbelow(True)
             axis.tick_params(axis="y", length=0)
             axis.set_ylim(-0.6, count - 0.4)
-        left.set_yticks(range(count), [*names, *(name for name, _ in whole)], color=INK)
+        left.set_yticks(range(count), [*map(short_name, names), *(name for name, _ in whole)], color=INK)
         figure.legend(loc="outside lower center", ncols=5)
     return path

@@ -191,6 +191,10 @@ class Registry:
             return False
         return True
 
+    def label(self, reference: str) -> str:
+        """Return name:vN for people, or the reference itself where its version is not here."""
+        return self.resolve(reference).label if self.has(reference) else reference
+
     def incomplete(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
         folder = self._shelf.folder(version.name, version.number) / "files"

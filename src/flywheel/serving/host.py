@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from flywheel import command, files, ray_address
+from flywheel import command, files, ray_address, stage
 from flywheel.params import Params
 from flywheel.serving import ServingError, deploy, ingress, record
 from flywheel.serving.record import Served
@@ -42,14 +41,14 @@ def start(params: Params, host_command: Sequence[str], say: Callable[[str], None
     `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
     and files.Locked when another process is starting one.
     """
-    with files.lock(record.lock_path(params).with_stem("serve-start")):
+    with files.lock(stage.lock_path(params, "serve-start")):
         return _start(params, host_command, say)
 
 
 def run(params: Params, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
     model = record.production(params)
-    with files.lock(record.lock_path(params)), _folder() as folder:
+    with files.lock(stage.lock_path(params, "serve")), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
         os.environ.update(
@@ -87,7 +86,7 @@ def run(params: Params, say: Callable[[str], None] = print) -> None:
 def stop(params: Params) -> bool:
     """End the server on this machine, and whatever a crashed one left. Returns whether there was anything."""
     ended = False
-    path = record.lock_path(params)
+    path = stage.lock_path(params, "serve")
     served = record.read(params)
     if (pid := files.holder(path)) is not None:
         ended = True
@@ -108,7 +107,7 @@ def stop(params: Params) -> bool:
 def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
     record.production(params)
     served, wanted = record.read(params), record.settings(params)
-    if files.holder(record.lock_path(params)) is not None:
+    if files.holder(stage.lock_path(params, "serve")) is not None:
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():
@@ -179,17 +178,12 @@ def _folder() -> Iterator[Path]:
 
 def _check_port(params: Params) -> None:
     """Raise ServingError when the port cannot be had."""
-    host, port = params.serve.host, params.serve.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServingError(
-                f"serve.host={host} serve.port={port} cannot be used ({error.strerror}); "
-                f'choose another: make serve SET="serve.port={port + 1}"'
-            ) from None
+    if trouble := record.port_trouble(params):
+        host, port = params.serve.host, params.serve.port
+        raise ServingError(
+            f"serve.host={host} serve.port={port} cannot be used ({trouble}); "
+            f'choose another: make serve SET="serve.port={port + 1}"'
+        )
 
 
 def _end_leftovers(params: Params) -> list[int]:

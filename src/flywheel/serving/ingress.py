@@ -1,9 +1,9 @@
 """The adapter to Ray Serve's HAProxy: the one place that rests on its private template and variables.
 
-HAProxy carries 4 to 5 times the requests of Serve's own proxy (docs/serving.md). Its template binds a metrics and a
+HAProxy carries several times the requests of Serve's own proxy. Its template binds a metrics and a
 statistics port on every interface; a wrapper around the binary turns both into sockets in a private folder before
 HAProxy reads them, so only `serve.host:serve.port` listens. Two instances on a machine do not meet: each has its own
-folder. Where there is no binary (macOS) Serve's own proxy answers, slower. tests/serving/test_ingress.py is the canary.
+folder. Where there is no binary (macOS) Serve's own proxy answers, slower. The canary: tests/serving/test_exposure.py.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,6 @@ def path(params: Params) -> Path:
     return params.store / "serve.json"
 
 
-def lock_path(params: Params) -> Path:
-    """Return the lock that a host process holds while it lives."""
-    return params.store / "locks" / "serve.lock"
-
-
 def read(params: Params) -> Served | None:
     """Return the record, or None when nothing was started (or it cannot be read)."""
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -80,6 +76,18 @@ def url(params: Params) -> str:
     host = params.serve.host
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{local}:{params.serve.port}"
+
+
+def port_trouble(params: Params) -> str | None:
+    """Return why serve.host and serve.port cannot be listened on, or None."""
+    family = socket.AF_INET6 if ":" in params.serve.host else socket.AF_INET
+    with socket.socket(family) as trying:
+        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        try:
+            trying.bind((params.serve.host, params.serve.port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def production(params: Params) -> Version:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx.experimental.optimization import fuse
+from torch import nn
 
 from flywheel import FlywheelError
 from flywheel.data.images import from_array
@@ -80,7 +80,6 @@ class Replica:
         self.failed_swaps = 0
         self.swap_error: str | None = None
         self._failed: tuple[str, float] | None = None
-        self._stop = threading.Event()
 
     def compute(self, images: Sequence[NDArray[np.uint8]]) -> list[Answer]:
         """Return an answer for each image (side, side, 3) uint8. Raises ServingError when the model gives no number."""
@@ -94,16 +93,12 @@ class Replica:
         return [Answer(row, model) for row in probabilities]
 
     def follow(self, poll_s: float) -> None:
-        """Watch `production` from a thread of its own until `close`."""
+        """Watch `production` from a thread of its own, for as long as the process lives."""
         threading.Thread(target=self._watch, args=(poll_s,), name="follow-production", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop watching and computing."""
-        self._stop.set()
-        self.executor.shutdown(wait=False, cancel_futures=True)
-
     def _watch(self, poll_s: float) -> None:
-        while not self._stop.wait(poll_s):
+        while True:
+            time.sleep(poll_s)
             try:
                 self.check()
             except Exception:
@@ -142,8 +137,7 @@ class Replica:
         """Return a model, verified, made fast and warmed for every power of two up to the largest batch."""
         version = self._registry.resolve(ref)
         loaded = classifier.load(self._registry.open(version), self._device)
-        # In the thread that computes: torch.fx patches every module's call while it follows a network.
-        infer, size = self.executor.submit(fast, loaded).result(), 1
+        infer, size = fast(loaded), 1
         while True:
             # One job each, in the thread that computes: requests to the model that still serves go in between.
             images = np.zeros((size, loaded.image_size, loaded.image_size, 3), dtype=np.uint8)
@@ -157,23 +151,20 @@ class Replica:
 
 
 def fast(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Return the classifier as a function of arrays: batch norms folded into the convolutions, weights cast once.
+    """Return the classifier, which is changed, as a function of arrays: the same numbers, sooner.
 
-    Not traced: torch.jit keeps every model it ever traced (75 MB a swap with ResNet-18), and torch.compile needs 32 s.
-    Folding: torch.fx's own. A network that it cannot follow is cast as it is.
+    Autocast casts the weights of convolutions and linear layers at every call; here they are cast once (figures:
+    docs/log.md, where also stands why models are neither traced nor folded).
     """
-    network: torch.nn.Module = loaded.network
-    try:
-        network = fuse(network)
-    except Exception as error:
-        log.warning("%s serves unfused: %s", loaded.architecture, str(error)[:200])
     dtype = torch.bfloat16 if loaded.precision == "bfloat16" else torch.float32
-    network = network.to(dtype).to(memory_format=torch.channels_last).eval()
+    for module in loaded.network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):  # what autocast casts; norms stay as they are
+            module.to(dtype)
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(loaded.device, non_blocking=True)
-            logits = network(loaded.prepare(batch).to(dtype)).float()
+            logits = loaded.network(loaded.prepare(batch).to(dtype)).float()
             probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).cpu().numpy()
             return probabilities
 

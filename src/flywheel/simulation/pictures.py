@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.pictures import ACCENT, BAD, GOOD, INK, MUTED, drawing
+from flywheel.pictures import ACCENT, BAD, GOOD, INK, drawing, worst_mistakes
 
 COLUMNS, ROWS = 8, 5
 BINS = 25
@@ -24,31 +24,11 @@ def failures(
     sent: int,
     path: Path,
 ) -> Path:
-    """Draw up to forty failures, the most confident first: true class above, prediction and confidence below."""
-    shown = np.argsort(-confidence, kind="stable")[: COLUMNS * ROWS]
-    columns = min(max(len(shown), 4), COLUMNS)
-    rows = -(-len(shown) // columns)
-    with drawing(path, 1.3 * columns, 1.8 * rows + 0.6 if rows else 1.2) as figure:
-        title = f"{len(labels):,} failure{'s' if len(labels) != 1 else ''} of {sent:,} images"
-        if len(shown) < len(labels):
-            title += f", the {len(shown)} most confident"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        if not len(shown):
-            figure.text(0.5, 0.4, "everything was right", ha="center", color=MUTED)
-            return path
-        for place, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            axis.axis("off")
-            if place >= len(shown):
-                continue
-            index = shown[place]
-            axis.imshow(images[index], interpolation="nearest")
-            axis.set_title(_short(class_names[labels[index]]), fontsize=9, fontweight="normal", loc="center", pad=3)
-            said = f"{_short(class_names[predictions[index]])} {confidence[index]:.0%}"
-            axis.text(
-                0.5, -0.04, said, transform=axis.transAxes, ha="center", va="top", fontsize=9, color=BAD,
-                fontweight="bold",
-            )  # fmt: skip
-    return path
+    """Draw up to forty failures, the most confident first, as `worst_mistakes` does."""
+    title = f"{len(labels):,} failure{'s' if len(labels) != 1 else ''} of {sent:,} images"
+    if len(labels) > COLUMNS * ROWS:
+        title += f", the {COLUMNS * ROWS} most confident"
+    return worst_mistakes(images, labels, predictions, confidence, class_names, title, path, COLUMNS, ROWS)
 
 
 def confidence(right: NDArray[np.float64], wrong: NDArray[np.float64], path: Path) -> Path:
@@ -97,7 +77,3 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
         axis.grid(axis="y")
         axis.set_axisbelow(True)
     return path
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 11 else f"{name[:10]}…"

@@ -80,7 +80,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
                 folder / "reliability.png",
             ),
             pictures.worst_mistakes(
-                test.images, test.labels, probabilities, names,
+                test.images, test.labels, probabilities.argmax(axis=1), probabilities.max(axis=1), names,
                 f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
             ),
         )  # fmt: skip

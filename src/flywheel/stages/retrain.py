@@ -36,7 +36,7 @@ def run(
 
     Raises RetrainError, FeedbackError, and files.Locked when another process retrains.
     """
-    with files.lock(params.store / "locks" / "retrain.lock"):
+    with files.lock(stage.lock_path(params, "retrain")):
         planned = plan.make(params, registry, force=force)
         if isinstance(planned, str):
             say(f"retrain: nothing to do ({planned})")

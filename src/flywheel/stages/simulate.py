@@ -27,7 +27,7 @@ def run(params: Params, registry: Registry, *, say: Callable[[str], None] = prin
 
     Raises StageError, SimulationError, and files.Locked when another process simulates.
     """
-    with files.lock(params.store / "locks" / "simulate.lock"):
+    with files.lock(stage.lock_path(params, "simulate")):
         return _simulate(params, registry, say)
 
 
