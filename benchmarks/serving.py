@@ -258,14 +258,14 @@ def _wrk(url: str, connections: int, seconds: int, folder: Path, path: str = "/p
     ).stdout  # fmt: skip
 
     def find(pattern: str) -> str:
-        match = re.search(pattern, told)
+        match = re.search(pattern, told, re.MULTILINE)
         return match.group(1) if match else "0"
 
     failed = int(find(r"Non-2xx or 3xx responses: (\d+)")) + sum(
         int(number) for number in re.findall(r"(?:connect|read|write|timeout) (\d+)", told)
     )
     return Measurement(
-        float(find(r"Requests/sec:\s+([\d.]+)")), _ms(find(r"50%\s+(\S+)")), _ms(find(r"99%\s+(\S+)")), failed
+        float(find(r"Requests/sec:\s+([\d.]+)")), _ms(find(r"^\s+50%\s+(\S+)")), _ms(find(r"^\s+99%\s+(\S+)")), failed
     )
 
 
