@@ -101,14 +101,16 @@ test-all: lint ## the same and the long tests
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
 BENCH ?= serving
+BENCHMARK = $(if $(filter $($1),$2),exec $(VENV_PYTHON) benchmarks/$($1).py $(ARGS),echo 'error: $1=$($1): unknown; \
+  choose one of $2' >&2; exit 1)
 .PHONY: bench
 bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=serving)
-	@exec $(VENV_PYTHON) benchmarks/$(BENCH).py $(ARGS)
+	@$(call BENCHMARK,BENCH,serving)
 
 BENCH_LONG ?= wheel
 .PHONY: bench-long
 bench-long: $(READY) ## the accuracy studies behind the defaults (BENCH_LONG=wheel|retrain_rate|gate_power)
-	@exec $(VENV_PYTHON) benchmarks/$(BENCH_LONG).py $(ARGS)
+	@$(call BENCHMARK,BENCH_LONG,wheel retrain_rate gate_power)
 
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)

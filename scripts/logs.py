@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=8, help="lines of each log (default: 8)")
     arguments = parser.parse_args()
     params = command.load_params(arguments)
-    print("\n".join(overview.logs([command.log_path(params, name) for name, _ in overview.STAGES], arguments.lines)))
+    print("\n".join(overview.logs([command.log_path(params, name) for name in overview.LOGS], arguments.lines)))
 
 
 if __name__ == "__main__":

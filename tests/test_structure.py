@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from flywheel import code
+from flywheel import code, overview
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "flywheel"
@@ -133,3 +134,10 @@ def test_help_is_light(script: Path) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", probe], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_make_logs_shows_every_log_that_a_script_writes() -> None:
+    written = {
+        name for script in SCRIPTS for name in re.findall(r'command\.logged\(params, "(\w+)"\)', script.read_text())
+    }
+    assert written == set(overview.LOGS)
