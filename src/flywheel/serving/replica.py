@@ -22,7 +22,7 @@ from flywheel.data.images import from_array
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.registry import Registry, Version
-from flywheel.serving import ServingError
+from flywheel.serving import ServingError, packing
 
 if TYPE_CHECKING:
     from flywheel.models.classifier import Classifier
@@ -153,13 +153,16 @@ class Replica:
 def fast(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """Return the classifier, which is changed, as a function of arrays: the same numbers, sooner.
 
-    Autocast casts the weights of convolutions and linear layers at every call; here they are cast once (figures:
-    docs/log.md, where also stands why models are neither traced nor folded).
+    Autocast casts the weights of convolutions and linear layers at every call, and oneDNN reorders them; here both are
+    done once (figures: docs/log.md, where also stands why models are neither traced nor folded).
     """
     dtype = torch.bfloat16 if loaded.precision == "bfloat16" else torch.float32
     for module in loaded.network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # what autocast casts; norms stay as they are
             module.to(dtype)
+    if packing.can_pack(loaded.device, dtype):
+        image = torch.zeros((1, loaded.image_size, loaded.image_size, 3), dtype=torch.uint8)
+        packing.pack(loaded.network, loaded.prepare(image).to(dtype))
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():

@@ -1,0 +1,57 @@
+"""Convolutions whose weights lie in memory as oneDNN computes with them, instead of being reordered at every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flywheel.models import device as devices
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN computes convolutions of a dtype (float32 or bfloat16) on a device."""
+    known = dtype == torch.float32 or devices.has_bfloat16(device)
+    return device.type == "cpu" and known and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def pack(network: nn.Module, example: Tensor) -> None:
+    """Replace the 2-d convolutions of a network, in place, by packed ones that give the same numbers.
+
+    The packed layout is the one that oneDNN prefers for `example`, an input (n, 3, h, w) of the network's dtype on the
+    CPU; other batch sizes work too. These are the operators that torch.compile uses on the CPU (torch/_inductor,
+    mkldnn_fusion); they are private, so torch is pinned and a test compares.
+    """
+    sizes: dict[nn.Module, list[int]] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: sizes.__setitem__(module, list(inputs[0].shape)))
+        for module in network.modules()
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+    ]
+    with torch.inference_mode():
+        network(example)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, nn.Conv2d) and module in sizes:
+                setattr(parent, name, PackedConvolution(module, sizes[module]))
+
+
+class PackedConvolution(nn.Module):
+    """A convolution for inference on the CPU, made of a Conv2d and the shape (n, c, h, w) of its usual input."""
+
+    def __init__(self, convolution: nn.Conv2d, size: list[int]):
+        super().__init__()
+        self._form = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        weight = convolution.weight.detach().to_mkldnn()
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        self._weight = reorder(weight, *self._form, size)
+        self._bias = None if convolution.bias is None else convolution.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution (n, channels, h', w') of x (n, c, h, w) of the weight's dtype."""
+        operator = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor = operator(x, self._weight, self._bias, *self._form, "none", [], "")
+        return result
