@@ -10,6 +10,9 @@ accuracy on the holdout images before they were corrupted, less that after.
 
 Reads   params.yaml
 Writes  benchmarks/results/wheel_<name>.json after every seed; its table into docs/retraining.md
+
+A study that was cut short goes on: seeds in the result file of the same command and versions are kept. Delete the file
+to begin anew.
 """
 
 from __future__ import annotations
@@ -178,8 +181,14 @@ def main() -> None:
     source = Path("params.yaml").absolute()
     name = arguments.name or arguments.profile
     place = RESULTS / f"wheel_{name}.json"
-    rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
+    origin = {
+        "command": " ".join(["benchmarks/wheel.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {devices.pick().type}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    earlier = files.read_json(place) if place.exists() else {}
+    rows: list[dict[str, Any]] = earlier["rows"] if {key: earlier.get(key) for key in origin} == origin else []
+    for seed in range(len(rows), arguments.seeds):
         with tempfile.TemporaryDirectory(prefix="fw-wheel-") as folder:
             rows.append(seed_row(source, arguments.profile, arguments.set, seed, arguments.turns, Path(folder)))
         last = rows[-1]
@@ -188,16 +197,7 @@ def main() -> None:
             f"seed {seed}: holdout {last['clean_holdout']:.1%} clean, {last['drifted_holdout']:.1%} drifted; {shown}",
             flush=True,
         )
-        files.write_json(
-            place,
-            {
-                "command": " ".join(["benchmarks/wheel.py", *sys.argv[1:]]),
-                "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {devices.pick().type}",
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                "summary": summary(rows),
-                "rows": rows,
-            },
-        )  # fmt: skip
+        files.write_json(place, {**origin, "summary": summary(rows), "rows": rows})
     print(text := table(files.read_json(place)))
     pages.write(PAGE, f"wheel_{name}", text)
 
