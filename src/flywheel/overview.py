@@ -137,10 +137,14 @@ def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[
     if running := _running(params, name):
         return running
     try:
-        verdict = stage.check(module.define(params, registry))
+        defined = module.define(params, registry)
+        verdict = stage.check(defined)
+        if verdict.up_to_date:
+            return "up to date", verdict.reason
+        half_done = sweep.interrupted(defined) if module is sweep else None
+        return "to run", half_done or verdict.reason
     except FlywheelError as error:
         return "waiting", str(error)
-    return "up to date" if verdict.up_to_date else "to run", verdict.reason
 
 
 def _running(params: Params, name: str) -> tuple[str, str] | None:

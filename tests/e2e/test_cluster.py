@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
+from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +173,59 @@ def test_a_node_with_another_version_is_refused_and_named(started: Cluster, clus
     (line,) = result.stderr.splitlines()
     assert "torch 2.13.0 there, 2.14.1 here; install requirements.lock on every node" in line
     assert node.node_id[:6] in line
+
+
+@contextlib.contextmanager
+def claiming(started: Cluster, **versions: str) -> Iterator[None]:
+    """The cluster says that it was started with other versions, as it says to every driver that connects."""
+    client = ray._raylet.GcsClient(address=started.address)
+    key, namespace = b"CLUSTER_METADATA", b"cluster"
+    told = client.internal_kv_get(key, namespace)
+    client.internal_kv_put(key, json.dumps(json.loads(told) | versions).encode(), True, namespace)
+    try:
+        yield
+    finally:
+        client.internal_kv_put(key, told, True, namespace)
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"), [({"ray_version": "2.40.0"}, "Ray: 2.40.0"), ({"python_version": "3.9.1"}, "Python: 3.9.1")]
+)
+def test_a_cluster_of_another_ray_or_python_is_refused_in_one_sentence(
+    started: Cluster, cluster: str, tmp_path: Path, versions: dict[str, str], said: str
+) -> None:
+    with claiming(started, **versions):
+        result = run(tmp_path, cluster, "data", "sweep")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "Version mismatch" in line
+    assert said in line
+    assert "the same Python and requirements.lock" in line
+    assert epochs(tmp_path) == []
+
+
+def bytes_made(nodes: list[Any]) -> list[int]:
+    """Return the bytes that each node's object store ever took in."""
+    return [
+        node_stats(node.node_ip_address, node.node_manager_port, False).store_stats.cumulative_created_bytes
+        for node in nodes
+    ]
+
+
+def test_the_data_travels_once_a_node(started: Cluster, cluster: str, tmp_path: Path) -> None:
+    overrides = f"{OVERRIDES} data.image_size=64 sweep.trials=8 sweep.epochs=1 sweep.max_concurrent_trials=2"
+    nodes = started.list_all_nodes()
+    before = bytes_made(nodes)
+    result = run(tmp_path, cluster, "data", "sweep", overrides=overrides)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (array,) = (tmp_path / "store/demo").rglob("images.npy")
+    taken = [after - earlier for after, earlier in zip(bytes_made(nodes), before, strict=True)]
+    ran = Counter(event["node"] for event in epochs(tmp_path))
+    assert sum(ran.values()) == 8
+    assert max(ran.values()) > 2  # so that data sent once a trial would show
+    # Training and validation images are four fifths of the array or less; a second copy would be more than 1.2.
+    assert max(taken) < 1.2 * array.stat().st_size, (taken, array.stat().st_size)
+    assert max(taken) > 0.4 * array.stat().st_size
 
 
 def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is_used(

@@ -196,6 +196,8 @@ def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Pa
     assert errors == "interrupted: nothing was published; run the same command again\n"
     assert "sweep: interrupted after 0 of 6 trials; the same command goes on from there" in said
     wait_for_none_left(tmp_path, 30)
+    status = run(tmp_path, "status", LENGTHY).stdout
+    assert re.search(r"^sweep +to run +sweep-\S+ goes on, 0 of 6 trials ended$", status, re.MULTILINE), status
     with sweeping(tmp_path) as process:
         process.send_signal(number)
         assert "goes on: 0 of 6 trials ended, 2 go on" in process.communicate(timeout=60)[0]

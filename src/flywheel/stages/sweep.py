@@ -66,6 +66,24 @@ def run(
     )
 
 
+def interrupted(defined: Stage) -> str | None:
+    """Return a line on the sweep that the next run would go on with, or None if it would begin a new one."""
+    from flywheel.sweep import continuing
+
+    chosen = continuing.choose(_journals(defined), _identity(defined), defined.code, force=False, say=lambda _: None)
+    if chosen.record is None or chosen.record.ended >= defined.params.sweep.trials:
+        return None
+    return f"{chosen.journal.sweep_id} goes on, {chosen.record.ended} of {defined.params.sweep.trials} trials ended"
+
+
+def _journals(defined: Stage) -> Path:
+    return defined.params.store / "journal"
+
+
+def _identity(defined: Stage) -> dict[str, Any]:
+    return {**defined.identity, "inputs": dict(defined.inputs)}
+
+
 def _search(defined: Stage, force: bool, say: Callable[[str], None]) -> Outcome:
     from flywheel.sweep.signals import interruptible
     from flywheel.tracking import Tracker
@@ -86,8 +104,8 @@ def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]
     began = time.monotonic()
     params, registry = defined.params, defined.registry
     opened = dataset.open_directory(registry.open(registry.resolve(defined.inputs["dataset"])))
-    identity = {**defined.identity, "inputs": dict(defined.inputs)}
-    chosen = continuing.choose(params.store / "journal", identity, defined.code, force=force, say=say)
+    identity = _identity(defined)
+    chosen = continuing.choose(_journals(defined), identity, defined.code, force=force, say=say)
     journal, spent_s = chosen.journal, chosen.record.spent_s if chosen.record else 0.0
     journal.begin(identity=identity, code=defined.code)
     campaign = Campaign(params, journal, chosen.again)

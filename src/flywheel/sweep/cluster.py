@@ -66,7 +66,9 @@ def connected() -> Iterator[None]:
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if remote else "Ray on this machine"
-        raise SweepError(f"cannot use {where}: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        advice = "; the same Python and requirements.lock must be on both sides" if "mismatch" in reason else ""
+        raise SweepError(f"cannot use {where}: {reason}{advice}") from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one line, of ours
     signal.signal(signal.SIGTERM, before)
     try:
