@@ -169,7 +169,7 @@ def _run_trials(
     """Run the trials that are left on the connected Ray, after a check of its nodes and an estimate."""
     from flywheel import ray_address
     from flywheel.sweep import SweepError, cluster, preflight, runner
-    from flywheel.sweep.estimate import estimate
+    from flywheel.sweep.estimate import estimate, human_time
 
     place, say, budget_s = recorder.place, recorder.say, params.sweep.time_budget_s
     slots = cluster.Slots(params.sweep)
@@ -294,10 +294,3 @@ def _report(
 
 def _scratch(params: Params) -> Path:
     return params.store / "scratch" / "sweep"
-
-
-def human_time(seconds: float) -> str:
-    """Return a duration for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

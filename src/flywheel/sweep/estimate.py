@@ -103,3 +103,10 @@ def _wait(device: object) -> None:
 
     if isinstance(device, torch.device) and device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
