@@ -90,22 +90,25 @@ prune: $(READY) ## the versions that nothing needs (ARGS=--yes removes them)
 clean: $(READY) ## remove the profile's reports and what killed runs left; artifacts stay
 	@$(SCRIPT) $(ARGS)
 
-.PHONY: lint test test-all
+.PHONY: lint test test-gpu test-all
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
 
 test: lint ## lint, types and tests (about 8 minutes on two cores)
 	@exec $(VENV_PYTHON) -m pytest -m "not long" $(ARGS)
 
+test-gpu: $(READY) ## the tests of the code that a GPU runs, on this machine's GPU
+	@FLYWHEEL_TEST_DEVICE=cuda exec $(VENV_PYTHON) -m pytest -m gpu $(ARGS)
+
 test-all: lint ## the same and the long tests
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
-BENCH ?= serving
+BENCH ?= training
 BENCHMARK = $(if $(filter $($1),$2),exec $(VENV_PYTHON) benchmarks/$($1).py $(ARGS),echo 'error: $1=$($1): unknown; \
   choose one of $2' >&2; exit 1)
 .PHONY: bench
-bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=serving)
-	@$(call BENCHMARK,BENCH,serving)
+bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=training|serving|sweep_overhead)
+	@$(call BENCHMARK,BENCH,training serving sweep_overhead)
 
 BENCH_LONG ?= wheel
 .PHONY: bench-long

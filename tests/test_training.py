@@ -72,6 +72,7 @@ def test_the_same_recipe_gives_the_same_weights_to_the_byte(data: TrainingData, 
         {"optimizer": "adam"},
         {"precision": "float32"},
         {"architecture": "standard"},
+        # not compile: compiling takes minutes; tests/test_devices.py
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -74,6 +74,7 @@ class RecipeDefaults(Section):
     flip: bool = Field(description="mirror images at random (never digits)")
     translate: Annotated[int, Field(ge=0, le=64)] = Field(description="shift by up to so many pixels")
     precision: Literal["auto", "float32", "bfloat16"] = Field(description="auto: bfloat16 where the hardware has it")
+    compile: bool = Field(description="torch.compile; pays on a GPU where training takes longer than compiling")
     seed: Seed = Field(description="of the weights, the order of images and the augmentation")
 
 

@@ -81,6 +81,8 @@ class Training:
 
     def __init__(self, classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device):
         self.classifier = classifier.place(device)
+        if recipe.compile:
+            self.classifier.network.compile(dynamic=False)
         self.recipe = recipe
         self.device = device
         self.epoch = 0  # how many are done

@@ -18,11 +18,15 @@ def compact(classes: int) -> nn.Module:
 
 
 class GlobalMax(nn.Module):
-    """The maximum of each channel, (n, c, h, w) -> (n, c); unlike AdaptiveMaxPool2d repeatable on CUDA."""
+    """The maximum of each channel, (n, c, h, w) -> (n, c); unlike AdaptiveMaxPool2d repeatable on CUDA.
+
+    By `max`, which keeps where the maximum was: `amax` looks for it again, and torch.compile, which computes the input
+    anew in another rounding, then finds none and divides by zero.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maxima."""
-        return x.amax(dim=(2, 3))
+        return x.flatten(2).max(dim=2).values
 
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

@@ -1,0 +1,128 @@
+"""What a GPU runs, on whatever device there is: `make test-gpu` runs these on a GPU, every other run on the CPU."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flywheel.data.batches import Batches
+from flywheel.models import classifier
+from flywheel.models import device as devices
+from flywheel.models.classifier import Classifier
+from flywheel.params import Params, Recipe
+from flywheel.serving import replica
+from flywheel.training import Training, TrainingData, fit
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def data(random: np.random.Generator) -> TrainingData:
+    """Two classes that differ in brightness, 32 pixels a side."""
+
+    def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 2
+        noise = random.integers(0, 80, (count, 32, 32, 3))
+        return (noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels.astype(np.int64)
+
+    (train, train_labels), (validation, validation_labels) = images(96), images(40)
+    return TrainingData(train, train_labels, validation, validation_labels, ("dark", "light"), (0.4,) * 3, (0.3,) * 3)
+
+
+@pytest.fixture
+def recipe(params: Params) -> Recipe:
+    return params.complete_recipe({"batch_size": 16, "learning_rate": 0.05, "flip": True}, epochs=3)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device(os.environ.get("FLYWHEEL_TEST_DEVICE", "cpu"))
+
+
+def test_images_lie_on_the_device_and_are_augmented_there(data: TrainingData, device: torch.device) -> None:
+    batches = Batches(data.images, data.labels, 16, flip=True, translate=4, seed=0, device=device)
+    images, labels = next(batches.epoch())
+    assert images.device.type == labels.device.type == device.type
+    assert images.dtype == torch.uint8
+    assert images.shape == (16, 32, 32, 3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("architecture", ["compact", "standard"])
+def test_no_step_makes_the_host_wait(
+    data: TrainingData, recipe: Recipe, device: torch.device, architecture: str, optimizer: str
+) -> None:
+    """An epoch of twelve steps waits as often as one of three: at its end."""
+    if device.type != "cuda":
+        pytest.skip("torch counts waits on CUDA only")
+    waits = []
+    for batch_size in (8, 32):
+        changes = {"architecture": architecture, "optimizer": optimizer, "batch_size": batch_size, "epochs": 2}
+        complete = recipe.model_copy(update=changes)
+        epochs = Training(data.classifier(complete), data, complete, device).epochs()
+        next(epochs)  # libraries load, optimizers make their state
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            next(epochs)
+        torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize("architecture", ["compact", "standard", "modified"])
+def test_it_learns_in_the_precision_of_the_device(
+    data: TrainingData, recipe: Recipe, device: torch.device, architecture: str
+) -> None:
+    rate = 0.05 if architecture == "compact" else 0.003
+    complete = recipe.model_copy(update={"architecture": architecture, "learning_rate": rate, "epochs": 4})
+    model = data.classifier(complete)
+    results = list(fit(model, data, complete, device))
+    assert results[-1].train_loss < 0.3  # in nats; guessing costs 0.69
+    assert model.device.type == device.type
+    assert model.precision == ("bfloat16" if devices.has_bfloat16(device) else "float32")
+
+
+def test_a_model_trained_on_the_device_answers_alike_on_the_cpu_and_served(
+    data: TrainingData, recipe: Recipe, device: torch.device, tmp_path: Path
+) -> None:
+    complete = recipe.model_copy(update={"precision": "float32"})
+    model = data.classifier(complete)
+    for _ in fit(model, data, complete, device):
+        pass
+    model.save(tmp_path, complete.model_dump())
+    there = model.predict(data.validation_images)
+    here = classifier.load(tmp_path, torch.device("cpu")).predict(data.validation_images)
+    served = replica.fast(classifier.load(tmp_path, device))(data.validation_images)
+    np.testing.assert_allclose(there, here, atol=1e-3)
+    np.testing.assert_allclose(served, there, atol=1e-3)
+
+
+def test_a_state_goes_through_the_disk_and_back_to_the_device(
+    data: TrainingData, recipe: Recipe, device: torch.device, tmp_path: Path
+) -> None:
+    first = Training(data.classifier(recipe), data, recipe, device)
+    next(first.epochs())
+    torch.save(first.state(), tmp_path / "state")
+    second = Training(data.classifier(recipe), data, recipe, device)
+    second.restore(torch.load(tmp_path / "state", weights_only=True))
+    assert second.epoch == 1
+    assert [result.epoch for result in second.epochs()] == [2, 3]
+
+
+@pytest.mark.long
+def test_compiled_training_learns_and_saves_what_others_load(
+    data: TrainingData, recipe: Recipe, device: torch.device, tmp_path: Path
+) -> None:
+    complete = recipe.model_copy(update={"compile": True})
+    model: Classifier = data.classifier(complete)
+    results = list(fit(model, data, complete, device))
+    assert results[-1].train_loss < 0.3
+    model.save(tmp_path, complete.model_dump())
+    loaded = classifier.load(tmp_path, device).predict(data.validation_images)
+    np.testing.assert_allclose(loaded, model.predict(data.validation_images), atol=2e-2)
