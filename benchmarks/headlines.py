@@ -1,0 +1,72 @@
+"""The README's table of measured results, from the result files.
+
+    .venv/bin/python benchmarks/headlines.py
+
+Reads   benchmarks/results/*.json
+Writes  the table between its markers in README.md (a test compares the two)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pages
+
+from flywheel import files
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def table() -> str:
+    """Return the table in Markdown: what, the figure, and the command that measures it again."""
+    wheel, serving, training = (_result(name) for name in ("wheel_demo", "serving", "training"))
+    turned = wheel["summary"]
+    ratios = [f"{row['ratio']:.1f}x" for row in serving["serving"]]
+    p99 = serving["serving"][-1]["p99_ms"]
+    swaps = serving["serving_swaps"]["swapping"]
+    gains = ", ".join(f"{row['ratio']:.1f}x ({row['architecture']})" for row in training["training"])
+    ready = min(row["share_of_ready"] for row in training["training"])
+    rows = [
+        (
+            f"one turn on drifted digits, {turned['seeds']} seeds: of the accuracy that drift took, won back on images "
+            "no training saw",
+            f"{turned['recovered of that, in production after turn 1']}; after three turns "
+            f"{turned['recovered of that, in production after turn 3'].split(' ')[0]}",
+            "make bench-long",
+        ),
+        (
+            "the same with as many right answers in place of the failures",
+            f"the failures win in {turned['holdout: failures beat control']} seeds",
+            "make bench-long",
+        ),
+        (
+            "requests a second against a textbook FastAPI server, 1, 16, 64 connections",
+            f"{', '.join(ratios)}; p99 with 64: {p99['ours']:.0f} against {p99['textbook']:,.0f} ms",
+            "make bench BENCH=serving",
+        ),
+        ("ten promotions under load: failed requests", f"{swaps['failed']}", "make bench BENCH=serving"),
+        (
+            "training steps against the textbook PyTorch loop",
+            f"{gains}; at least {ready:.0%} of what the networks alone allow",
+            "make bench BENCH=training",
+        ),
+    ]
+    lines = ["| what | measured | again by |", "|---|---|---|"]
+    lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows]
+    note = f"Two CPU cores, no GPU, other work on the machine; torch {training['versions']['torch']}."
+    return "\n".join([*lines, "", f"{note} Spread, machine and every row: `benchmarks/results/`."])
+
+
+def main() -> None:
+    """Write the table into the README."""
+    pages.write(ROOT / "README.md", "headlines", table())
+
+
+def _result(name: str) -> dict[str, Any]:
+    return dict(files.read_json(RESULTS / f"{name}.json"))
+
+
+if __name__ == "__main__":
+    main()
