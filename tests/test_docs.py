@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import headlines
+import pages
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -24,3 +26,9 @@ def test_the_table_of_faults_names_tests_that_there_are() -> None:
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_readmes_figures_are_those_of_the_result_files() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert pages.between(readme, "headlines", headlines.table()) == readme
+    assert "| `make bench-long` |" in readme

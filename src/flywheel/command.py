@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -15,22 +14,11 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from flywheel import FlywheelError, params_file
+from flywheel import FlywheelError, files, params_file
 from flywheel.files import Locked
 from flywheel.params import Params
 
 LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
-
-NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
-NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
-ADVICE = {
-    errno.ENOSPC: NO_SPACE,
-    errno.EDQUOT: NO_SPACE,
-    errno.EFBIG: NO_SPACE,
-    errno.EACCES: NOT_WRITABLE,
-    errno.EPERM: NOT_WRITABLE,
-    errno.EROFS: NOT_WRITABLE,
-}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -113,7 +101,7 @@ def main(script: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}{ADVICE.get(error.errno or 0, '')}", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: nothing was published; run the same command again", file=sys.stderr)

@@ -18,6 +18,17 @@ from filelock import FileLock, Timeout
 
 from flywheel import FlywheelError
 
+NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
+NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
+ADVICE = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EFBIG: NO_SPACE,
+    errno.EACCES: NOT_WRITABLE,
+    errno.EPERM: NOT_WRITABLE,
+    errno.EROFS: NOT_WRITABLE,
+}
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -184,6 +195,11 @@ def size_of(directory: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += (Path(folder) / name).lstat().st_size
     return total
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about an error of the disk, as the end of a sentence; nothing where that is not known."""
+    return ADVICE.get(error.errno or 0, "")
 
 
 def human_size(size_bytes: float) -> str:

@@ -267,7 +267,7 @@ class Registry:
                 yield
         except OSError as error:
             place = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
-            raise RegistryError(f"cannot change {self.root}: {place}{error.strerror}") from None
+            raise RegistryError(f"cannot change {self.root}: {place}{error.strerror}{files.advice(error)}") from None
 
     def _commit(self, version: Version) -> None:
         temporary = self.root / "tmp" / secrets.token_hex(8)
