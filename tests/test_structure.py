@@ -35,7 +35,7 @@ LAYERS = (
     ("flywheel.gate",),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo"),
+    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo", "flywheel.sync"),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 

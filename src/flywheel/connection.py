@@ -53,6 +53,10 @@ class WandbError(FlywheelError):
     """W&B does not do what is asked of it; the message says what and why."""
 
 
+class SilenceError(WandbError):
+    """W&B does not answer, and patience is at its end."""
+
+
 class Mode(NamedTuple):
     """online, offline or disabled; why; and, online, the user or team that runs belong to."""
 
@@ -148,7 +152,7 @@ class Connection:
 
         threading.Thread(target=work, name="W&B", daemon=True).start()
         if not self.wait(done, moved_bytes=moved_bytes):
-            raise WandbError("it does not answer")
+            raise SilenceError("it does not answer")
         result, error = box
         if error is not None:
             raise error
@@ -243,7 +247,7 @@ def processes() -> list[Any]:
 
     found = []
     with contextlib.suppress(psutil.Error):
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if "wandb-core" in child.name():
                     found.append(child)
