@@ -105,7 +105,7 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
     expected |= {"flywheel.tracking", "flywheel.pictures", "flywheel.gate.picture", "flywheel.gate.table"}
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}
-    expected |= {f"flywheel.registry.{name}" for name in ("comparison", "remote", "shared")}
+    expected |= {f"flywheel.registry.{name}" for name in ("comparison", "remote", "shared", "transfer")}
     expected |= {"flywheel.connection", "flywheel.run_record"}
     expected |= {f"flywheel.sweep.{name}" for name in ("checkpoints", "journal", "report", "runner")}
     assert expected == code.INFRASTRUCTURE

@@ -38,6 +38,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.registry.remote",
         "flywheel.registry.shared",
         "flywheel.registry.shelf",
+        "flywheel.registry.transfer",
         "flywheel.run_record",
         "flywheel.stage",
         "flywheel.sweep.checkpoints",

@@ -241,6 +241,12 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def silence_or(error: Exception) -> WandbError:
+    """Return what wandb raised in one line; silence is told apart, since nothing more is asked then."""
+    silent = any(said in str(error) for said in ("did not respond in time", "Timed out", "timed out"))
+    return SilenceError("it does not answer") if silent else WandbError(one_line(error))
+
+
 def processes() -> list[Any]:
     """Return the wandb-core processes that this process started."""
     import psutil

@@ -25,7 +25,7 @@ from flywheel.registry.comparison import history, missing, unlogged
 from flywheel.registry.remote import Errors, abandon
 from flywheel.registry.shared import SharedRegistry
 from flywheel.run_record import Record, RunFile
-from flywheel.tracking import EXIT_CODES, resume
+from flywheel.tracking import EXIT_CODES
 
 PATIENCE_S = 30  # of waiting in which nothing moves, for each item; then the rest is left for another time
 UPLOAD_TIMEOUT_S = 3600  # of `wandb sync` for one run
@@ -128,13 +128,14 @@ class _Sync:
                 self._upload(record, self.store / "wandb" / folder)
             there = self.remote.run(record.key)
         gone = [ref for ref in record.made if not Registry.has(self.registry, ref)]
+        made = [Registry.resolve(self.registry, ref) for ref in record.made if ref not in gone]
         lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in lacking):
-            made = [Registry.resolve(self.registry, ref) for ref in record.made if ref not in gone]
             self._resume(record, made, there)
         wrong = [reason for ref in record.used if (reason := self.remote.use(record.key, ref))]
         wrong += [f"{_title(record)}: its output {ref} was pruned before it was on W&B" for ref in gone]
-        lacking = missing(self.remote, record)
+        lacking = [reason for version in made if (reason := self.remote.missing(version))]
+        lacking = lacking or missing(self.remote, record)
         if not lacking:
             RunFile(self.store, record.key).append("confirmed")
             return []
@@ -155,7 +156,7 @@ class _Sync:
     def _resume(self, record: Record, made: list[Version], there: Any) -> None:
         """Log what W&B lacks of a run, by going on with it, and leave it as it ended."""
         rows = unlogged(record.rows, history(there, len(record.rows)) if there is not None else [])
-        run = resume(self.registry, record)
+        run = self.remote.resume(record)
         try:
             for row in rows:
                 run.log(dict(row))

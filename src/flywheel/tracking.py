@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flywheel.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError, one_line
+from flywheel.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.registry.comparison import missing
@@ -101,6 +101,8 @@ class Run:
 
         Waits until W&B has all of the tracker's runs, or patience ends.
         """
+        if self._file is None:
+            return
         interrupted = failed and isinstance(sys.exception(), KeyboardInterrupt)
         self.end("interrupted" if interrupted else "failed" if failed else "finished", stage=True)
         self._tracker.wait(hurry=failed)
@@ -288,25 +290,3 @@ class Tracker:
                 init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True
             ),
         )
-
-
-def resume(registry: SharedRegistry, record: Any) -> Any:
-    """Go on, online, with a run that has ended, to give it what W&B lacks. Raises WandbError."""
-    import wandb
-
-    try:
-        return wandb.init(
-            entity=registry.connection.mode.entity,
-            project=registry.connection.project,
-            job_type=record.job_type,
-            name=record.name,
-            group=record.group,
-            mode="online",
-            id=record.key,
-            resume="allow",
-            config=dict(record.config),
-            reinit="create_new",
-            settings=wandb.Settings(init_timeout=30, finish_timeout=60, finish_timeout_raises=True),
-        )
-    except Exception as error:
-        raise WandbError(one_line(error)) from None

@@ -4,30 +4,29 @@ A version's metadata on W&B holds, under `flywheel`, what W&B does not keep itse
 so that its manifest can be known without its files. Nothing is believed: what arrives is checked against its digests,
 what was sent is asked for again.
 
-Known of wandb 0.31 (docs/wandb.md): `download` verifies nothing and takes a cached file by its size, so the cache is
-emptied; `add_file` copies unless the policy is immutable, and fills a cache unless `skip_cache`.
+Known of wandb 0.31 (docs/wandb.md): `download` verifies nothing, takes a cached file by its size, and its threads keep
+a process from ending, so files are fetched from their URLs; `add_file` copies unless the policy is immutable, and fills
+a cache unless `skip_cache`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel import files
-from flywheel.connection import Connection, WandbError, one_line, processes
+from flywheel.connection import Connection, WandbError, processes, silence_or
 from flywheel.files import Digests
-from flywheel.registry import manifest
+from flywheel.registry import manifest, transfer
 from flywheel.registry.manifest import RegistryError, Version
+from flywheel.run_record import Record
 
 API_TIMEOUT_S = 10
 UPLOAD_TIMEOUT_S = 24 * 3600  # of one artifact; the connection's patience ends what does not move
 OWN = "flywheel"  # the key of the metadata that is ours
-READ_BACK_TIMEOUT_S = 10
 
 
 class Remote:
@@ -118,8 +117,8 @@ class Remote:
         if {path: entry.digest for path, entry in entries.items()} != {p: e.md5 for p, e in version.files.items()}:
             return f"{version.label}: its manifest on W&B is another"
         for path, entry in version.files.items():
-            if path not in there or not _is_whole(there[path].direct_url, entry):
-                return f"{version.label}: {path} is not on W&B"
+            if path not in there or not transfer.is_whole(there[path].direct_url, entry):
+                return f"{version.label}: {path} is not on W&B; delete that version there, then make sync"
         return None
 
     def use(self, run_key: str, ref: str) -> str | None:
@@ -132,23 +131,25 @@ class Remote:
             self.api.run(self.path(run_key)).use_artifact(found)
         return None
 
-    def fetch(self, version: Version, folder: Path) -> None:
-        """Download a version's files into an empty folder and verify each. Raises WandbError or RegistryError."""
+    def fetch(self, version: Version, folder: Path) -> bool:
+        """Download a version's files into an empty folder and verify each; False when W&B does not have it.
+
+        Raises WandbError or RegistryError.
+        """
         found = self.find(version.name, version.digest)
         if found is None:
-            raise RegistryError(f"{version.label} is neither here nor on W&B ({version.ref})")
-        cache = self.connection.params.store / "wandb" / "artifacts" / "obj"
-        shutil.rmtree(cache, ignore_errors=True)
+            return False
         with Errors():
-            found.download(root=str(folder))
-        shutil.rmtree(cache, ignore_errors=True)
+            urls = {file.name: file.direct_url for file in found.files(per_page=1000)}
         for path, entry in version.files.items():
-            try:
-                arrived = files.digest_file(folder / path)
-            except OSError as error:
-                raise RegistryError(f"{version.label}: {path} did not arrive ({error.strerror}); try again") from None
+            if path not in urls:
+                raise RegistryError(f"{version.label}: {path} is not on W&B")
+            place = folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            arrived = transfer.download(urls[path], place)
             if arrived != entry:
                 raise RegistryError(f"{version.label}: {path} arrived damaged from W&B; nothing was kept, try again")
+        return True
 
     # -- runs -------------------------------------------------------------------------------------------
 
@@ -162,7 +163,26 @@ class Remote:
         except (wandb.errors.CommError, ValueError) as error:
             if "Could not find" in str(error):
                 return None
-            raise WandbError(one_line(error)) from None
+            raise silence_or(error) from None
+
+    def resume(self, record: Record) -> Any:
+        """Go on with a run that has ended, to give it what W&B lacks; or make it. Raises WandbError."""
+        import wandb
+
+        with Errors():
+            return wandb.init(
+                entity=self.connection.mode.entity,
+                project=self.connection.project,
+                job_type=record.job_type,
+                name=record.name,
+                group=record.group,
+                mode="online",
+                id=record.key,
+                resume="allow",
+                config=dict(record.config),
+                reinit="create_new",
+                settings=wandb.Settings(init_timeout=30, finish_timeout=60, finish_timeout_raises=True),
+            )
 
     # -- registered models ------------------------------------------------------------------------------
 
@@ -194,9 +214,9 @@ class Remote:
         except wandb.errors.CommError as error:
             if "not found" in str(error):
                 return None
-            raise WandbError(one_line(error)) from None
+            raise silence_or(error) from None
         except (wandb.errors.AuthenticationError, ValueError) as error:
-            raise WandbError(one_line(error)) from None
+            raise silence_or(error) from None
 
     def _all(self, type: str, name: str) -> Iterator[Any]:
         with Errors():
@@ -211,7 +231,7 @@ class Errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, WandbError):
-            raise WandbError(one_line(error)) from None
+            raise silence_or(error) from None
 
 
 def abandon() -> None:
@@ -240,19 +260,3 @@ def _version(artifact: Any) -> Version | None:
     except (AssertionError, KeyError, TypeError, ValueError):
         return None
     return made if manifest.digest_of(entries) == artifact.digest else None
-
-
-def _is_whole(url: str, expected: Digests) -> bool:
-    """Tell whether a stored file has its size, by asking for its last byte."""
-    import requests
-
-    last = max(expected.size - 1, 0)
-    try:
-        answer = requests.get(url, headers={"Range": f"bytes={last}-{last}"}, timeout=READ_BACK_TIMEOUT_S, stream=True)
-    except requests.RequestException as error:
-        raise WandbError(one_line(error)) from None
-    with answer:
-        if answer.status_code == 206:
-            return answer.headers.get("Content-Range", "").endswith(f"/{expected.size}")
-        empty = expected.size == 0 and answer.status_code in (200, 416)
-        return empty or (answer.status_code == 200 and int(answer.headers.get("Content-Length", -1)) == expected.size)

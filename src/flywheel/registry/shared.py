@@ -67,7 +67,6 @@ class SharedRegistry(Registry):
         """Return the directory of a version's files; those that are absent are downloaded and verified."""
         if self.incomplete(version) is not None and self.connection.online:
             self.connection.announce()
-            self.say(f"W&B: downloading {version.label} ({files.human_size(version.size)})")
             try:
                 self.connection.run(lambda: self._fetch(version), lambda: files.size_of(self._scratch))
             except WandbError as error:
@@ -232,7 +231,9 @@ class SharedRegistry(Registry):
     def _fetch(self, version: Version) -> None:
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as directory:
-            self.remote.fetch(version, Path(directory))
+            if not self.remote.fetch(version, Path(directory)):
+                return  # and what is wrong here is said as ever
+            self.say(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
             latest = Registry.resolve(self, version.name)
             self.publish(version.name, version.type, Path(directory))
             self.set_latest(latest)
