@@ -147,6 +147,23 @@ def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDoub
     assert "live" not in double.projects[PROJECT].runs
 
 
+@pytest.mark.long
+def test_what_was_pruned_meanwhile_is_left_out_and_said(turn: Path, double: WandbDouble) -> None:
+    made = """
+registry = SharedRegistry(params)
+run = Tracker(params, registry, "turn-1").start("sweep", "another", {})
+version = publish(registry, "model-gone", "weights")
+run.made(version)
+run.finish()
+registry.remove([version])
+"""
+    python(turn, made, wandb="offline")
+    code, said = sync(turn, double)
+    assert code == 0, said
+    assert "pruned before it was on W&B, left out" in said
+    assert sync(turn, double)[0] == 0
+
+
 KILLS = {
     "an artifact is about to be committed": "CommitArtifact",
     "an input": "UseArtifact",

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,19 +121,20 @@ class _Sync:
             self.report.brought.append(what)
 
     def _run(self, record: Record) -> list[str]:
-        """Bring one run. Returns what W&B lacks of it then."""
+        """Bring one run. Returns what W&B lacks of it then; what was pruned meanwhile is not brought."""
+        if gone := [ref for ref in record.made if not Registry.has(self.registry, ref)]:
+            self.say(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
+            record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
         there = self.remote.run(record.key)
         if there is None or _unlogged(missing(self.remote, record, settling_s=0)):
             for folder in record.folders:
                 self._upload(record, self.store / "wandb" / folder)
             there = self.remote.run(record.key)
-        gone = [ref for ref in record.made if not Registry.has(self.registry, ref)]
-        made = [Registry.resolve(self.registry, ref) for ref in record.made if ref not in gone]
+        made = [Registry.resolve(self.registry, ref) for ref in record.made]
         lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in lacking):
             self._resume(record, made, there)
         wrong = [reason for ref in record.used if (reason := self.remote.use(record.key, ref))]
-        wrong += [f"{_title(record)}: its output {ref} was pruned before it was on W&B" for ref in gone]
         lacking = [reason for version in made if (reason := self.remote.missing(version))]
         lacking = lacking or missing(self.remote, record)
         if not lacking:
