@@ -68,6 +68,10 @@ rollback: $(READY) ## put the previous model back into production
 history: $(READY) ## what moved into production: who, when and why (ARGS=--all for every alias)
 	@$(SCRIPT) $(ARGS)
 
+.PHONY: sync
+sync: $(READY) ## upload to W&B what was recorded offline, and compare (ARGS="--keep ours" or theirs: moved aliases)
+	@$(SCRIPT) $(ARGS)
+
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why
 	@$(SCRIPT) $(ARGS)

@@ -7,7 +7,7 @@ Writes  the artifact <data.name>_dataset; reports/<profile>/samples_<split>.png
 """
 
 from flywheel import command
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 from flywheel.stages import data
 
 
@@ -16,9 +16,10 @@ def main() -> None:
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
     with command.logged(params, "data") as say:
-        receipt = data.run(params, Registry(params.store), force=arguments.force, say=say)
+        registry = SharedRegistry(params, say)
+        receipt = data.run(params, registry, force=arguments.force, say=say)
         counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
-        say(f"data: {Registry(params.store).resolve(receipt['outputs'][0]).label}: {counts}")
+        say(f"data: {registry.resolve(receipt['outputs'][0]).label}: {counts}")
         for split, count in receipt["metrics"]["duplicates"]["within"].items():
             say(f"data: {count} images of {split} are copies of others in it; they stay")
         for pair, count in receipt["metrics"]["duplicates"]["across"].items():

@@ -8,7 +8,7 @@ Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst
 """
 
 from flywheel import command
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 from flywheel.stages import evaluate
 
 
@@ -16,8 +16,8 @@ def main() -> None:
     """Run the stage and print accuracy and decision."""
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
-    registry = Registry(params.store)
     with command.logged(params, "evaluate") as say:
+        registry = SharedRegistry(params, say)
         receipt = evaluate.run(params, registry, force=arguments.force, say=say)
         metrics = receipt["metrics"]
         low, high = metrics["interval"]

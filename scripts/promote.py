@@ -10,7 +10,7 @@ Writes  the aliases production and previous of <data.name>-classifier, with a li
 """
 
 from flywheel import command, promotion
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 
 
 def main() -> None:
@@ -23,7 +23,12 @@ def main() -> None:
     params = command.load_params(arguments)
     with command.logged(params, "promote") as say:
         promotion.promote(
-            params, Registry(params.store), arguments.model, force=arguments.force, reason=arguments.reason, say=say
+            params,
+            SharedRegistry(params, say),
+            arguments.model,
+            force=arguments.force,
+            reason=arguments.reason,
+            say=say,
         )
 
 

@@ -8,7 +8,7 @@ Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.js
 """
 
 from flywheel import command
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 from flywheel.stages import retrain
 
 
@@ -16,8 +16,8 @@ def main() -> None:
     """Run the stage and print before, after, control and decision."""
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
-    registry = Registry(params.store)
     with command.logged(params, "retrain") as say:
+        registry = SharedRegistry(params, say)
         report = retrain.run(params, registry, force=arguments.force, say=say)
         if report is None:
             return

@@ -7,7 +7,7 @@ Writes  the aliases production and previous, with a line in store/<profile>/audi
 """
 
 from flywheel import command, promotion
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 
 
 def main() -> None:
@@ -17,7 +17,8 @@ def main() -> None:
     arguments = parser.parse_args()
     params = command.load_params(arguments)
     with command.logged(params, "rollback") as say:
-        say(promotion.rollback(params, Registry(params.store), reason=arguments.reason))
+        registry = SharedRegistry(params, say)
+        say(promotion.rollback(params, registry, reason=arguments.reason, say=say))
 
 
 if __name__ == "__main__":

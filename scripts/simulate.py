@@ -8,15 +8,15 @@ Writes  the artifact <data.name>-feedback; store/<profile>/feedback.jsonl; simul
 """
 
 from flywheel import command
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 from flywheel.stages import simulate
 
 
 def main() -> None:
     """Play the traffic and print what came of it."""
     params = command.load_params(command.parser(__doc__).parse_args())
-    registry = Registry(params.store)
     with command.logged(params, "simulate") as say:
+        registry = SharedRegistry(params, say)
         report = simulate.run(params, registry, say=say)
         low, high = report["interval"]
         parts = [

@@ -10,7 +10,7 @@ Writes  the artifact model-<run_id>, linked as best; sweep.json, sweep.csv and p
 
 from flywheel import command
 from flywheel.files import human_size
-from flywheel.registry import Registry
+from flywheel.registry.shared import SharedRegistry
 from flywheel.stages import sweep
 
 
@@ -18,8 +18,8 @@ def main() -> None:
     """Run the stage and print the best trial."""
     arguments = command.stage_parser(__doc__).parse_args()
     params = command.load_params(arguments)
-    registry = Registry(params.store)
     with command.logged(params, "sweep") as say:
+        registry = SharedRegistry(params, say)
         receipt = sweep.run(params, registry, force=arguments.force, say=say)
         metrics = receipt["metrics"]
         model = registry.resolve(receipt["outputs"][0])

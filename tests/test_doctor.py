@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flywheel import doctor, ray_address, tracking
+from flywheel import connection, doctor, ray_address
 from flywheel.doctor import Finding
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -138,7 +138,7 @@ def test_an_address_that_is_not_this_machines_is_a_trouble(make_params: Make) ->
 
 def test_what_waits_for_the_network_does_not_add_up(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray and W&B are asked at once, and each is given up after 3 s."""
-    assert tracking.PROBE_TIMEOUT_S <= 3
+    assert connection.PROBE_TIMEOUT_S <= 3
     assert ray_address.PROBE_TIMEOUT_S <= 3
     running: list[int] = []
     both = threading.Barrier(2, timeout=30)  # breaks, and fails the test, if one waits for the other

@@ -518,7 +518,7 @@ registry = Registry(params.store)
 print("begun", flush=True)
 while True:
     if sys.argv[3] == "rollback":
-        promotion.rollback(params, registry)
+        promotion.rollback(params, registry, say=lambda text: None)
     else:
         promotion.promote(params, registry, "digits-classifier:previous", say=lambda text: None)
     print(registry.history("digits-classifier")[-1]["write"], flush=True)

@@ -24,7 +24,9 @@ LAYERS = (
     ("flywheel.params_section",),
     ("flywheel.params_production",),
     ("flywheel.params",),
-    ("flywheel.params_file", "flywheel.registry", "flywheel.tracking", "flywheel.pictures"),
+    ("flywheel.params_file", "flywheel.connection", "flywheel.run_record", "flywheel.pictures"),
+    ("flywheel.registry",),
+    ("flywheel.tracking",),
     ("flywheel.stage", "flywheel.params_reference", "flywheel.feedback"),
     ("flywheel.command",),
     ("flywheel.data",),
@@ -33,7 +35,7 @@ LAYERS = (
     ("flywheel.gate",),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo"),
+    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo", "flywheel.sync"),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 
@@ -82,14 +84,14 @@ def test_source_does_not_import_scripts_or_tests() -> None:
             assert not [n for n in names if n.split(".")[0] in ("scripts", "tests")], module
 
 
-def test_only_tracking_imports_wandb() -> None:
+def test_only_tracking_and_the_remote_import_wandb() -> None:
     importers = [
         module
         for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "wandb" for alias in node.names)
     ]
-    assert set(importers) == {"flywheel.tracking"}
+    assert set(importers) == {"flywheel.tracking", "flywheel.registry.remote"}
 
 
 def test_infrastructure_modules_exist() -> None:
@@ -103,6 +105,8 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
     expected |= {"flywheel.tracking", "flywheel.pictures", "flywheel.gate.picture", "flywheel.gate.table"}
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}
+    expected |= {f"flywheel.registry.{name}" for name in ("comparison", "remote", "shared", "transfer")}
+    expected |= {"flywheel.connection", "flywheel.run_record"}
     expected |= {f"flywheel.sweep.{name}" for name in ("checkpoints", "journal", "report", "runner")}
     assert expected == code.INFRASTRUCTURE
 

@@ -1,104 +1,82 @@
-"""W&B: the mode is chosen without a prompt, and nothing that goes wrong there fails a stage."""
+"""W&B runs: the real SDK against a double of the service. Nothing that goes wrong there fails or holds up a stage."""
 
 from __future__ import annotations
 
-import os
+import json
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_double import WandbDouble
+from wandb_process import clean_environment, python, start, store_of, wait_until
 
+from flywheel import run_record
+from flywheel.connection import PATIENCE_S, PROBE_TIMEOUT_S
 from flywheel.params import Params
-from flywheel.tracking import Run, Tracker, choose_mode
+from flywheel.registry import Registry
+from flywheel.tracking import Run, Tracker
 
 Make = Callable[..., Params]
+PROJECT = "flywheel-demo"
 
-
-TRACK = """
-import sys
-from flywheel import params_file
-from flywheel.tracking import Tracker
-run = Tracker(params_file.load(profile="demo", overrides=sys.argv[1]), "turn-1").start("data", "data", {})
-run.log({"a": 1})
+# A stage as the stages are: a run that uses and makes artifacts, and trials whose runs overlap.
+STAGE = """
+registry = SharedRegistry(params)
+data = publish(registry, "digits_dataset", "images", type="dataset")
+first = Tracker(params, registry, "turn-1").start("data", "data", {})
+first.made(data)
+first.finish()
+tracker = Tracker(params, registry, "turn-1")
+run = tracker.start("sweep", "the sweep", {"trials": 3, "space": {"batch": [32, 64]}, "nothing": None})
+run.used(data)
+for number, how in enumerate(("finished", "finished", "failed")):
+    trial = tracker.start("trial", f"compact-00{number}", {"learning_rate": 0.1 * number}, id=f"trial{number}")
+    for epoch in (1, 2, 3):
+        trial.log({"epoch": epoch, "accuracy": 0.5 + epoch / 10, "loss": float("nan")}, step=epoch)
+    trial.summarize({"status": "stopped" if number else "finished", "error": None, "best_accuracy": 0.8})
+    trial.end(how)
+%s
+run.log({"x": 1.5})
+model = publish(registry, "model-trial0", "weights", metadata={"metrics": {"accuracy": 0.8}}, inputs=(data.ref,))
+registry.link(model, params.registered_model, ("best",), reason="test")
+run.made(model)
+run.summarize({"artifact": model.ref, "interval": (0.7, 0.9)})
 run.finish()
+print("waited", tracker.connection.waited_s)
 """
-
-
-def track(place: Path, overrides: str, **environment: str) -> list[str]:
-    """Track a run in a process of its own, since wandb reads its environment once a process; return what was said."""
-    return subprocess.run(
-        [sys.executable, "-c", TRACK, f"paths.store={place}/store {overrides}"],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("WANDB")}, **environment},
-    ).stdout.splitlines()  # fmt: skip
+HEALTHY = STAGE % ""
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
-    """A server that accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        held: list[socket.socket] = []
-        stopping = threading.Event()
-
-        def accept() -> None:
-            while not stopping.is_set():
-                try:
-                    held.append(server.accept()[0])
-                except TimeoutError:
-                    continue
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        stopping.set()
-        thread.join()
-        for connection in held:
-            connection.close()
+def double() -> Iterator[WandbDouble]:
+    with WandbDouble() as served:
+        yield served
+        assert served.errors == []
 
 
-def test_without_a_key_auto_is_offline() -> None:
-    assert choose_mode("auto")[0] == "offline"
-    assert "no API key" in choose_mode("auto")[1]
+def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the summary and the records of a run that wandb recorded, as its own tool reads them."""
+    environment = clean_environment(folder, WANDB_ERROR_REPORTING="false", WANDB_MODE="offline")
+    ask = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    said = [
+        subprocess.run([*ask, *more, str(folder)], capture_output=True, text=True, check=True, env=environment).stdout
+        for more in (["--summary"], [])
+    ]
+    return json.loads(said[0]), [json.loads(line) for line in said[1].splitlines()]
 
 
-def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    for value, mode in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline"), ("online", "online")):
-        monkeypatch.setenv("WANDB_MODE", value)
-        assert choose_mode("auto") == (mode, "WANDB_MODE")
+def recorded(place: Path) -> dict[str, run_record.Record]:
+    return {record.name: record for record in run_record.records(store_of(place))}
 
 
-def test_with_a_key_auto_is_online_if_the_host_answers(monkeypatch: pytest.MonkeyPatch, silent_server: str) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
-    assert choose_mode("auto") == ("online", "127.0.0.1 answers")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-    assert choose_mode("auto") == ("offline", "127.0.0.1 does not answer")
-
-
-def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent_server: str) -> None:
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password " + "0" * 40 + "\n")
-    (tmp_path / "netrc").chmod(0o600)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
-    assert choose_mode("auto")[0] == "online"
-
-
-def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    assert choose_mode("disabled") == ("disabled", "tracking.wandb")
-
-
-def test_disabled_does_not_import_wandb(make_params: Make, tmp_path: Path) -> None:
+def test_disabled_does_not_import_wandb_and_writes_nothing(make_params: Make, tmp_path: Path) -> None:
     said: list[str] = []
-    run = Tracker(make_params("tracking.wandb=disabled"), "turn-1", said.append).start("data", "data", {})
+    params = make_params("tracking.wandb=disabled")
+    run = Tracker(params, Registry(params.store), "turn-1", said.append).start("data", "data", {})
     run.log({"a": 1})
     run.log_pictures([tmp_path / "no.png"])
     run.log_confusion_matrix([0], [0], ["a"])
@@ -107,16 +85,136 @@ def test_disabled_does_not_import_wandb(make_params: Make, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_offline_run_lies_in_the_store_and_nowhere_else(tmp_path: Path) -> None:
-    shown = track(tmp_path, "tracking.wandb=offline", HOME=str(tmp_path / "home"))
-    assert shown == ["W&B: offline (tracking.wandb)"]
-    (folder,) = (tmp_path / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*")
-    assert list(folder.glob("*.wandb"))
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+def test_online_every_run_is_there_with_all_it_logged_and_how_it_ended(tmp_path: Path, double: WandbDouble) -> None:
+    done = python(tmp_path, HEALTHY, **double.environment)
+    assert (done.code, done.errors) == (0, "")
+    assert done.lines[0] == "W&B: online (127.0.0.1 answers)"
+    assert len(done.lines) == 2  # and what was waited
+    sweep = double.run_of(PROJECT, "sweep")
+    assert sweep.state == "finished"
+    assert {run.fields["groupName"] for run in double.runs(PROJECT)} == {"turn-1"}
+    trials = {run.name: run for run in double.runs(PROJECT) if run.fields["jobType"] == "trial"}
+    assert {name: run.state for name, run in trials.items()} == {
+        "trial0": "finished", "trial1": "finished", "trial2": "failed"
+    }  # fmt: skip
+    for number, run in enumerate(trials.values()):
+        assert [row["accuracy"] for row in run.history] == [0.6, 0.7, 0.8]
+        assert [row["_step"] for row in run.history] == [1, 2, 3]
+        assert run.config["learning_rate"]["value"] == 0.1 * number
+        assert run.summary["status"] == ("stopped" if number else "finished")
+    assert [one.digest for one in sweep.used] == [double.aliases(PROJECT, "digits_dataset")["latest"]]
+    assert [one.collection.name for one in sweep.logged] == ["model-trial0"]
+    assert all(record.confirmed for record in recorded(tmp_path).values())
+    assert double.aliases("wandb-registry-model", "digits-classifier")["best"] == sweep.logged[0].digest
+
+
+def test_online_inputs_that_w_and_b_lacks_are_said_once_and_kept_for_sync(tmp_path: Path, double: WandbDouble) -> None:
+    unmade = HEALTHY.replace("run.used(data)", 'run.used(data, publish(registry, "other", "never uploaded"))')
+    done = python(tmp_path, unmade, **double.environment)
+    assert done.code == 0
+    (line,) = [line for line in done.lines if "is not on W&B" in line]
+    assert line.endswith("going on offline, make sync uploads what is missing")
+    assert not recorded(tmp_path)["the sweep"].confirmed
+
+
+def test_nothing_of_the_machine_is_sent_unless_asked_for(tmp_path: Path, double: WandbDouble) -> None:
+    python(tmp_path, HEALTHY, **double.environment)
+    sent = b"\n".join(double.bodies)
+    for told in (socket.gethostname(), str(tmp_path), str(Path.cwd()), sys.executable, "local-0000", "import os, sys"):
+        assert told.encode() not in sent, told
+    double.bodies.clear()
+    python(tmp_path / "other", HEALTHY, more="tracking.machine_info=true", **double.environment)
+    assert socket.gethostname().encode() in b"\n".join(double.bodies)
+
+
+def test_offline_all_is_recorded_in_the_store_and_nowhere_else(tmp_path: Path) -> None:
+    done = python(tmp_path, HEALTHY, wandb="offline")
+    assert (done.code, done.errors) == (0, "")
+    assert done.lines[0] == "W&B: offline (tracking.wandb)"
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "store"}
+    for name, record in recorded(tmp_path).items():
+        (folder,) = record.folders
+        summary, lines = inspect(store_of(tmp_path) / "wandb" / folder)
+        assert summary["state"] == ("failed" if name == "compact-002" else "finished")
+        rows = [line for line in lines if line["type"] == "history"]
+        assert len(rows) == len(record.rows) == {"data": 0, "the sweep": 1}.get(name, 3)
+        assert record.finished == summary["state"]
+        assert not record.confirmed
+
+
+def test_a_killed_stage_and_an_interrupted_one_are_marked_as_what_they_were(tmp_path: Path) -> None:
+    python(tmp_path, STAGE % "time.sleep(2); os.kill(os.getpid(), 9)", wandb="offline")
+    killed = recorded(tmp_path)["the sweep"]
+    assert (killed.finished, killed.running) == (None, False)
+    assert recorded(tmp_path)["compact-000"].finished == "finished"
+    other = tmp_path / "other"
+    interrupted = (
+        STAGE % "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
+    )
+    done = python(other, interrupted, wandb="offline")
+    assert done.code != 0
+    record = recorded(other)["the sweep"]
+    assert record.finished == "interrupted"
+    summary, _ = inspect(store_of(other) / "wandb" / record.folders[0])
+    assert (summary["state"], summary["exit_code"]) == ("failed", 255)
+
+
+TROUBLES: dict[str, Callable[[WandbDouble], object]] = {
+    "401": lambda double: double.fail(".*", 401),
+    "403": lambda double: double.fail(".*", 403),
+    "500": lambda double: double.fail(".*", 500),
+    "refused": lambda double: double.vanish(),
+    "silent": lambda double: double.fail(".*", "hang"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_at_the_start_costs_the_probe_and_the_run_is_recorded_offline(
+    tmp_path: Path, double: WandbDouble, trouble: str
+) -> None:
+    TROUBLES[trouble](double)
+    done = python(tmp_path, HEALTHY, **double.environment)
+    assert (done.code, done.errors) == (0, "")
+    assert done.lines[0].startswith("W&B: offline (127.0.0.1 ")
+    assert len(done.lines) == 2
+    assert all(record.folders for record in recorded(tmp_path).values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_in_mid_run_is_said_once_and_costs_under_20_s(
+    tmp_path: Path, double: WandbDouble, trouble: str
+) -> None:
+    """The stage stops to let the test break the service, when the runs have started."""
+    stop = f'open({str(tmp_path / "started")!r}, "w"); input()'
+    process = start(tmp_path, STAGE % stop, **double.environment)
+    wait_until(lambda: (tmp_path / "started").exists() and double.operations["UpsertBucket"] >= 6)
+    TROUBLES[trouble](double)
+    out, errors = process.communicate("\n", timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    said = [line for line in out.splitlines() if line.startswith("W&B")]
+    assert len(said) == 2
+    assert said[1].endswith("make sync uploads what is missing")
+    assert float(out.splitlines()[-1].split()[1]) < PATIENCE_S + PROBE_TIMEOUT_S + 1 < 20
+    sweep = recorded(tmp_path)["the sweep"]
+    assert (len(sweep.rows), sweep.finished, sweep.confirmed) == (1, "finished", False)
+    assert sweep.made
+    assert sweep.used
+
+
+@pytest.mark.long
+def test_w_and_bs_own_process_dying_is_said_once_and_fails_nothing(tmp_path: Path, double: WandbDouble) -> None:
+    kill = "time.sleep(4)\nfrom flywheel.connection import processes\n[one.kill() for one in processes()]"
+    done = python(tmp_path, STAGE % kill, **double.environment)
+    assert done.code == 0
+    assert len([line for line in done.lines if line.startswith("W&B")]) == 2
+    assert len(recorded(tmp_path)["the sweep"].rows) == 1
 
 
 class Broken:
     """A W&B run of which everything fails."""
+
+    offline = True
 
     def __init__(self) -> None:
         self.calls = 0
@@ -126,27 +224,16 @@ class Broken:
         raise RuntimeError("the server\nis gone")
 
 
-def test_the_first_trouble_is_said_once_and_fails_nothing(tmp_path: Path) -> None:
+def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp_path: Path) -> None:
     said: list[str] = []
-    broken = Broken()
-    run = Run(broken, said.append)
+    params, broken = make_params("tracking.wandb=offline"), Broken()
+    tracker = Tracker(params, Registry(params.store), "turn-1", said.append)
+    run = Run(tracker, run_record.RunFile(params.store, "abc"))
+    run._run = broken
     run.log({"a": 1})
     run.log({"a": 2})
     run.log_pictures([tmp_path / "no.png"])
     run.summarize({"a": 3})
     run.finish()
-    assert said == ["W&B: the server is gone; going on without it, results are in the reports"]
-    assert broken.calls == 1
-
-
-@pytest.mark.long
-def test_a_server_that_never_answers_costs_little_and_the_run_goes_on_offline(
-    tmp_path: Path, silent_server: str
-) -> None:
-    started = time.monotonic()
-    shown = track(tmp_path, "tracking.wandb=auto", WANDB_API_KEY="0" * 40, WANDB_BASE_URL=silent_server)
-    assert time.monotonic() - started < 60
-    assert shown[0] == "W&B: online (127.0.0.1 answers)"
-    assert shown[1].endswith("going on offline")
-    assert len(shown) == 2
-    assert list((tmp_path / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*"))
+    assert said == ["W&B: the server is gone; results are in the reports, make sync uploads what is missing"]
+    assert broken.calls == 2  # the first, and the end

@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flywheel import FlywheelError, ray_address
+from flywheel import FlywheelError, ray_address, run_record
+from flywheel.connection import choose_mode
 from flywheel.files import human_size
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -146,9 +147,6 @@ def _other_ray() -> str:
 
 
 def _wandb(params: Params) -> Finding:
-    from flywheel.tracking import choose_mode
-
-    mode, why = choose_mode(params.tracking.wandb)
-    folder = params.store / "wandb"
-    runs = len(list(folder.glob("wandb/offline-run-*"))) if folder.is_dir() else 0
-    return Finding("wandb", f"{mode} ({why}){f', {runs} runs recorded offline' if runs else ''}")
+    mode = choose_mode(params.tracking.wandb)
+    waiting = sum(not record.confirmed for record in run_record.records(params.store))
+    return Finding("wandb", f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}")

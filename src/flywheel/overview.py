@@ -13,7 +13,7 @@ from flywheel.registry import Registry, RegistryError, Version
 from flywheel.stages import data, evaluate, sweep
 
 STAGES = (("data", data), ("sweep", sweep), ("evaluate", evaluate))
-LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote", "rollback")
+LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote", "rollback", "sync")
 
 
 def status(params: Params, registry: Registry) -> Iterator[str]:

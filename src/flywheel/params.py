@@ -129,6 +129,15 @@ class Tracking(Section):
         Field(description="auto: WANDB_MODE if set, else online with a key and a network, else offline")
     )
     project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
+    registry: Annotated[
+        Annotated[str, Field(pattern=r"^wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}$")] | None, NOT_IDENTITY
+    ] = Field(
+        description="W&B's registry and the collection in it that models are linked to, a profile its own; "
+        "null: wandb-registry-model/<data.name>-classifier"
+    )
+    machine_info: Annotated[bool, NOT_IDENTITY] = Field(
+        description="whether W&B is sent host name, paths, command line, git state and machine load"
+    )
 
 
 class Paths(Section):

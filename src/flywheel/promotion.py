@@ -134,6 +134,7 @@ def promote(
         raise PromotionError("which model? make promote MODEL=name:version PROFILE=…; make artifacts lists them")
     if force and not reason:
         raise PromotionError('FORCE=1 needs REASON="why", which the audit log keeps')
+    registry.refresh()
     candidate = registry.resolve(reference)
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
@@ -142,9 +143,10 @@ def promote(
         if _same(decision.production, candidate):
             say(f"promote: {candidate.label} is in production already")
             return decision
-        tracked = Tracker(params, stage.turn(registry), say).start(
+        tracked = Tracker(params, registry, stage.turn(registry), say).start(
             "promote", f"promote {candidate.label}", {"model": candidate.ref, "forced": force, "reason": reason}
         )
+        tracked.used(candidate)
         try:
             report(params, decision, tracked, say)
             why = "; ".join(decision.reasons)
@@ -163,11 +165,14 @@ def promote(
     return decision
 
 
-def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
+def rollback(params: Params, registry: Registry, *, reason: str = "", say: Callable[[str], None] = print) -> str:
     """Put the previous model back into production; what was there becomes the previous one. Returns what was done.
 
     Raises PromotionError when there is none, or when its files are not whole.
     """
+    from flywheel.tracking import Tracker
+
+    registry.refresh()
     model = params.registered_model
     aliases = registry.aliases(model)
     production, previous = aliases.get("production"), aliases.get("previous")
@@ -186,6 +191,10 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
         params, registry, version, {"production": production, "previous": previous},
         f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
+    facts = {"model": version.ref, "from": production, "reason": reason}
+    tracked = Tracker(params, registry, stage.turn(registry), say).start("promote", f"rollback {version.label}", facts)
+    tracked.used(version)
+    tracked.finish()
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
 
 

@@ -157,6 +157,9 @@ def run(
     """
     with files.lock(stage.lock_path):
         verdict = check(stage)
+        if force or not verdict.up_to_date:
+            stage.registry.refresh()  # perhaps somebody else made it; and aliases may have moved
+            verdict = check(stage)
         if verdict.up_to_date and not force:
             say(f"{stage.name}: up to date ({verdict.reason})")
             if verdict.adopted is None:

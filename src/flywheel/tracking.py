@@ -1,54 +1,62 @@
-"""Weights & Biases runs. The only module that imports wandb beside the registry's remote.
+"""Weights & Biases runs. Imports wandb, as the registry's remote does; nothing else does.
 
-W&B is a mirror: results stand in local files first, and whatever goes wrong here is reported once and fails
-nothing. Settings follow what was measured with wandb 0.31 (docs/how-it-works.md, W&B): the mode and the
-folders are set in the environment before wandb is imported, so that nothing is written under the home
-directory and nothing about the machine is sent.
+W&B is a mirror: results stand in local files first, what a run should hold stands in a file of our own
+(`run_record`), and a thread tells W&B. The stage does not wait for that thread until it ends, and then only while
+something moves (`connection`). What W&B did not take by then is told in one line, and `make sync` uploads it.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import queue
+import secrets
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from flywheel.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
 from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.registry.comparison import missing
+from flywheel.registry.remote import abandon
+from flywheel.registry.shared import SharedRegistry
+from flywheel.run_record import RunFile, plain
 
-BASE_URL = "https://api.forge.coreweave.com"  # wandb 0.31's default; keys for the former host still work
-FORMER_HOSTS = ("api.wandb.ai",)
-PROBE_TIMEOUT_S = 3
-START_TIMEOUT_S, FINISH_TIMEOUT_S = 15, 60
-SILENT = {
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_SILENT": "true",
-    "WANDB_CONSOLE": "off",
-    "WANDB_DISABLE_GIT": "true",
-    "WANDB_DISABLE_CODE": "true",
-    "WANDB_X_DISABLE_META": "true",
-    "WANDB_X_DISABLE_MACHINE_INFO": "true",
-    "WANDB_X_DISABLE_STATS": "true",
-}
-FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
-USER_SETTINGS = Path(".config/wandb/settings")  # below the home directory: the host that `wandb login --host` chose
+START_TIMEOUT_S, FINISH_TIMEOUT_S = 10, 10
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B gives to Ctrl-C
+LATER = "going on offline, make sync uploads what is missing"
 
 
 class Run:
-    """One W&B run, or nothing in mode disabled. No method raises: the first trouble ends the mirroring."""
+    """One W&B run, or nothing in mode disabled. No method raises or waits for the network, but `finish` of a stage."""
 
-    def __init__(self, run: Any, say: Callable[[str], None]):
-        self._run = run
-        self._say = say
+    def __init__(self, tracker: Tracker, file: RunFile | None):
+        self._tracker = tracker
+        self._file = file
+        self._run: Any = None  # wandb's, once started
+        self._broken = False
+        self._refs: dict[str, list[Version]] = {"use": [], "make": []}
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics."""
-        self._try(lambda run: run.log(dict(metrics), step=step))
+        values = plain(metrics)
+        self._keep("log", values=values)
+        self._later(lambda run: run.log(dict(metrics), step=step))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         """Set final values, which W&B's tables of runs show."""
-        self._try(lambda run: run.summary.update(dict(metrics)))
+        values = plain(metrics)
+        self._keep("summary", values=values)
+        self._later(lambda run: run.summary.update(values))
+
+    def used(self, *versions: Version) -> None:
+        """Name versions that the run reads."""
+        self._name("use", versions)
+
+    def made(self, *versions: Version) -> None:
+        """Name versions that the run published."""
+        self._name("make", versions)
 
     def log_pictures(self, pictures: Sequence[Path]) -> None:
         """Log picture files under their names."""
@@ -58,7 +66,7 @@ class Run:
 
             run.log({path.stem: wandb.Image(str(path)) for path in pictures})
 
-        self._try(draw)
+        self._later(draw)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a uint8 array (h, w, 3) in it is shown as an image. W&B keeps a copy of all of it."""
@@ -71,7 +79,7 @@ class Run:
                 table.add_data(*(wandb.Image(value) if hasattr(value, "dtype") else value for value in row))
             run.log({name: table})
 
-        self._try(draw)
+        self._later(draw)
 
     def log_confusion_matrix(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
@@ -86,102 +94,199 @@ class Run:
             )
             run.log({"confusion_matrix_interactive": plot})
 
-        self._try(draw)
+        self._later(draw)
 
     def finish(self, failed: bool = False) -> None:
-        """End the run as finished or failed."""
-        self._try(lambda run: run.finish(exit_code=1 if failed else 0))
-        self._run = None
+        """End a stage's run: finished, failed, or interrupted when that is being handled.
 
-    def _try(self, action: Callable[[Any], object]) -> None:
-        if self._run is None:
+        Waits until W&B has all of the tracker's runs, or patience ends.
+        """
+        if self._file is None:
             return
+        interrupted = failed and isinstance(sys.exception(), KeyboardInterrupt)
+        self.end("interrupted" if interrupted else "failed" if failed else "finished", stage=True)
+        self._tracker.wait(hurry=failed)
+
+    def end(self, how: str, *, stage: bool = False) -> None:
+        """End the run as finished, failed or interrupted, without waiting. A stage's run gives W&B its artifacts."""
+        if self._file is not None:
+            self._keep("finish", how=how)
+            self._tracker.later(lambda: self._end(how, stage))
+            self._file = None
+
+    # -- what the tracker's thread does -----------------------------------------------------------------
+
+    def begin(self, file: RunFile, start: Callable[[], tuple[Any, str]]) -> None:
+        """Start W&B's run and keep where it records."""
+        self._path = file
+        self._run, place = start()
+        if self._run is not None:
+            file.append("folder", path=place)
+
+    def _later(self, action: Callable[[Any], object]) -> None:
+        def work() -> None:
+            if self._run is None or self._broken:
+                return
+            try:
+                action(self._run)
+            except Exception as error:
+                self._broken = True
+                self._tracker.connection.trouble(error, "results are in the reports, make sync uploads what is missing")
+
+        if self._file is not None:
+            self._tracker.later(work)
+
+    def _keep(self, event: str, **values: Any) -> None:
+        if self._file is not None:
+            self._file.append(event, **values)
+
+    def _name(self, event: str, versions: Sequence[Version]) -> None:
+        for version in versions:
+            self._keep(event, ref=version.ref)
+            self._refs[event].append(version)
+
+    def _end(self, how: str, stage: bool) -> None:
+        """Give W&B the artifacts and end its run; in a thread of its own, since it may wait for the network."""
+        ended = self._tracker.ending()
+        threading.Thread(target=self._end_now, args=(how, stage, ended), name="W&B run", daemon=True).start()
+
+    def _end_now(self, how: str, stage: bool, ended: Callable[[], None]) -> None:
+        tracker, run = self._tracker, self._run
+        online = tracker.connection.online and run is not None and not run.offline
         try:
-            action(self._run)
+            try:
+                if online and stage:
+                    tracker.upload(run, self._refs["use"], self._refs["make"])
+            finally:
+                if run is not None:
+                    run.finish(exit_code=EXIT_CODES[how])
+            if online:
+                tracker.confirm(self._path)
         except Exception as error:
-            self._run = None
-            self._say(f"W&B: {_one_line(error)}; going on without it, results are in the reports")
+            tracker.connection.trouble(error, LATER)
+        finally:
+            ended()
 
 
 class Tracker:
-    """Starts runs in the mode the params ask for. The mode is settled and printed once, at the first run."""
+    """The runs of one stage: one thread tells W&B what happens, in order."""
 
-    def __init__(self, params: Params, group: str, say: Callable[[str], None] = print):
+    def __init__(self, params: Params, registry: Registry, group: str, say: Callable[[str], None] = print):
         self.params = params
+        self.registry = registry if isinstance(registry, SharedRegistry) else SharedRegistry(params, say)
+        self.connection: Connection = self.registry.connection
         self.group = group
-        self.say = say
-        self._mode: Any = None  # online, offline or disabled, once settled
+        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._pending = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()  # W&B's public API is asked by one thread at a time
 
     def start(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None = None) -> Run:
-        """Start a run of the tracker's group. Falls back to offline when W&B cannot be reached."""
-        if self._mode is None:
-            self._mode, why = choose_mode(self.params.tracking.wandb)
-            self.say(f"W&B: {self._mode} ({why})")
-        if self._mode == "disabled":
-            return Run(None, self.say)
-        configure(self._mode, self.params.store / "wandb")
-        try:
-            return Run(self._init(job_type, name, config, id), self.say)
-        except Exception as error:
-            if self._mode == "online":
-                self.say(f"W&B: {_one_line(error)}; going on offline")
-                self._mode = "offline"
-                return self.start(job_type, name, config, id)
-            self.say(f"W&B: {_one_line(error)}; going on without it, results are in the reports")
-            self._mode = "disabled"
-            return Run(None, self.say)
+        """Start a run of the tracker's group; the mode is printed at the first."""
+        mode = self.connection.mode.name
+        self.connection.announce()
+        if mode == "disabled":
+            return Run(self, None)
+        file = RunFile(self.params.store, id or secrets.token_hex(4))
+        settings = plain(config)
+        file.start(job_type, name, self.group, settings)
+        run = Run(self, file)
+        self.later(lambda: run.begin(file, lambda: self._init(file.path.stem, job_type, name, settings)))
+        return run
 
-    def _init(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None) -> Any:
+    def later(self, job: Callable[[], None]) -> None:
+        """Have the thread do something, after all before it."""
+        ended = self.ending()
+
+        def work() -> None:
+            try:
+                job()
+            except Exception as error:
+                self.connection.trouble(error, LATER)
+            finally:
+                ended()
+
+        self._jobs.put(work)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
+            self._thread.start()
+
+    def ending(self) -> Callable[[], None]:
+        """Note that something is under way; what is returned notes its end."""
+        with self._lock:
+            self._pending += 1
+            self._idle.clear()
+
+        def ended() -> None:
+            with self._lock:
+                self._pending -= 1
+                if not self._pending:
+                    self._idle.set()
+
+        return ended
+
+    def wait(self, hurry: bool = False) -> None:
+        """Wait until W&B has everything. When patience ends, W&B's process is ended and what it recorded stays."""
+        connection = self.connection
+        if not connection.wait(self._idle, INTERRUPTED_PATIENCE_S if hurry else None):
+            if not hurry:
+                connection.trouble("it does not answer", LATER)
+            connection.lost = True  # what the threads that are left behind say is no news
+            abandon()
+
+    def upload(self, run: Any, used: Sequence[Version], made: Sequence[Version]) -> None:
+        """Give W&B the artifacts of a run that is under way there: outputs, inputs, and the registered model."""
+        remote, registry = self.registry.remote, self.registry
+        with self._asking:
+            for version in made:
+                remote.log(run, version, Registry.open(registry, version))
+            wrong = [reason for version in used if (reason := remote.use(run.id, version.ref))]
+            if wrong := wrong or registry.mirror(self.params.registered_model):
+                raise WandbError("; ".join(wrong))
+
+    def confirm(self, file: RunFile) -> None:
+        """Compare what W&B has of a run with its file. Raises WandbError."""
+        record = file.read()
+        assert record is not None
+        with self._asking:
+            if reasons := missing(self.registry.remote, record):
+                raise WandbError("; ".join(reasons))
+        file.append("confirmed")
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+    def _init(self, key: str, job_type: str, name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
+        """Start W&B's run, offline when it does not start online. Returns it and its folder, below W&B's."""
+        mode = self.connection.mode.name
+        try:
+            run = self._start(key, mode, job_type, name, config)
+        except Exception as error:
+            self.connection.trouble(error, LATER)
+            if mode != "online":
+                return None, ""
+            # Another id, because wandb's process holds on to the first; `make sync` uploads it under the first.
+            run = self._start(f"{key}-offline", "offline", job_type, name, config)
+        return run, str(Path(run.settings.sync_dir).relative_to(self.params.store / "wandb"))
+
+    def _start(self, key: str, mode: str, job_type: str, name: str, config: Mapping[str, Any]) -> Any:
         import wandb
 
         return wandb.init(
-            project=self.params.tracking.project or f"flywheel-{self.params.profile}",
+            entity=self.connection.mode.entity or None,
+            project=self.connection.project,
             job_type=job_type,
             name=name,
             group=self.group,
-            mode=self._mode,  # wandb reads the environment once a process; the fallback must reach it too
-            id=id,
+            mode=mode,  # type: ignore[arg-type]  # wandb reads the environment once a process
+            id=key,
             config=dict(config),
             reinit="create_new",
-            settings=wandb.Settings(init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
+            settings=wandb.Settings(
+                init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True
+            ),
         )
-
-
-def choose_mode(wanted: str) -> tuple[str, str]:
-    """Return online, offline or disabled, and why. Never prompts and never takes over PROBE_TIMEOUT_S."""
-    if wanted != "auto":
-        return wanted, "tracking.wandb"
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode), "WANDB_MODE"
-    address = urlsplit(os.environ.get("WANDB_BASE_URL", BASE_URL))
-    hosts = {address.hostname or "", *(FORMER_HOSTS if "WANDB_BASE_URL" not in os.environ else ())}
-    if not os.environ.get("WANDB_API_KEY") and not any(_in_netrc(host) for host in hosts):
-        return "offline", "no API key; `wandb login` or WANDB_API_KEY brings runs online"
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        with socket.create_connection((address.hostname or "", port), timeout=PROBE_TIMEOUT_S):
-            return "online", f"{address.hostname} answers"
-    except OSError:
-        return "offline", f"{address.hostname} does not answer"
-
-
-def configure(mode: str, folder: Path) -> None:
-    """Set W&B's mode, folders and silence in the environment, where it reads them before all else."""
-    os.environ.update(SILENT, WANDB_MODE=mode)
-    for name in FOLDERS:
-        if name != "WANDB_CONFIG_DIR" or not (Path.home() / USER_SETTINGS).exists():
-            os.environ[name] = str(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _in_netrc(host: str) -> bool:
-    import netrc
-
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from flywheel import params_file
 from flywheel.sweep import cluster, runner
+from flywheel.registry import Registry
 from flywheel.sweep.campaign import Campaign
 from flywheel.sweep.checkpoints import Place
 from flywheel.sweep.journal import Journal
@@ -63,7 +64,7 @@ campaign = Campaign(params, Journal(place / "sweep-1.jsonl"))
 trials = Place(str(place / "trials"))
 with cluster.connected():
     slots = cluster.Slots(params.sweep)
-    recorder = Recorder(params, campaign, trials, Tracker(params, "test"))
+    recorder = Recorder(params, campaign, trials, Tracker(params, Registry(params.store), "test"))
     assert runner.run(params, data, campaign, trials, slots, recorder, function=around)
 print("resources", slots.resources)
 """

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
-from flywheel import files
+from flywheel import files, params_file
 from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry.shared import SharedRegistry
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+    return tmp_path / "store" / "demo"
 
 
 @pytest.fixture
-def registry(store: Path) -> Registry:
-    return Registry(store)
+def registry(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The local store, or (when test_shared.py runs this file) a store with W&B behind it, a project a test."""
+    if "CONTRACT_BASE_URL" not in os.environ:
+        return Registry(store)
+    for name in ("BASE_URL", "API_KEY"):
+        monkeypatch.setenv(f"WANDB_{name}", os.environ[f"CONTRACT_{name}"])
+    paths = f"paths.store={store.parent} paths.reports={tmp_path}/reports"
+    overrides = f"{paths} tracking.wandb=online tracking.project={tmp_path.name.replace('_', '-')}"
+    shared = SharedRegistry(params_file.load(profile="demo", overrides=overrides))
+    assert shared.connection.online
+    return shared
 
 
 def content(folder: Path, **texts: str) -> Path:

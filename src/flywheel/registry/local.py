@@ -130,8 +130,7 @@ class Registry:
     def resolve(self, reference: str) -> Version:
         """Return the version that `name`, `name:alias`, `name:vN` or `name@digest` names.
 
-        A registered model's versions and aliases resolve to the version they link to. Raises
-        RegistryError when there is none.
+        A registered model's versions and aliases resolve to the version they link to. Raises RegistryError.
         """
         name, digest = reference.partition("@")[::2]
         name, alias = name.partition(":")[::2]
@@ -157,8 +156,8 @@ class Registry:
     def open(self, version: Version) -> Path:
         """Return the directory of a version's files, after checking that they are whole (do not write there).
 
-        Files whose size and time stamp are those last verified are taken as whole; others are read
-        again. Raises RegistryError naming the damaged or missing file.
+        Files whose size and time stamp are those last verified are taken as whole; others are read again. Raises
+        RegistryError naming the damaged or missing file.
         """
         folder = self._shelf.folder(version.name, version.number)
         stamps = {path: stamp(folder / "files" / path) for path in version.files}
@@ -203,6 +202,9 @@ class Registry:
             if found is None or found[0] != entry.size:
                 return folder / path
         return None
+
+    def refresh(self) -> None:
+        """Learn what others did: nothing here, see SharedRegistry."""
 
     def collections(self) -> list[str]:
         """Return the names of all artifacts that have a version, sorted."""

@@ -68,6 +68,8 @@ def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | 
     if not registry.versions(NAME):
         return None
     made = registry.resolve(NAME)
+    if registry.incomplete(made) is not None:
+        return None  # known from W&B: it was made and judged on another machine
     receipt = {}
     with contextlib.suppress(OSError, ValueError):
         receipt = files.read_json(params.store / "receipts" / "retrain.json")

@@ -47,7 +47,7 @@ def start(params: Params, host_command: Sequence[str], say: Callable[[str], None
 
 def run(params: Params, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
-    model = record.production(params)
+    model = record.production(params, None if MARK in os.environ else say)  # make serve asked W&B already
     with files.lock(stage.lock_path(params, "serve")), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
@@ -105,7 +105,7 @@ def stop(params: Params) -> bool:
 
 
 def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
-    record.production(params)
+    record.production(params, say)
     served, wanted = record.read(params), record.settings(params)
     if files.holder(stage.lock_path(params, "serve")) is not None:
         if served is None:

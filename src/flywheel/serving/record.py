@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import requests
 from flywheel import code, files
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry.remote import abandon
+from flywheel.registry.shared import SharedRegistry
 from flywheel.serving import ServingError
 
 PROBE_TIMEOUT_S = 3
@@ -90,9 +93,13 @@ def port_trouble(params: Params) -> str | None:
     return None
 
 
-def production(params: Params) -> Version:
-    """Return the production model, every byte verified. Raises ServingError that says what to type."""
-    registry = Registry(params.store)
+def production(params: Params, say: Callable[[str], None] | None = None) -> Version:
+    """Return the production model, every byte verified. Raises ServingError that says what to type.
+
+    With `say` W&B is asked too, when online: for where production is, and for a model that is not here.
+    """
+    registry = Registry(params.store) if say is None else SharedRegistry(params, say)
+    registry.refresh()
     ref = registry.aliases(params.registered_model).get("production")
     profile = f"PROFILE={params.profile}"
     if ref is None:
@@ -102,4 +109,6 @@ def production(params: Params) -> Version:
         registry.open(version)
     except RegistryError as error:
         raise ServingError(f"the production model cannot be served: {error}; run make rollback {profile}") from None
+    finally:
+        abandon()  # W&B's process is not needed while serving
     return version

@@ -22,7 +22,7 @@ def start(params: Params, address: str, say: Callable[[str], None] = print) -> S
 
     The store must be a directory that every node of the cluster shares: the replicas follow `production` there.
     """
-    model = record.production(params)
+    model = record.production(params, say)
     before, settings = record.read(params), record.settings(params)
     if before is not None and before.address == address and before.settings == settings and before.answers():
         say(f"serve: nothing changed since {before.started}")

@@ -44,7 +44,7 @@ def run(
         from flywheel.data import build, dataset, sources
         from flywheel.tracking import Tracker
 
-        tracked = Tracker(params, stage.turn(registry), say).start("data", "data", params.data.identity())
+        tracked = Tracker(params, registry, stage.turn(registry), say).start("data", "data", params.data.identity())
         try:
             built = build.build(sources.load(params.data, params.cache, say), params.data)
             with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
@@ -54,6 +54,7 @@ def run(
                     metadata={**defined.provenance(), **built.description},
                 )  # fmt: skip
             outcome = _finish(params, registry, version)
+            tracked.made(version)
             tracked.summarize({"artifact": version.ref, **outcome.metrics})
             tracked.log_pictures(outcome.reports)
         except BaseException:

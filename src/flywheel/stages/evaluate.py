@@ -63,7 +63,9 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
     if loaded.class_names != opened.class_names:
         raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
     config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
-    tracked = Tracker(params, stage.turn(registry), say).start("evaluate", f"evaluate {model.label}", config)
+    tracker = Tracker(params, registry, stage.turn(registry), say)
+    tracked = tracker.start("evaluate", f"evaluate {model.label}", config)
+    tracked.used(data, model)
     try:
         test = opened.split("test")
         probabilities = loaded.predict(test.images)

@@ -37,6 +37,7 @@ def run(
     Raises RetrainError, FeedbackError, and files.Locked when another process retrains.
     """
     with files.lock(stage.lock_path(params, "retrain")):
+        registry.refresh()
         planned = plan.make(params, registry, force=force)
         if isinstance(planned, str):
             say(f"retrain: nothing to do ({planned})")
@@ -91,7 +92,8 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
     )
     inputs = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     config = {**inputs, "recipe": recipe.model_dump(), **params.retrain.model_dump()}
-    tracked = Tracker(params, stage.turn(registry), say).start("retrain", name, config)
+    tracked = Tracker(params, registry, stage.turn(registry), say).start("retrain", name, config)
+    tracked.used(planned.dataset, planned.feedback, planned.parent)
 
     def log(arm: str, result: EpochResult) -> None:
         say(f"retrain: {arm}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation")
@@ -104,6 +106,7 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
         facts, arm = turn.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), log)
         facts |= {"wall_s": round(time.monotonic() - started, 1)}
         candidate = _publish(params, registry, inputs, arm, recipe, base, facts)
+        tracked.made(candidate)
         report = _finish(params, registry, candidate, facts, tracked, say)
         tracked.log_pictures([params.reports / "retrain.png"])
         kept = ("candidate", "hard_examples", "kept_epoch", "before", "after", "control", "decision", "promoted")

@@ -28,6 +28,7 @@ def run(params: Params, registry: Registry, *, say: Callable[[str], None] = prin
     Raises StageError, SimulationError, and files.Locked when another process simulates.
     """
     with files.lock(stage.lock_path(params, "simulate")):
+        registry.refresh()
         return _simulate(params, registry, say)
 
 
@@ -62,7 +63,7 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
     say(f"simulate: {len(places):,} images to {url} ({serving}), {options.concurrency} at a time")
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     config = {"dataset": data.ref, "model": serving, **options.model_dump(), "url": url}
-    tracked = Tracker(params, stage.turn(registry), say).start("simulate", name, config)
+    tracked = Tracker(params, registry, stage.turn(registry), say).start("simulate", name, config)
     try:
         result = _play(params, url, places, opened, say)
         models = results.models(result, registry)
@@ -79,6 +80,9 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
             {"stage": "simulate", "simulation": name},
         )  # fmt: skip
         report |= {"feedback": version.ref if version else None, "feedback_new": added}
+        tracked.used(data, *(model for model in models.values() if model))
+        if version and added:
+            tracked.made(version)
         files.append_json_lines(feedback.log_path(params), *_lines(result, report, name))
         files.write_json(params.reports / "simulation.json", report)
         tracked.summarize({key: report[key] for key in report if key not in ("per_class", "confusion_matrix")})

@@ -89,7 +89,7 @@ def _search(defined: Stage, force: bool, say: Callable[[str], None]) -> Outcome:
     from flywheel.tracking import Tracker
 
     with interruptible():
-        tracker = Tracker(defined.params, stage.turn(defined.registry), say)
+        tracker = Tracker(defined.params, defined.registry, stage.turn(defined.registry), say)
         return _sweep(defined, tracker, force, say)
 
 
@@ -116,6 +116,7 @@ def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]
         )
     place = Place(params.checkpoints).below(journal.sweep_id)
     tracked = tracker.start("sweep", journal.sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
+    tracked.used(registry.resolve(defined.inputs["dataset"]))
     recorder = Recorder(params, campaign, place, tracker, say)
     data = TrainingData.of(opened)
     try:
@@ -148,6 +149,7 @@ def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]
             "time_budget_s": None if campaign.over else params.sweep.time_budget_s,
         }
         best, others = _publish(defined, kept, facts)
+        tracked.made(best, *others)
         journal.done(model=best.ref, trials=campaign.ended)
         if campaign.over:
             place.remove()

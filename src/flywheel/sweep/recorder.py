@@ -7,7 +7,6 @@ two processes a trial.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
@@ -52,15 +51,16 @@ class Recorder:
     def lost(self, trial: Trial) -> None:
         """Say that a worker died and the trial goes on from its last checkpoint."""
         self._line(f"sweep: the worker of trial {trial.number} died; it goes on from its last checkpoint")
-        self._runs.pop(trial.id, Run(None, self.say)).finish(failed=True)
+        if run := self._runs.pop(trial.id, None):
+            run.end("failed")
 
     def ended(self, trial: Trial) -> None:
         """Say how a trial ended and keep its weights if it is among the best."""
         self.peak_bytes = max(self.peak_bytes, self.place.size())
         kept = self.keep_the_best()
-        run = self._runs.pop(trial.id, Run(None, self.say))
-        run.summarize({"status": trial.status, "error": trial.error, "best_accuracy": trial.accuracy})
-        run.finish(failed=trial.error is not None)
+        if run := self._runs.pop(trial.id, None):
+            run.summarize({"status": trial.status, "error": trial.error, "best_accuracy": trial.accuracy})
+            run.end("failed" if trial.error is not None else "finished")
         self._line(self._outcome(trial, is_best=bool(kept) and kept[0] is trial))
 
     def keep_the_best(self) -> list[Trial]:
@@ -82,13 +82,12 @@ class Recorder:
         self._line(f"sweep: {running} of {wanted} trials run after {seconds:.0f} s; see ray status for what holds it")
 
     def close(self) -> None:
-        """Close the progress bar, and the W&B runs of trials that were cut short, all at once."""
+        """Close the progress bar, and the W&B runs of trials that were cut short."""
         self._bar.close()
-        if self._runs:
-            with ThreadPoolExecutor(len(self._runs)) as pool:
-                for run in self._runs.values():
-                    pool.submit(run.finish, failed=True)
-            self._runs.clear()
+        for trial, run in self._runs.items():
+            run.summarize({"status": "interrupted", "best_accuracy": self.campaign.trials[trial].accuracy})
+            run.end("interrupted")
+        self._runs.clear()
 
     def _line(self, text: str) -> None:
         self._bar.clear()

@@ -135,6 +135,10 @@ class _Callback(tune.Callback):
         self._reached = 0
         self._said_slow = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune's snapshots: they are not used, and W&B's thread cannot be in one."""
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the sweep when its time is up; say when all places are taken."""
         now = time.monotonic()

@@ -1,0 +1,32 @@
+"""Upload to W&B what was recorded offline or did not arrive, and compare all of it with what is here.
+
+    python scripts/sync.py --profile demo                    (make sync PROFILE=demo)
+    python scripts/sync.py --profile demo --keep theirs      (make sync PROFILE=demo ARGS="--keep theirs")
+
+Reads   store/<profile>: what runs recorded, the artifacts, the aliases
+Writes  the W&B project of the profile; notes in store/<profile>/wandb what was seen to be there
+        exits 1 with a list when something is missing there
+"""
+
+from flywheel import command, sync
+
+
+def main() -> None:
+    """Upload, compare, list."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--keep", choices=("ours", "theirs"), help="which aliases count where both moved them")
+    arguments = parser.parse_args()
+    params = command.load_params(arguments)
+    with command.logged(params, "sync") as say:
+        report = sync.sync(params, keep=arguments.keep, say=say)
+        for line in report.missing:
+            say(f"sync: missing: {line}")
+        if report.missing:
+            raise sync.SyncError(
+                f"{len(report.missing)} things are not on W&B, listed above; make sync PROFILE={params.profile} goes on"
+            )
+        say(f"sync: all is on W&B: {len(report.brought)} compared now, {report.there} runs before")
+
+
+if __name__ == "__main__":
+    command.main(main)

@@ -1,0 +1,74 @@
+"""What W&B lacks of a run, found by asking for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flywheel.registry.remote import Errors, Remote
+from flywheel.run_record import Record, plain
+
+SETTLING_S = 5  # what W&B just took it may show a little later
+
+
+def missing(remote: Remote, record: Record, settling_s: float = SETTLING_S) -> list[str]:
+    """Return what W&B lacks of a run: its rows, final values, config, inputs and outputs. Raises WandbError."""
+    until = time.monotonic() + settling_s
+    while True:
+        found = _missing(remote, record)
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(0.5)
+
+
+def unlogged(rows: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows that are not, in their order, among those that are there."""
+    left = iter(there)
+    for index, row in enumerate(rows):
+        if not any(_holds(other, row) for other in left):
+            return list(rows[index:])
+    return []
+
+
+def history(run: Any, rows: int) -> list[dict[str, Any]]:
+    """Return the rows that W&B has of a run, which are few: one an epoch."""
+    with Errors():
+        found = run.history(samples=10 * rows + 1000, pandas=False)
+    return [dict(row) for row in found]
+
+
+def _missing(remote: Remote, record: Record) -> list[str]:
+    run = remote.run(record.key)
+    if run is None:
+        return [f"run {record.key} is not on W&B"]
+    found = []
+    if lost := unlogged(record.rows, history(run, len(record.rows)) if record.rows else []):
+        found.append(f"run {record.key}: {len(lost)} of {len(record.rows)} rows")
+    with Errors():
+        summary, config = dict(run.summary_metrics), dict(run.config)
+        used = {f"{one.source_name.partition(':')[0]}@{one.digest}" for one in run.used_artifacts()}
+        made = {f"{one.source_name.partition(':')[0]}@{one.digest}" for one in run.logged_artifacts()}
+        ended = run.state not in ("running", "pending")
+    for name, wanted, there in (("final values", record.summary, summary), ("config", record.config, config)):
+        if lacking := [key for key, value in wanted.items() if not _same(there.get(key), value)]:
+            found.append(f"run {record.key}: {name} {', '.join(lacking)}")
+    found += [f"run {record.key}: its input {ref}" for ref in record.used if ref not in used]
+    found += [f"run {record.key}: its output {ref}" for ref in record.made if ref not in made]
+    if not ended:
+        found.append(f"run {record.key}: its end")
+    return found
+
+
+def _holds(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(_same(row.get(key), value) for key, value in wanted.items())
+
+
+def _same(there: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(there, Mapping):
+        return all(_same(there.get(key), value) for key, value in wanted.items())
+    there = plain(there)  # NaN and infinity become text, as they are in the file
+    if isinstance(wanted, float | int) and isinstance(there, float | int):
+        return wanted == there  # 2.0 comes back as 2
+    return json.dumps(there, sort_keys=True) == json.dumps(wanted, sort_keys=True)

@@ -1,0 +1,124 @@
+"""What a W&B run holds, in a file of our own first: whatever becomes of W&B, this is what it should have.
+
+<store>/wandb/runs/<key>.jsonl, a line an event, only ever appended to: start, folder, log, summary, use, make, finish,
+confirmed. `make sync` uploads what is here and not there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flywheel import files
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its file tells it.
+
+    `key` is its id in W&B. `folders` are where W&B recorded it, relative to its folder in the store. `finished` is
+    None while it runs, and for ever when its process was killed. `confirmed`: W&B was seen to have all of it.
+    """
+
+    key: str
+    job_type: str
+    name: str
+    group: str
+    config: Mapping[str, Any]
+    started: str
+    pid: int
+    pid_started: float
+    folders: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    used: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    finished: str | None = None
+    confirmed: bool = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the process that writes it lives."""
+        import psutil
+
+        if self.finished is not None:
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.pid_started) < 1
+        except psutil.Error:
+            return False
+
+
+class RunFile:
+    """The file of one run."""
+
+    def __init__(self, store: Path, key: str):
+        self.path = folder(store) / f"{key}.jsonl"
+
+    def start(self, job_type: str, name: str, group: str, config: Mapping[str, Any]) -> None:
+        """Begin."""
+        import psutil
+
+        self.append(
+            "start",
+            job_type=job_type, name=name, group=group, config=plain(config), pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+        )  # fmt: skip
+
+    def append(self, event: str, **values: Any) -> None:
+        """Add an event."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        files.append_json_lines(self.path, {"event": event, "at": at, **values})
+
+    def read(self) -> Record | None:
+        """Return the run, or None when not even its start was written."""
+        lines = files.read_json_lines(self.path)
+        begun = next((line for line in lines if line.get("event") == "start"), None)
+        if begun is None:
+            return None
+        of = {kind: [line for line in lines if line.get("event") == kind] for kind in KINDS}
+        summary: dict[str, Any] = {}
+        for line in of["summary"]:
+            summary |= line["values"]
+        return Record(
+            self.path.stem, begun["job_type"], begun["name"], begun["group"], begun["config"], begun["at"],
+            begun["pid"], begun["pid_started"],
+            tuple(dict.fromkeys(line["path"] for line in of["folder"])),
+            tuple(line["values"] for line in of["log"]), summary,
+            tuple(dict.fromkeys(line["ref"] for line in of["use"])),
+            tuple(dict.fromkeys(line["ref"] for line in of["make"])),
+            of["finish"][-1]["how"] if of["finish"] else None,
+            bool(of["confirmed"]),
+        )  # fmt: skip
+
+
+KINDS = ("folder", "log", "summary", "use", "make", "finish", "confirmed")
+
+
+def folder(store: Path) -> Path:
+    """Return where the files of a store's runs lie."""
+    return store / "wandb" / "runs"
+
+
+def records(store: Path) -> Iterator[Record]:
+    """Yield all runs of a store, oldest first."""
+    found = (RunFile(store, path.stem).read() for path in sorted(folder(store).glob("*.jsonl")))
+    yield from sorted((record for record in found if record), key=lambda record: record.started)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: no NaN, no tuples, no numbers of numpy."""
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")  # as W&B writes them
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,126 @@
+"""W&B as the shared registry: a colleague, a server and a CI runner with empty stores go on where another machine was.
+
+The real commands and the real SDK against a double of the service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from wandb_double import WandbDouble
+from wandb_process import ROOT, clean_environment, overrides, python, store_of
+
+from flywheel import run_record
+from flywheel.registry import Registry
+
+pytestmark = pytest.mark.long
+
+PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
+SMALL = (
+    "data.image_size=16 sweep.trials=2 sweep.epochs=2 sweep.space.architecture=compact gate.floor_accuracy=0.05 "
+    "retrain.epochs=1 retrain.min_failures=1 retrain.control=false gate.margin=1 gate.class_margin=1"
+)
+FAILURES = """
+from flywheel import feedback
+from flywheel.data import dataset
+registry = SharedRegistry(params)
+version = registry.resolve(params.dataset_name)
+opened = dataset.open_directory(registry.open(version))
+from flywheel.simulation import result
+import numpy as np
+run = Tracker(params, registry, "turn-1").start("simulate", "by hand", {})
+failed = result.examples(opened, opened.indices["simulation"][:60])
+made, new = feedback.publish(params, registry, failed, (version.ref,), {})
+run.used(version)
+run.made(made)
+run.finish()
+"""
+
+
+@pytest.fixture(scope="module")
+def double() -> Iterator[WandbDouble]:
+    with WandbDouble() as served:
+        yield served
+        assert served.errors == []
+
+
+def script(place: Path, double: WandbDouble, name: str, more: str = "") -> str:
+    params = overrides(place, "auto", f"{SMALL} {more}")
+    done = subprocess.run(
+        [sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT,
+        text=True, capture_output=True, timeout=300, env=clean_environment(place, **double.environment),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, double: WandbDouble) -> Path:
+    """The machine that made everything, online."""
+    place = tmp_path_factory.mktemp("first")
+    for name in ("data", "sweep", "evaluate"):
+        said = script(place, double, name)
+        assert "W&B: online" in said
+        assert len([line for line in said.splitlines() if line.startswith("W&B")]) == 1, said
+    return place
+
+
+def test_all_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
+    runs = {run.fields["jobType"]: run for run in double.runs(PROJECT)}
+    assert set(runs) == {"data", "sweep", "trial", "evaluate"}
+    assert [one.collection.name for one in runs["data"].logged] == ["digits_dataset"]
+    assert [one.collection.name for one in runs["sweep"].used] == ["digits_dataset"]
+    (model,) = runs["sweep"].logged
+    assert {one.digest for one in runs["evaluate"].used} == {runs["data"].logged[0].digest, model.digest}
+    assert double.aliases(REGISTRY, MODEL)["production"] == double.aliases(REGISTRY, MODEL)["best"] == model.digest
+    assert all(record.confirmed for record in run_record.records(store_of(first)))
+    here = Registry(store_of(first)).resolve(f"{MODEL}:production")
+    assert here.digest == model.digest
+    for told in (str(first), str(ROOT), os.uname().nodename + '"'):
+        found = [body for body in double.bodies if told.encode() in body]
+        assert not found, found[0][max(0, found[0].find(told.encode()) - 300) :][:600]
+
+
+def test_a_colleague_with_an_empty_store_evaluates(first: Path, double: WandbDouble, tmp_path: Path) -> None:
+    for name in ("data", "sweep", "evaluate"):
+        said = script(tmp_path, double, name)
+        if name != "evaluate":
+            assert f"{name}: up to date (made before as " in said
+    assert "W&B: downloaded " in said or "W&B: online" in said
+    ours, theirs = (json.loads((place / "reports/demo/evaluation.json").read_text()) for place in (first, tmp_path))
+    assert ours == theirs
+    assert Registry(store_of(tmp_path)).aliases(MODEL) == Registry(store_of(first)).aliases(MODEL)
+
+
+def test_evaluate_alone_works_in_an_empty_store(first: Path, double: WandbDouble, tmp_path: Path) -> None:
+    script(tmp_path, double, "evaluate")
+    assert (tmp_path / "reports/demo/evaluation.json").exists()
+
+
+def test_a_server_with_an_empty_store_answers(first: Path, double: WandbDouble, tmp_path: Path) -> None:
+    script(tmp_path, double, "serve", "serve.port=18765")
+    try:
+        model = requests.get("http://127.0.0.1:18765/healthz", timeout=30).json()
+        assert Registry(store_of(first)).resolve(f"{MODEL}:production").name in str(model)
+    finally:
+        script(tmp_path, double, "stop")
+
+
+def test_a_fresh_ci_runner_retrains_once(first: Path, double: WandbDouble, tmp_path: Path) -> None:
+    done = python(first, FAILURES, more=SMALL, **double.environment)
+    assert done.code == 0, done
+    said = script(tmp_path / "one", double, "retrain")
+    assert "nothing to do" not in said
+    retrained = Registry(store_of(tmp_path / "one")).resolve("retrained-model")
+    assert retrained.digest in {one.digest for one in double.collection(PROJECT, "retrained-model").members}
+    said = script(tmp_path / "two", double, "retrain")
+    assert "nothing to do (every failure that digits-feedback" in said
+    shutil.rmtree(tmp_path / "one")

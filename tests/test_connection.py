@@ -1,0 +1,111 @@
+"""How a process is connected: without a prompt, within 3 s, by the environment and netrc alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb_double import ENTITY, WandbDouble
+
+from flywheel.connection import PROBE_TIMEOUT_S, Connection, WandbError, choose_mode
+from flywheel.params import Params
+
+KEY = "0" * 40
+
+
+@pytest.fixture
+def double() -> Iterator[WandbDouble]:
+    with WandbDouble() as served:
+        yield served
+
+
+def test_without_a_key_auto_is_offline() -> None:
+    assert choose_mode("auto")[0] == choose_mode("online")[0] == "offline"
+    assert "no API key" in choose_mode("auto").why
+
+
+def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for value, mode in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
+        monkeypatch.setenv("WANDB_MODE", value)
+        assert choose_mode("auto")[:2] == (mode, "WANDB_MODE")
+    monkeypatch.setenv("WANDB_MODE", "sideways")
+    assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is no mode here")
+
+
+def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert choose_mode("disabled")[:2] == ("disabled", "tracking.wandb")
+
+
+def test_with_a_key_and_a_host_that_knows_it_auto_is_online(
+    monkeypatch: pytest.MonkeyPatch, double: WandbDouble
+) -> None:
+    for name, value in double.environment.items():
+        monkeypatch.setenv(name, value)
+    assert choose_mode("auto") == ("online", "127.0.0.1 answers", ENTITY)
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    assert choose_mode("online").entity == "team"
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (401, "127.0.0.1 refuses the key (401)"),
+        (403, "127.0.0.1 refuses the key (403)"),
+        (500, "127.0.0.1 answers with an error (500)"),
+        ("hang", "127.0.0.1 does not answer"),
+        ("drop", "127.0.0.1 does not answer"),
+        ("refused", "127.0.0.1 does not answer"),
+    ],
+)
+def test_a_host_that_does_not_want_us_is_left_at_once(
+    monkeypatch: pytest.MonkeyPatch, double: WandbDouble, how: int | str, why: str
+) -> None:
+    for name, value in double.environment.items():
+        monkeypatch.setenv(name, value)
+    double.vanish() if how == "refused" else double.fail("Viewer", how)
+    began = time.monotonic()
+    mode = choose_mode("auto")
+    assert mode.name == "offline"
+    assert mode.why.startswith(why)
+    assert time.monotonic() - began < PROBE_TIMEOUT_S + 10
+
+
+def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, double: WandbDouble) -> None:
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", double.url)
+    assert choose_mode("auto").name == "online"
+
+
+def test_patience_ends_while_nothing_moves_and_not_while_something_does(params: Params) -> None:
+    connection = Connection(params)
+    connection.patience_s = 1.5
+    moved = iter(range(0, 10**9, 10**6))
+    done = threading.Event()
+    threading.Timer(3, done.set).start()
+    assert connection.wait(done, moved_bytes=lambda: next(moved))
+    assert connection.patience_s == 1.5
+    assert not connection.wait(threading.Event(), moved_bytes=lambda: 0)
+    assert not connection.wait(threading.Event())  # spent once and for all
+    with pytest.raises(WandbError, match="does not answer"):
+        connection.run(lambda: time.sleep(60))
+
+
+def test_what_an_action_raises_is_raised(params: Params) -> None:
+    assert Connection(params).run(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        Connection(params).run(lambda: 1 // 0)
+
+
+def test_trouble_is_said_once_and_ends_being_online(params: Params) -> None:
+    said: list[str] = []
+    connection = Connection(params, said.append)
+    connection.trouble("one\ntwo", "going on")
+    connection.trouble("three", "going on")
+    assert said == ["W&B: one two; going on"]

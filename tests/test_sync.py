@@ -1,0 +1,280 @@
+"""make sync: everything arrives, is compared, and survives whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb_double import WandbDouble
+from wandb_process import ROOT, clean_environment, overrides, python, store_of
+
+from flywheel import run_record
+from flywheel.registry import Registry
+
+PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
+KEYS = {"data": "data0", "model": "train0"}
+
+# A turn offline: a data set, a model made from it in a run with rows, a picture, an alias.
+TURN = """
+registry = SharedRegistry(params)
+data = publish(registry, "digits_dataset", "images", type="dataset")
+run = Tracker(params, registry, "turn-1").start("data", "data", {"source": "digits"}, id="data0")
+run.made(data)
+run.finish()
+run = Tracker(params, registry, "turn-1").start("sweep", "train", {"rate": 0.1}, id="train0")
+run.used(data)
+for epoch in range(5):
+    run.log({"epoch": epoch, "accuracy": epoch / 10}, step=epoch)
+model = publish(registry, "model-a", "weights of a" * 1000, inputs=(data.ref,))
+registry.link(model, params.registered_model, ("best", "production"), reason="first")
+run.made(model)
+run.summarize({"accuracy": 0.4})
+run.finish()
+"""
+MOVE = """
+registry = Registry(params.store)
+model = publish(registry, "model-%s", "weights of %s" * 1000)
+registry.link(model, params.registered_model, ("production",), reason="a test moves it")
+"""
+
+
+@pytest.fixture
+def double() -> Iterator[WandbDouble]:
+    with WandbDouble() as served:
+        yield served
+        assert served.errors == []
+
+
+@pytest.fixture
+def turn(tmp_path: Path) -> Path:
+    assert python(tmp_path, TURN, wandb="offline").code == 0
+    return tmp_path
+
+
+def command(place: Path, *more: str) -> list[str]:
+    return [sys.executable, "scripts/sync.py", "--profile", "demo", "--set", overrides(place), *more]
+
+
+def sync(place: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
+    done = subprocess.run(
+        command(place, *more), cwd=ROOT, text=True, capture_output=True, timeout=180,
+        env=clean_environment(place, **double.environment),
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def check_all_is_there(place: Path, double: WandbDouble) -> None:
+    """What the turn made is on W&B, once."""
+    registry = Registry(store_of(place))
+    data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
+    train = double.projects[PROJECT].runs["train0"]
+    assert [row["accuracy"] for row in train.history] == [epoch / 10 for epoch in range(5)]
+    assert train.summary["accuracy"] == 0.4
+    assert train.config["rate"]["value"] == 0.1
+    assert (train.fields["groupName"], train.fields["jobType"], train.state) == ("turn-1", "sweep", "finished")
+    assert [one.digest for one in train.logged if one.state == "COMMITTED"] == [model.digest]
+    assert [one.digest for one in train.used] == [data.digest]
+    made = double.projects[PROJECT].runs["data0"].logged
+    assert [one.digest for one in made if one.state == "COMMITTED"] == [data.digest]
+    for version in (data, model):
+        (member,) = double.collection(PROJECT, version.name).members
+        assert (member.digest, member.state) == (version.digest, "COMMITTED")
+        for path, entry in member.contents.items():
+            content = double.blobs[double.key(entry)]
+            assert content == (registry.open(version) / path).read_bytes()
+    assert double.aliases(REGISTRY, MODEL) == {
+        "latest": model.digest, "best": model.digest, "production": model.digest
+    }  # fmt: skip
+    assert all(record.confirmed for record in run_record.records(store_of(place)))
+
+
+def test_everything_arrives_and_a_second_call_changes_nothing(turn: Path, double: WandbDouble) -> None:
+    code, said = sync(turn, double)
+    assert code == 0, said
+    assert "sync: run 2 of 2: sweep train, 5 rows" in said
+    check_all_is_there(turn, double)
+    for told in (str(turn), str(ROOT)):
+        assert told.encode() not in b"\n".join(double.bodies)
+    uploads = double.operations["CommitArtifact"], double.operations["UpsertBucket"], double.operations["LinkArtifact"]
+    code, said = sync(turn, double)
+    assert code == 0
+    assert "2 runs before" in said
+    assert uploads == (
+        double.operations["CommitArtifact"], double.operations["UpsertBucket"], double.operations["LinkArtifact"]
+    )  # fmt: skip
+
+
+def test_offline_it_says_so_and_exits_1(turn: Path, double: WandbDouble) -> None:
+    double.fail("Viewer", 401)
+    code, said = sync(turn, double)
+    assert code == 1
+    assert "error: W&B is not online, nothing was uploaded: 127.0.0.1 refuses the key (401)" in said
+
+
+@pytest.mark.long
+def test_what_wandb_recorded_and_lost_comes_from_our_own_file(turn: Path, double: WandbDouble) -> None:
+    for path in (store_of(turn) / "wandb" / "wandb").rglob("*.wandb"):
+        path.unlink()
+    code, said = sync(turn, double)
+    assert code == 0, said
+    check_all_is_there(turn, double)
+
+
+@pytest.mark.long
+def test_versions_of_which_no_run_is_known_arrive_too(turn: Path, double: WandbDouble) -> None:
+    python(turn, MOVE % ("b", "b"))
+    code, said = sync(turn, double)
+    assert code == 0, said
+    assert "no run is known that made it" in said
+    registry = Registry(store_of(turn))
+    aliases = double.aliases(REGISTRY, MODEL)
+    assert aliases["production"] == registry.resolve("model-b").digest
+    assert aliases["previous"] == aliases["best"] == registry.resolve("model-a").digest
+
+
+def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDouble) -> None:
+    file = run_record.RunFile(store_of(turn), "live")
+    file.start("evaluate", "evaluate x", "turn-1", {})  # by this process, which lives
+    code, said = sync(turn, double)
+    assert code == 0, said
+    assert "evaluate x: under way, left for later" in said
+    assert "live" not in double.projects[PROJECT].runs
+
+
+@pytest.mark.long
+def test_what_was_pruned_meanwhile_is_left_out_and_said(turn: Path, double: WandbDouble) -> None:
+    made = """
+registry = SharedRegistry(params)
+run = Tracker(params, registry, "turn-1").start("sweep", "another", {})
+version = publish(registry, "model-gone", "weights")
+run.made(version)
+run.finish()
+registry.remove([version])
+"""
+    python(turn, made, wandb="offline")
+    code, said = sync(turn, double)
+    assert code == 0, said
+    assert "pruned before it was on W&B, left out" in said
+    assert sync(turn, double)[0] == 0
+
+
+KILLS = {
+    "an artifact is about to be committed": "CommitArtifact",
+    "an input": "UseArtifact",
+    "an alias": "LinkArtifact",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("operation", KILLS.values(), ids=KILLS.keys())
+def test_killed_when(turn: Path, double: WandbDouble, operation: str) -> None:
+    process = subprocess.Popen(
+        command(turn), cwd=ROOT, env=clean_environment(turn, **double.environment),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    double.meanwhile(operation, lambda: os.kill(process.pid, signal.SIGKILL))
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    code, said = sync(turn, double)
+    assert code == 0, said
+    check_all_is_there(turn, double)
+
+
+@pytest.mark.long
+def test_a_blob_that_was_lost_on_upload_is_found_out_and_brought_by_the_next_call(
+    turn: Path, double: WandbDouble
+) -> None:
+    double.fail("PUT blob", "lose", times=1)
+    code, said = sync(turn, double)
+    assert code == 1
+    assert "is not on W&B" in said
+    assert "aliases stay where they are" in said
+    assert REGISTRY not in double.projects or MODEL not in double.projects[REGISTRY].collections
+    double.mend()
+    assert "delete that version there" in sync(turn, double)[1]  # it is the same content, so nothing is sent again
+    home = double.collection(PROJECT, "digits_dataset")
+    home.members.clear()
+    home.aliases.clear()
+    double.projects[PROJECT].runs["data0"].logged.clear()
+    code, said = sync(turn, double)
+    assert code == 0, said
+    check_all_is_there(turn, double)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("operation", "status"), [("CreateArtifact", 403), ("PUT blob", 403), ("file_stream", 500)])
+def test_what_w_and_b_refuses_is_listed_and_arrives_when_it_does_not(
+    turn: Path, double: WandbDouble, operation: str, status: int
+) -> None:
+    double.fail(operation, status)
+    code, said = sync(turn, double)
+    assert code == 1
+    assert "sync: missing: " in said
+    double.mend()
+    code, said = sync(turn, double)
+    assert code == 0, said
+    check_all_is_there(turn, double)
+
+
+@pytest.mark.long
+def test_a_service_that_falls_silent_ends_it_in_bounded_time(turn: Path, double: WandbDouble) -> None:
+    double.meanwhile("RunInputArtifacts", lambda: double.fail(".*", "hang"))
+    code, said = sync(turn, double)
+    assert code == 1
+    assert "W&B does not answer any more; what was not reached is left" in said
+
+
+def elsewhere(turn: Path, double: WandbDouble, name: str) -> str:
+    """A colleague moves production on W&B to a model of theirs; returns its digest."""
+    other = turn.parent / f"{turn.name}-colleague"
+    colleague = """
+registry = SharedRegistry(params)
+registry.refresh()
+model = publish(registry, "model-%s", "weights of %s" * 1000)
+run = Tracker(params, registry, "turn-1").start("promote", "theirs", {})
+run.made(model)
+registry.link(model, params.registered_model, ("production",), reason="a colleague moves it")
+run.finish()
+"""
+    done = python(other, colleague % (name, name), **double.environment)
+    assert done.code == 0, done
+    return Registry(store_of(other)).resolve(f"model-{name}").digest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("keep", ["ours", "theirs"])
+def test_an_alias_that_someone_else_moved_is_not_moved_until_a_person_decides(
+    turn: Path, double: WandbDouble, keep: str
+) -> None:
+    assert sync(turn, double)[0] == 0
+    theirs = elsewhere(turn, double, "theirs")
+    python(turn, MOVE % ("ours", "ours"))
+    ours = Registry(store_of(turn)).resolve("model-ours").digest
+    code, said = sync(turn, double)
+    assert code == 1
+    assert f"{MODEL}:production is model-theirs@{theirs} on W&B, moved by someone else, and model-ours:v0 here" in said
+    assert double.aliases(REGISTRY, MODEL)["production"] == theirs
+    code, said = sync(turn, double, "--keep", keep)
+    assert code == 0, said
+    kept = {"ours": ours, "theirs": theirs}[keep]
+    assert double.aliases(REGISTRY, MODEL)["production"] == kept
+    assert Registry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
+
+
+@pytest.mark.long
+def test_an_alias_that_moved_offline_several_times_follows(turn: Path, double: WandbDouble) -> None:
+    assert sync(turn, double)[0] == 0
+    for name in ("b", "c"):
+        python(turn, MOVE % (name, name))
+    code, said = sync(turn, double)
+    assert code == 0, said
+    registry = Registry(store_of(turn))
+    aliases = double.aliases(REGISTRY, MODEL)
+    assert (aliases["production"], aliases["previous"]) == (
+        registry.resolve("model-c").digest, registry.resolve("model-b").digest
+    )  # fmt: skip
