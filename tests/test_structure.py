@@ -33,7 +33,8 @@ LAYERS = (
     ("flywheel.gate",),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo"),
+    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo", "flywheel.compare"),
+    ("flywheel.report",),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 
