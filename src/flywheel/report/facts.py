@@ -155,7 +155,11 @@ def _report(params: Params, name: str) -> Part:
         return Absent("Not yet; type", command)
     except (OSError, ValueError) as error:
         return Absent(f"{path} cannot be read ({error}); written anew by", _again(name, params.profile))
-    return found if isinstance(found, dict) else Absent(f"{path} holds no object;", _again(name, params.profile))
+    return (
+        found
+        if isinstance(found, dict)
+        else Absent(f"{path} holds no JSON object; written anew by", _again(name, params.profile))
+    )
 
 
 def _again(name: str, profile: str) -> str:

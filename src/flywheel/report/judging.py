@@ -12,10 +12,10 @@ from flywheel.report.markup import (
     interval,
     join,
     note,
+    parts,
     percent,
     points,
     scrolling,
-    section,
     table,
     tag,
 )
@@ -30,7 +30,7 @@ PARTS = {
 }
 
 
-def evaluation(report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str]) -> Html:
+def evaluation(report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str]) -> list[Html]:
     """Return how good the sweep's best model is on the test images."""
     model, names = labels.get(report["model"], report["model"]), list(report["per_class"])
     told = (
@@ -42,13 +42,14 @@ def evaluation(report: Mapping[str, Any], labels: Mapping[str, str], images: Map
         for name, one in report["per_class"].items()
     ]
     head = ("class", "images", "precision", "recall", "F1")
-    return section(
-        "evaluation", "Evaluation", tag("p", told),
+    return parts(
+        tag("p", told),
         tag("div", matrix(report["confusion_matrix"], names), reliability(report["calibration"]), class_="pair"),
         confused(report["most_confused"]),
         details("Each class", table(head, rows, "Precision, recall and F1 of each class")),
-        tag("h3", "Most confident mistakes"), gallery(report["worst"], images, "no mistake on test"),
-    )  # fmt: skip
+        tag("h3", "Most confident mistakes"),
+        gallery(report["worst"], images, "no mistake on test"),
+    )
 
 
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
@@ -132,7 +133,7 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
     )  # fmt: skip
     reasons = tag("ul", *(tag("li", reason) for reason in report["reasons"]))
     rows = _rules(report)
-    parts = [head, reasons]
+    shown_parts = [head, reasons]
     if rows:
         scale = _scale(rows, report["rules"])
         shown = [
@@ -144,10 +145,10 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
         ]  # fmt: skip
         columns = ("compared on", "images", "points", "95 % interval", "", "rule", "")
         caption = "Differences in accuracy, candidate minus the other"
-        parts.append(table(columns, shown, caption, words=(0, 4, 5, 6)))
-        parts.append(note("In percentage points. The dashed line is what the rule allows."))
+        shown_parts.append(table(columns, shown, caption, words=(0, 4, 5, 6)))
+        shown_parts.append(note("In percentage points. The dashed line is what the rule allows."))
     if report["per_class"]:
-        parts.append(details("Each class", _classes(report)))
+        shown_parts.append(details("Each class", _classes(report)))
     reported = report.get("reported") or {}
     told = [
         f"{name} {_two(reported[key], form)}"
@@ -157,8 +158,8 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
     if reported.get("fixed") is not None:
         told.append(f"{reported['fixed']} test images fixed, {reported['broken']} broken")
     if told:
-        parts.append(note(f"Reported, not judged: {'; '.join(told)}."))
-    return parts
+        shown_parts.append(note(f"Reported, not judged: {'; '.join(told)}."))
+    return shown_parts
 
 
 def control(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
@@ -169,8 +170,7 @@ def control(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
     ]
     if report.get("control"):
         arms.append(("control", "as many right answers instead", report["control"]))
-    parts = [
-        tag("h3", "What the failures taught"),
+    shown_parts = [
         tag(
             "p", f"{report['hard_examples']:,} failures joined the training images. The control arm took the same "
             "steps with images that were answered rightly: what it gains is not due to the failures."
@@ -193,9 +193,9 @@ def control(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
         if arm.get(part)
     ]  # fmt: skip
     head = ("images", "arm", "n", "accuracy", "95 % interval", "")
-    parts.append(table(head, rows, "Accuracy before and after", words=(0, 1, 5)))
-    parts.append(note("; ".join(f"{part}: {PARTS[part]}" for part in shown), "."))
-    return parts
+    shown_parts.append(table(head, rows, "Accuracy before and after", words=(0, 1, 5)))
+    shown_parts.append(note("; ".join(f"{part}: {PARTS[part]}" for part in shown), "."))
+    return shown_parts
 
 
 def drawn(middle: float, low: float, high: float, scale: tuple[float, float], limit: float | None = None) -> Html:

@@ -40,6 +40,11 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{shown}>" + ("" if name in VOID else f"{join(*children)}</{name}>"))
 
 
+def parts(*children: Html | None) -> list[Html]:
+    """Return the parts of a section that are there."""
+    return [child for child in children if child is not None]
+
+
 def section(id: str, title: str, *children: object) -> Html:
     """Return a section of the page with its heading."""
     return tag("section", tag("h2", title), *children, id=id, aria_label=title)

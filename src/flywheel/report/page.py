@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,51 +62,45 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
     """Return (id, title, section) in the order of the page."""
     parts, labels, command = found.parts, found.labels, found.command
 
-    def part(id: str, title: str, name: str, make: Callable[[Any], Html]) -> tuple[str, str, Html]:
+    def told(name: str, make: Callable[[Any], Iterable[Html]]) -> list[Html]:
         report = parts[name]
         if isinstance(report, Absent):
-            return id, title, section(id, title, missing(report.reason, report.command))
+            return [missing(report.reason, report.command)]
         try:
-            return id, title, make(report)
+            return list(make(report))
         except OLDER as error:
             again = command(REPORTS[name]) + ("" if name == "simulation" else " FORCE=1")
             reason = f"{name}.json is not as this code writes it ({type(error).__name__}: {error}); written anew by"
-            return id, title, section(id, title, missing(reason, again))
+            return [missing(reason, again)]
 
-    def sweep(report: Any) -> Html:
+    def sweep(report: Any) -> list[Html]:
         label = labels.get(report["best"]["model"], report["best"]["model"])
         judged = sum(one["accuracy"] is not None and one["status"] != "failed" for one in report["trials"])
-        return searching.wrapped(
+        return [
             *searching.sweep(report, searched, logarithmic, label),
             *searching.importances(found.importance, judged),
-        )
-
-    def gate(report: Any) -> Html:
-        retrain = parts["retrain"]
-        taught = (
-            [tag("h3", "What the failures taught"), missing(retrain.reason, retrain.command)]
-            if isinstance(retrain, Absent)
-            else judging.control(retrain, labels)
-        )
-        return section("gate", "Gate", *judging.gate(report, labels), *taught)
+        ]
 
     images = found.images
-    return [
+    decision = told("gate", lambda report: judging.gate(report, labels))
+    taught = told("retrain", lambda report: judging.control(report, labels))
+    sections: list[tuple[str, str, list[Html]]] = [
         ("production", "In production",
          standing.production(found.production, found.registered_model, command("make evaluate"))),
         ("stages", "The wheel", standing.stages(found.stages, found.profile)),
-        part("sweep", "Sweep", "sweep", sweep),
-        part("evaluation", "Evaluation", "evaluation",
-             lambda report: judging.evaluation(report, labels, images["evaluation"])),
-        part("traffic", "Traffic", "simulation", traffic.traffic),
-        part("failures", "Failures", "simulation",
-             lambda report: traffic.failures(report, labels, images["simulation"], command("make retrain"))),
-        part("gate", "Gate", "gate", gate),
+        ("sweep", "Sweep", told("sweep", sweep)),
+        ("evaluation", "Evaluation",
+         told("evaluation", lambda report: judging.evaluation(report, labels, images["evaluation"]))),
+        ("traffic", "Traffic", told("simulation", traffic.traffic)),
+        ("failures", "Failures",
+         told("simulation", lambda report: traffic.failures(
+             report, labels, images["simulation"], command("make retrain")))),
+        ("gate", "Gate", [*decision, tag("h3", "What the failures taught"), *taught]),
         ("lineage", "Lineage", standing.lineage(found.nodes, found.older, command("make sweep"))),
         ("history", "Promotions", standing.history(found.moves, command("make evaluate"))),
-        ("runs", "Weights & Biases",
-         standing.runs(found.runs, found.offline_runs, found.wandb_folder)),
+        ("runs", "Weights & Biases", standing.runs(found.runs, found.offline_runs, found.wandb_folder)),
     ]  # fmt: skip
+    return [(id, title, section(id, title, *shown)) for id, title, shown in sections]
 
 
 def _digest(script: str) -> str:

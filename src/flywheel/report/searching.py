@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel.report.importance import confidence
-from flywheel.report.markup import Html, chart, details, note, percent, section, table, tag
+from flywheel.report.markup import Html, chart, details, note, percent, table, tag
 
 STATUSES = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "unfinished": "unfinished"}
 MOST_TRIALS = 500  # that are drawn and listed: the best
@@ -83,11 +83,6 @@ def importances(found: Mapping[str, float] | None, trials: int) -> list[Html]:
             "best validation accuracy, those stopped early included. The share is of the variance that it explains."
         ),
     ]  # fmt: skip
-
-
-def wrapped(*parts: Html) -> Html:
-    """Return the whole section."""
-    return section("sweep", "Sweep", *parts)
 
 
 def shown(value: object) -> str:

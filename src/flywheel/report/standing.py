@@ -15,9 +15,9 @@ from flywheel.report.markup import (
     join,
     missing,
     note,
+    parts,
     percent,
     scrolling,
-    section,
     table,
     tag,
     when,
@@ -37,38 +37,43 @@ MARKS = {
 }
 
 
-def production(standing: Standing | None, registered_model: str, command: str) -> Html:
+def production(standing: Standing | None, registered_model: str, command: str) -> list[Html]:
     """Return the head of the page: which model serves, how good it is, since when and why."""
     if standing is None:
-        return section(
-            "production", "In production", missing(f"{registered_model} has no production model yet; type", command)
-        )
+        return parts(missing(f"{registered_model} has no production model yet; type", command))
     figure = join(
         tag("p", percent(standing.accuracy), class_="figure"),
         tag(
-            "p", "of ", tag("b", f"{standing.n:,}"), " test images", tag("br"),
+            "p",
+            "of ",
+            tag("b", f"{standing.n:,}"),
+            " test images",
+            tag("br"),
             f"95 % interval {interval(standing.interval)}",
         )
         if standing.n and standing.interval
         else tag("p", "accuracy on test" if standing.accuracy is not None else "its test accuracy is not recorded"),
-    )  # fmt: skip
+    )
     forced = tag("span", "forced past the gate", class_="badge bad") if standing.forced else None
-    return section(
-        "production", "In production",
+    return parts(
         tag(
-            "div", tag("div", figure, class_="headline"),
+            "div",
+            tag("div", figure, class_="headline"),
             tag(
                 "dl",
-                tag("dt", "model"), tag("dd", tag("code", standing.label), " ", forced),
-                tag("dt", "since"), tag("dd", when(standing.since), f", by {standing.who}"),
-                tag("dt", "because"), tag("dd", standing.reason),
+                tag("dt", "model"),
+                tag("dd", tag("code", standing.label), " ", forced),
+                tag("dt", "since"),
+                tag("dd", when(standing.since), f", by {standing.who}"),
+                tag("dt", "because"),
+                tag("dd", standing.reason),
             ),
             class_="hero",
         ),
-    )  # fmt: skip
+    )
 
 
-def stages(rows: Sequence[tuple[str, str, str]], profile: str) -> Html:
+def stages(rows: Sequence[tuple[str, str, str]], profile: str) -> list[Html]:
     """Return where each stage stands, and what to type where one is to run."""
     items = []
     for name, state, reason in rows:
@@ -82,25 +87,25 @@ def stages(rows: Sequence[tuple[str, str, str]], profile: str) -> Html:
                 class_=kind,
             )
         )  # fmt: skip
-    return section("stages", "The wheel", tag("ol", *items, class_="stages"))
+    return parts(tag("ol", *items, class_="stages"))
 
 
-def lineage(nodes: Sequence[Node], older: int, command: str) -> Html:
+def lineage(nodes: Sequence[Node], older: int, command: str) -> list[Html]:
     """Return what the production model was made from, as a drawing."""
     if not nodes:
-        return section("lineage", "Lineage", missing("No model yet; type", command))
+        return parts(missing("No model yet; type", command))
     head = note("Time runs downwards: a model, the failures it had, the model trained on them. ") + (
         note(f"{older} older versions are not drawn; ", tag("code", command.replace("sweep", "lineage")), " lists all.")
         if older
         else ""
     )
-    return section("lineage", "Lineage", Html(head), scrolling(graph.draw(nodes), "Lineage of the production model"))
+    return parts(Html(head), scrolling(graph.draw(nodes), "Lineage of the production model"))
 
 
-def history(moves: Sequence[Move], command: str) -> Html:
+def history(moves: Sequence[Move], command: str) -> list[Html]:
     """Return what moved into production, newest first."""
     if not moves:
-        return section("history", "Promotions", missing("Nothing was promoted yet; type", command))
+        return parts(missing("Nothing was promoted yet; type", command))
     rows = [
         (
             when(move.at), tag("code", move.to),
@@ -110,21 +115,20 @@ def history(moves: Sequence[Move], command: str) -> Html:
         for move in moves[:MOST_MOVES]
     ]  # fmt: skip
     rest = len(moves) - MOST_MOVES
-    return section(
-        "history", "Promotions",
+    return parts(
         table(("when", "into production", "before", "who", "why"), rows, "Promotions, newest first", words=range(5)),
         note(f"and {rest} earlier: make history lists all") if rest > 0 else None,
-    )  # fmt: skip
+    )
 
 
-def runs(found: Sequence[Tracked], offline: int, folder: str) -> Html:
+def runs(found: Sequence[Tracked], offline: int, folder: str) -> list[Html]:
     """Return where the W&B runs are."""
     upload = tag("code", f".venv/bin/wandb sync {folder}/offline-run-*")
     local = note(f"{offline} runs were recorded offline; ", upload, " uploads them.") if offline else None
     shown = [run for run in found if run.job_type != "trial"]
     if not shown:
         nothing = note("No run is recorded for this profile (tracking.wandb is disabled, or no stage has run).")
-        return section("runs", "Weights & Biases", local or nothing)
+        return parts(local or nothing)
     trials = len(found) - len(shown)
     rows = [
         (
@@ -134,14 +138,14 @@ def runs(found: Sequence[Tracked], offline: int, folder: str) -> Html:
         for run in shown
     ]  # fmt: skip
     head = ("run", "stage", "id", "group", "started", "where")
-    return section(
-        "runs", "Weights & Biases",
+    return parts(
         table(head, rows[:MOST_RUNS], "W&B runs of the stages, newest first", words=range(6)),
         details("Older runs", table(head, rows[MOST_RUNS:], "Older W&B runs", words=range(6)))
         if len(rows) > MOST_RUNS
         else None,
-        note(f"and {trials} runs of trials") if trials else None, local,
-    )  # fmt: skip
+        note(f"and {trials} runs of trials") if trials else None,
+        local,
+    )
 
 
 def footer(facts: Facts) -> Html:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flywheel.report.judging import confused, gallery
-from flywheel.report.markup import Html, chart, details, interval, note, percent, section, table, tag, when
+from flywheel.report.markup import Html, chart, details, interval, note, parts, percent, table, tag, when
 
 
-def traffic(report: Mapping[str, Any]) -> Html:
+def traffic(report: Mapping[str, Any]) -> list[Html]:
     """Return accuracy, latency and confidence of the last simulation."""
     models = ", ".join(f"{name} ({count:,})" for name, count in report["models"].items())
     latency, errors = report["latency_ms"], sum(report["errors"].values())
@@ -27,25 +27,35 @@ def traffic(report: Mapping[str, Any]) -> Html:
         (name, f"{one['support']:,}", percent(one["precision"]), percent(one["recall"]))
         for name, one in report["per_class"].items()
     ]
-    return section(
-        "traffic", "Traffic",
+    return parts(
         tag("p", "Simulated production requests, ", when(report["at"]), f", answered by {models}."),
         tag("dl", *tiles, class_="tiles"),
         tag(
             "div",
-            chart("confidence", "How sure it was", f"Confidence of {right:,} right and {wrong:,} wrong answers.",
-                  report["confidence_histogram"], 280),
-            chart("latency", "How long an answer took",
-                  f"Latency of {report['n']:,} answers: median {latency['p50']} ms, 95 % under {latency['p95']} ms.",
-                  {**report["latency_histogram_ms"], **latency}, 280),
+            chart(
+                "confidence",
+                "How sure it was",
+                f"Confidence of {right:,} right and {wrong:,} wrong answers.",
+                report["confidence_histogram"],
+                280,
+            ),
+            chart(
+                "latency",
+                "How long an answer took",
+                f"Latency of {report['n']:,} answers: median {latency['p50']} ms, 95 % under {latency['p95']} ms.",
+                {**report["latency_histogram_ms"], **latency},
+                280,
+            ),
             class_="pair",
         ),
         note(_unseen(report)),
         details("Each class", table(("class", "images", "precision", "recall"), rows, "Traffic by class")),
-    )  # fmt: skip
+    )
 
 
-def failures(report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str], command: str) -> Html:
+def failures(
+    report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str], command: str
+) -> list[Html]:
     """Return what the last simulation got wrong: the most confident failures."""
     count, shown = report["failures"], len(report["worst"])
     told = f"{count:,} of {report['n']:,} answers were wrong"
@@ -53,11 +63,11 @@ def failures(report: Mapping[str, Any], labels: Mapping[str, str], images: Mappi
         told += f"; the {shown} most confident are here"
     if report.get("feedback"):
         told += f". {report['feedback_new']:,} were new; {labels.get(report['feedback'], report['feedback'])} lists all"
-    return section(
-        "failures", "Failures", tag("p", told, ". ", tag("code", command), " trains on those of the training side."),
+    return parts(
+        tag("p", told, ". ", tag("code", command), " trains on those of the training side."),
         gallery(report["worst"], images, "no failure"),
         confused(report["most_confused"]),
-    )  # fmt: skip
+    )
 
 
 def _unseen(report: Mapping[str, Any]) -> str:
