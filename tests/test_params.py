@@ -90,7 +90,7 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("sweep.space.learning_rate={uniform: [0.1, 99]}", "must be less than or equal to 10 (got 99)"),
         ("sweep.first=[{learning_rate: 5}]", "sweep.first[0].learning_rate: 5 lies outside sweep.space.learning_rate"),
         ("sweep.first=[{rate: 5}]", "sweep.first[0].rate: unknown key"),
-        ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified' or 'compact'"),
+        ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified'"),
         ("sweep.space.architecture=[compakt]", "sweep.space.architecture: must be 'standard'"),
         (
             "sweep.space.architecture={uniform: [0, 1]}",
