@@ -22,6 +22,7 @@ from flywheel.report.markup import (
 
 READABLE_CLASSES = 30  # beyond, the matrix would be too small to read
 WIDTH, MIDDLE = 180, 12  # pixels of a drawn interval
+COMPARED = frozenset({"test", "best_ever", "holdout", "per_class"})  # checks that are differences
 DECISIONS = {"promote": "promoted", "first": "first model", "keep": "production stays"}
 PARTS = {
     "test": "the test images, as in training",
@@ -149,6 +150,10 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
         shown_parts.append(note("In percentage points. The dashed line is what the rule allows."))
     if report["per_class"]:
         shown_parts.append(details("Each class", _classes(report)))
+    others = {name: passed for name, passed in report["checks"].items() if name not in COMPARED}
+    if others:
+        marks = [f"{name.replace('_', ' ')} {'✓' if passed else '✕'}" for name, passed in others.items()]
+        shown_parts.append(note(f"Also checked: {', '.join(marks)}."))
     reported = report.get("reported") or {}
     told = [
         f"{name} {_two(reported[key], form)}"
