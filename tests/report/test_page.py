@@ -89,6 +89,7 @@ def test_a_whole_turn_is_told(wheel: Any) -> None:
         "retrained-model:v0", f"{100 * after['accuracy']:.1f} %", "of 450 test images", "The best of 4 trials",
         f"{reports['simulation']['failures']:,} of {reports['simulation']['n']:,} answers were wrong",
         *reports["gate"]["reasons"], "no model to compare with", "4 trials: a hint",
+        "This is the sweep's best; in production is retrained-model:v0",
         f"{reports['retrain']['hard_examples']:,} failures joined",
     ):  # fmt: skip
         assert expected in shown.text

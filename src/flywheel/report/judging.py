@@ -31,8 +31,10 @@ PARTS = {
 }
 
 
-def evaluation(report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str]) -> list[Html]:
-    """Return how good the sweep's best model is on the test images."""
+def evaluation(
+    report: Mapping[str, Any], labels: Mapping[str, str], images: Mapping[int, str], production: str | None
+) -> list[Html]:
+    """Return how good the sweep's best model is on the test images. `production` is the label of what serves."""
     model, names = labels.get(report["model"], report["model"]), list(report["per_class"])
     told = (
         f"{model}: {percent(report['accuracy'], 2)} of {report['n']:,} test images, 95 % interval "
@@ -45,6 +47,9 @@ def evaluation(report: Mapping[str, Any], labels: Mapping[str, str], images: Map
     head = ("class", "images", "precision", "recall", "F1")
     return parts(
         tag("p", told),
+        note(f"This is the sweep's best; in production is {production}, whose accuracy stands at the top.")
+        if production not in (None, model)
+        else None,
         tag("div", matrix(report["confusion_matrix"], names), reliability(report["calibration"]), class_="pair"),
         confused(report["most_confused"]),
         details("Each class", table(head, rows, "Precision, recall and F1 of each class")),

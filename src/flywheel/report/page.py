@@ -81,7 +81,7 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
             *searching.importances(found.importance, judged),
         ]
 
-    images = found.images
+    images, serving = found.images, found.production.label if found.production else None
     decision = told("gate", lambda report: judging.gate(report, labels))
     taught = told("retrain", lambda report: judging.control(report, labels))
     sections: list[tuple[str, str, list[Html]]] = [
@@ -90,7 +90,7 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
         ("stages", "The wheel", standing.stages(found.stages, found.profile)),
         ("sweep", "Sweep", told("sweep", sweep)),
         ("evaluation", "Evaluation",
-         told("evaluation", lambda report: judging.evaluation(report, labels, images["evaluation"]))),
+         told("evaluation", lambda report: judging.evaluation(report, labels, images["evaluation"], serving))),
         ("traffic", "Traffic", told("simulation", traffic.traffic)),
         ("failures", "Failures",
          told("simulation", lambda report: traffic.failures(
