@@ -14,7 +14,9 @@ SET ?=
 ARGS ?=
 MODEL ?=
 REASON ?=
-export PROFILE SET MODEL REASON
+A ?=
+B ?=
+export PROFILE SET MODEL REASON A B
 
 # The stamp's name holds a checksum of what is installed: the environment is refreshed when the content
 # of these files changes, never because of a time stamp.
@@ -71,6 +73,13 @@ history: $(READY) ## what moved into production: who, when and why (ARGS=--all f
 .PHONY: sync
 sync: $(READY) ## upload to W&B what was recorded offline, and compare (ARGS="--keep ours" or theirs: moved aliases)
 	@$(SCRIPT) $(ARGS)
+
+.PHONY: report compare
+report: $(READY) ## one HTML page that tells where the wheel stands: reports/<profile>/index.html
+	@$(SCRIPT) $(ARGS)
+
+compare: $(READY) ## what differs between A=name:version and B=name:version (ARGS=--json)
+	@$(SCRIPT) $(ARGS) -- "$$A" "$$B"
 
 .PHONY: status doctor artifacts lineage logs prune clean
 status: $(READY) ## where each stage stands, and why

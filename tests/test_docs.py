@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import headlines
@@ -32,3 +36,41 @@ def test_the_readmes_figures_are_those_of_the_result_files() -> None:
     readme = (ROOT / "README.md").read_text()
     assert pages.between(readme, "headlines", headlines.table()) == readme
     assert "| `make bench-long` |" in readme
+
+
+def diffs() -> dict[str, str]:
+    """Heading -> the diff below it, in docs/extend.md."""
+    text = (ROOT / "docs" / "extend.md").read_text()
+    return {found[0]: found[1] for found in re.findall(r"^## (.+?)$.*?^```diff\n(.*?)^```$", text, re.S | re.M)}
+
+
+def test_the_diffs_of_the_page_on_extending_apply_to_the_code_as_it_stands(tmp_path: Path) -> None:
+    assert list(diffs()) == ["A new architecture", "A new source", "A gate rule"]
+    for heading, diff in diffs().items():
+        (tmp_path / "change.diff").write_text(diff)
+        command = ["git", "apply", "--check", str(tmp_path / "change.diff")]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, (heading, result.stderr)
+
+
+CHECKS = {
+    "A new architecture": ["-c", "import torch; from flywheel.models.architectures import architecture; "
+                           "assert architecture('plain').build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)"],
+    "A new source": ["-m", "pytest", "-q", "tests/data/test_npz.py"],
+    "A gate rule": ["-m", "pytest", "-q", "tests/gate/test_gate.py", "-k", "surer_than_it_should_be"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("heading", CHECKS)
+def test_what_a_diff_of_the_page_on_extending_adds_works(heading: str, tmp_path: Path) -> None:
+    for name in ("src", "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("params.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)  # or a repository above would be meant
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diffs()[heading], text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    result = subprocess.run(
+        [sys.executable, *CHECKS[heading]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -35,7 +35,15 @@ LAYERS = (
     ("flywheel.gate",),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),
     ("flywheel.stages",),
-    ("flywheel.overview", "flywheel.housekeeping", "flywheel.doctor", "flywheel.demo", "flywheel.sync"),
+    (
+        "flywheel.overview",
+        "flywheel.housekeeping",
+        "flywheel.doctor",
+        "flywheel.demo",
+        "flywheel.compare",
+        "flywheel.sync",
+    ),
+    ("flywheel.report",),
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 

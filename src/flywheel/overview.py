@@ -17,21 +17,10 @@ LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote"
 
 
 def status(params: Params, registry: Registry) -> Iterator[str]:
-    """Yield a line a stage with the reason, then what is in production.
-
-    A stage is judged by what lies there; where one before it is to run, it waits for that, whatever lies there now.
-    """
+    """Yield a line a stage with the reason, then what is in production."""
     yield f"profile {params.profile}, store {params.store}"
-    ahead = ""  # the first stage that is not up to date
-    for name, module in STAGES:
-        state, reason = _state(name, module, params, registry)
-        if ahead and not state.startswith("running"):
-            state, reason = "waiting", f"for {ahead}"
-        elif state != "up to date":
-            ahead = ahead or name
+    for name, state, reason in standing(params, registry):
         yield f"{name:<12}{state:<20} {reason}"
-    yield f"{'serve':<12}{_server(params)}"
-    yield f"{'retrain':<12}{_retraining(params, registry)}"
     aliases = registry.aliases(params.registered_model)
     for alias in ("best", "candidate", "production", "previous"):
         if alias not in aliases:
@@ -41,6 +30,23 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
             yield f"{alias:<12}{registry.resolve(aliases[alias]).label}"
         else:
             yield f"{alias:<12}missing: {aliases[alias]} is not in the store"
+
+
+def standing(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
+    """Yield (stage, state, reason) for data, sweep, evaluate, serve and retrain.
+
+    A stage is judged by what lies there; where one before it is to run, it waits for that, whatever lies there now.
+    """
+    ahead = ""  # the first stage that is not up to date
+    for name, module in STAGES:
+        state, reason = _state(name, module, params, registry)
+        if ahead and not state.startswith("running"):
+            state, reason = "waiting", f"for {ahead}"
+        elif state != "up to date":
+            ahead = ahead or name
+        yield name, state, reason
+    yield "serve", *_server(params)
+    yield "retrain", *_retraining(params, registry)
 
 
 def artifacts(registry: Registry) -> Iterator[str]:
@@ -106,31 +112,31 @@ def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
             yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
 
 
-def _server(params: Params) -> str:
+def _server(params: Params) -> tuple[str, str]:
     """Return what serves the profile. Asks the lock, not the network."""
     from flywheel.serving import record
 
     served = record.read(params)
     if served is not None and served.address is not None:
-        return f"{'deployed':<20} {served.url}, on the cluster at {served.address}"
+        return "deployed", f"{served.url}, on the cluster at {served.address}"
     if files.holder(stage.lock_path(params, "serve")) is not None:
-        return f"{'running':<20} {served.url} (pid {served.pid})" if served else f"{'starting':<20} or stopping"
-    return f"{'crashed':<20} make stop clears what it left" if served else f"{'stopped':<20} make serve starts it"
+        return ("running", f"{served.url} (pid {served.pid})") if served else ("starting", "or stopping")
+    return ("crashed", "make stop clears what it left") if served else ("stopped", "make serve starts it")
 
 
-def _retraining(params: Params, registry: Registry) -> str:
+def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
     """Return whether `make retrain` has something to do."""
     from flywheel.retraining import plan
 
     if running := _running(params, "retrain"):
-        return f"{running[0]:<20} {running[1]}"
+        return running
     try:
         planned = plan.make(params, registry)
     except FlywheelError as error:
-        return f"{'waiting':<20} {error}"
+        return "waiting", str(error)
     if isinstance(planned, str):
-        return f"{'nothing to do':<20} {planned}"
-    return f"{'to run':<20} {planned.new_failures} new failures in {planned.feedback.label}"
+        return "nothing to do", planned
+    return "to run", f"{planned.new_failures} new failures in {planned.feedback.label}"
 
 
 def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:

@@ -30,6 +30,9 @@ class Drift(Section):
     contrast: Severity = Field(description="factor between 1 - 0.15 and 1 + 0.15 a step")
 
 
+READS_PATH = ("folder",)  # the sources that read data.path
+
+
 class Data(Section):
     """What the `data` stage builds."""
 
@@ -47,11 +50,12 @@ class Data(Section):
     drift: Drift
 
     @model_validator(mode="after")
-    def _folder_has_a_path(self) -> Data:
-        if self.source == "folder" and not self.path:
-            raise KeyedError(("data", "source"), "source folder needs data.path, a directory or archive")
-        if self.source != "folder" and self.path:
-            reason = f"is read by source folder only (data.source is {self.source}); set data.source=folder"
+    def _path_goes_with_the_source(self) -> Data:
+        if self.source in READS_PATH and not self.path:
+            raise KeyedError(("data", "source"), f"source {self.source} needs data.path, a directory or file")
+        if self.source not in READS_PATH and self.path:
+            only = " or ".join(READS_PATH)
+            reason = f"is read by source {only} only (data.source is {self.source}); set data.source={READS_PATH[0]}"
             raise KeyedError(("data", "path"), reason)
         return self
 

@@ -228,6 +228,23 @@ def test_gate_json_has_the_keys_that_others_read(turned: subprocess.CompletedPro
     } <= set(gate)  # fmt: skip
 
 
+def test_report_and_compare_by_the_makefile(turned: subprocess.CompletedProcess[str], place: Path) -> None:
+    result = make(place, "report", "PROFILE=demo")
+    path = place / "reports" / "demo" / "index.html"
+    assert result.stdout == f"report: {path}\n"
+    shown = path.read_text()
+    path.unlink()  # the files of the reports are counted above
+    assert "The best of 3 trials" in shown
+    assert "Not yet; type <code>make serve simulate PROFILE=demo</code>" in shown
+    model = next((place / "store" / "demo" / "registry" / "versions").glob("model-*")).name
+    result = make(place, "compare", "PROFILE=demo", f"A={model}:v0", "B=digits-classifier:best")
+    assert result.stdout == f"{model}:v0 and {model}:v0 are the same version\n"
+    result = make(place, "compare", "PROFILE=demo", "ARGS=--json", f"A={model}", f"B={model}")
+    assert json.loads(result.stdout)["paired"]["test"]["difference"] == 0
+    result = make(place, "compare", "PROFILE=demo")
+    assert result.stderr.startswith("error: which two? make compare A=name:version B=name:version PROFILE=demo")
+
+
 def test_promote_and_rollback_with_nothing_to_move_say_so(
     turned: subprocess.CompletedProcess[str], place: Path
 ) -> None:

@@ -26,6 +26,11 @@ def test_a_case_worked_out_by_hand() -> None:
     assert result["per_class"]["dog"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2})
     assert result["per_class"]["fox"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
     assert result["ece"] == pytest.approx(0.8 - 4 / 6, abs=1e-6)
+    assert result["calibration"] == {
+        "confidence": pytest.approx([0.8]),
+        "accuracy": pytest.approx([4 / 6]),
+        "count": [6],
+    }
     assert result["most_confused"] == [
         {"label": "cat", "prediction": "dog", "count": 1},
         {"label": "fox", "prediction": "cat", "count": 1},
@@ -51,6 +56,19 @@ def test_calibration_is_perfect_when_confidence_is_accuracy() -> None:
     result = metrics.calibration(confident(predictions, 0.8), labels)
     assert result["ece"] == pytest.approx(0, abs=1e-6)
     assert result["count"] == [1000]
+
+
+def test_mistakes_come_most_confident_first_with_the_images_own_ids() -> None:
+    probabilities = np.concatenate([confident([1], 0.6), confident([0]), confident([2], 0.9), confident([1], 0.7)])
+    labels, ids = np.array([0, 0, 1, 2]), np.array([70, 10, 50, 30])
+    found = metrics.confident_mistakes(probabilities, labels, ids, NAMES)
+    assert [(one["id"], one["label"], one["prediction"]) for one in found] == [
+        (50, "dog", "fox"),
+        (30, "fox", "dog"),
+        (70, "cat", "dog"),
+    ]
+    assert [one["confidence"] for one in found] == pytest.approx([0.9, 0.7, 0.6])
+    assert metrics.confident_mistakes(probabilities, labels, ids, NAMES, most=1) == found[:1]
 
 
 def test_certainty_falls_into_the_last_bin() -> None:

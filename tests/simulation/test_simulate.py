@@ -81,6 +81,11 @@ def test_the_report_tells_the_truth(
     assert report["models"] == {"model-1:v0": n}
     assert set(report["per_class"]) == set(opened.class_names)
     assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p95"] <= report["latency_ms"]["p99"]
+    shown = report["confidence_histogram"]
+    assert (sum(shown["right"]), sum(shown["wrong"])) == (report["n"] - report["failures"], report["failures"])
+    assert sum(report["latency_histogram_ms"]["count"]) == report["n"]
+    assert len(report["worst"]) == min(report["failures"], 40)
+    assert all(one["label"] != one["prediction"] for one in report["worst"])
     assert report["requests_per_s"] == pytest.approx(n / report["wall_s"], rel=0.05)
     assert json.loads((params.reports / "simulation.json").read_text()) == report
     for name in ("failures", "confidence", "latency"):

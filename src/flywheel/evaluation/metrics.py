@@ -14,6 +14,7 @@ from flywheel.evaluation import EvaluationError
 
 CALIBRATION_BINS = 15
 MOST_CONFUSED = 10
+MOST_MISTAKES = 40
 
 
 def evaluate(
@@ -38,6 +39,7 @@ def evaluate(
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predictions, labels=indices, zero_division=0
     )
+    calibrated = calibration(probabilities, labels)
     return {
         "n": n,
         "accuracy": correct / n,
@@ -52,7 +54,8 @@ def evaluate(
             for i, name in enumerate(class_names)
         },
         "confusion_matrix": matrix.tolist(),
-        "ece": calibration(probabilities, labels)["ece"],
+        "ece": calibrated["ece"],
+        "calibration": {key: calibrated[key] for key in ("confidence", "accuracy", "count")},
         "most_confused": most_confused(matrix, class_names),
     }
 
@@ -83,6 +86,27 @@ def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -
         "accuracy": mean_accuracy.tolist(),
         "count": counts[filled].tolist(),
     }
+
+
+def confident_mistakes(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    class_names: Sequence[str],
+    most: int = MOST_MISTAKES,
+) -> list[dict[str, Any]]:
+    """Return the mistakes by confidence, the most confident first. `ids` (n,) int64 tell the images in their split."""
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    return [
+        {
+            "id": int(ids[i]),
+            "label": class_names[labels[i]],
+            "prediction": class_names[predictions[i]],
+            "confidence": float(confidence[i]),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    ]
 
 
 def most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flywheel.pictures import ACCENT, BAD, GOOD, INK, drawing, worst_mistakes
 
 COLUMNS, ROWS = 8, 5
-BINS = 25
+CONFIDENCE_EDGES: list[float] = np.linspace(0, 1, 26).tolist()
 
 
 def failures(
@@ -33,11 +33,10 @@ def failures(
 
 def confidence(right: NDArray[np.float64], wrong: NDArray[np.float64], path: Path) -> Path:
     """Draw how confident the model was where it was right and where it was wrong."""
-    edges = np.linspace(0, 1, BINS + 1).tolist()
     with drawing(path, 6.4, 4.4) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True)
         for axis, values, colour, name in ((top, right, GOOD, "right"), (bottom, wrong, BAD, "wrong")):
-            axis.hist(values, edges, color=colour, alpha=0.85)
+            axis.hist(values, CONFIDENCE_EDGES, color=colour, alpha=0.85)
             text = f"{name}: {len(values):,}"
             if len(values):
                 text += f", median {np.median(values):.0%}"
@@ -53,13 +52,17 @@ def confidence(right: NDArray[np.float64], wrong: NDArray[np.float64], path: Pat
     return path
 
 
+def latency_edges(milliseconds: NDArray[np.float64]) -> list[float]:
+    """Return the edges of the bins of latencies, equally wide on a logarithmic axis."""
+    edges: list[float] = np.geomspace(milliseconds.min() * 0.8, milliseconds.max() * 1.25, 40).tolist()
+    return edges
+
+
 def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
     """Draw how long answers took, on a logarithmic axis, with the percentiles that the report names."""
-    low, high = milliseconds.min(), milliseconds.max()
-    edges = np.geomspace(low * 0.8, high * 1.25, 40).tolist()
     with drawing(path, 6.4, 3.6) as figure:
         axis = figure.subplots()
-        axis.hist(milliseconds, edges, color=GOOD, alpha=0.85)
+        axis.hist(milliseconds, latency_edges(milliseconds), color=GOOD, alpha=0.85)
         axis.set_xscale("log")
         for rank, (percentile, colour) in enumerate(((50, INK), (95, ACCENT), (99, BAD))):
             value = float(np.percentile(milliseconds, percentile))

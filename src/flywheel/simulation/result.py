@@ -22,6 +22,9 @@ from flywheel.simulation import pictures
 from flywheel.simulation.client import Answer, Failure
 
 PERCENTILES = (50, 95, 99)
+DETAILS = frozenset(  # of simulation.json, too long for the summary of a W&B run
+    {"per_class", "confusion_matrix", "calibration", "worst", "confidence_histogram", "latency_histogram_ms"}
+)
 TABLE_COLUMNS = ("id", "image", "label", "prediction", "confidence", "model")
 
 
@@ -95,6 +98,15 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
     holdout = is_holdout(result.dataset.hashes[result.index])
     return {
         **metrics.evaluate(probabilities, result.labels, result.dataset.class_names),
+        "worst": metrics.confident_mistakes(
+            probabilities, result.labels, result.dataset.ids[result.index], result.dataset.class_names
+        ),
+        "confidence_histogram": {
+            "edges": pictures.CONFIDENCE_EDGES,
+            "right": np.histogram(result.confidence[result.right], pictures.CONFIDENCE_EDGES)[0].tolist(),
+            "wrong": np.histogram(result.confidence[result.wrong], pictures.CONFIDENCE_EDGES)[0].tolist(),
+        },
+        "latency_histogram_ms": _histogram(result.latency_ms, pictures.latency_edges(result.latency_ms)),
         "accuracy_unseen": float(correct[unseen].mean()) if unseen else None,
         "n_unseen": len(unseen),
         "accuracy_holdout": float(correct[holdout].mean()) if holdout.any() else None,
@@ -146,6 +158,10 @@ def table(result: Result, rows: int, seed: int) -> list[tuple[Any, ...]]:
         )
         for i in chosen
     ]  # fmt: skip
+
+
+def _histogram(values: NDArray[np.float64], edges: list[float]) -> dict[str, list[float]]:
+    return {"edges": edges, "count": np.histogram(values, edges)[0].tolist()}
 
 
 def _unseen(

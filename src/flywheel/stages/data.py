@@ -17,10 +17,9 @@ from flywheel.stage import Outcome, Stage
 def define(params: Params, registry: Registry) -> Stage:
     """Return the stage as the params describe it. A folder's content is one of its inputs."""
     inputs = {}
-    if params.data.source == "folder":
+    if params.data.path is not None:
         from flywheel.data import folder
 
-        assert params.data.path is not None
         inputs["source"] = folder.content_digest(Path(params.data.path).expanduser(), params.store / "source.json")
     return Stage(
         "data",

@@ -86,7 +86,9 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
                 f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
             ),
         )  # fmt: skip
-        files.write_json(folder / "evaluation.json", {"model": model.ref, "dataset": data.ref, **result})
+        worst = metrics.confident_mistakes(probabilities, test.labels, test.ids, opened.class_names)
+        report = {"model": model.ref, "dataset": data.ref, **result, "worst": worst}
+        files.write_json(folder / "evaluation.json", report)
         gate_reports = promotion.report(params, decision, tracked, say)
         moved = promotion.apply(params, registry, model, decision)
         numbers = {

@@ -67,7 +67,8 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
     try:
         result = _play(params, url, places, opened, say)
         models = results.models(result, registry)
-        report = {"dataset": data.ref, "url": url, **results.measure(result, models, registry, say)}
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        report = {"at": at, "dataset": data.ref, "url": url, **results.measure(result, models, registry, say)}
         tracked.log_pictures(results.draw(result, params.reports))
         rows = results.table(result, options.table_rows, options.seed)
         if rows:
@@ -85,7 +86,7 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
             tracked.made(version)
         files.append_json_lines(feedback.log_path(params), *_lines(result, report, name))
         files.write_json(params.reports / "simulation.json", report)
-        tracked.summarize({key: report[key] for key in report if key not in ("per_class", "confusion_matrix")})
+        tracked.summarize({key: report[key] for key in report if key not in results.DETAILS})
     except BaseException:
         tracked.finish(failed=True)
         raise

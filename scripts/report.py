@@ -1,0 +1,21 @@
+"""One HTML page that tells where the wheel stands: production, sweep, evaluation, traffic, gate, lineage.
+
+    python scripts/report.py --profile demo         (make report PROFILE=demo)
+
+Reads   the reports of the stages, their receipts, the registry and the sweep's journal; what is missing is said
+Writes  reports/<profile>/index.html, which needs no network
+"""
+
+from flywheel import command
+from flywheel.registry import Registry
+from flywheel.report import page
+
+
+def main() -> None:
+    """Write the page and print where it is."""
+    params = command.load_params(command.parser(__doc__).parse_args())
+    print(f"report: {page.write(params, Registry(params.store))}")
+
+
+if __name__ == "__main__":
+    command.main(main)

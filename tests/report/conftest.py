@@ -1,0 +1,131 @@
+"""A turn of the wheel on digits, by the real stages; only Ray and HTTP are left out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flywheel import feedback, files, params_file
+from flywheel.data import dataset
+from flywheel.models import classifier
+from flywheel.params import Params
+from flywheel.registry import Registry
+from flywheel.simulation import result as results
+from flywheel.simulation.client import Answer
+from flywheel.simulation.result import Result
+from flywheel.stages import data, evaluate, retrain
+from flywheel.sweep import report as sweep_report
+from flywheel.sweep import space
+from flywheel.sweep.journal import Journal, Trial
+from flywheel.training import TrainingData, fit
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = (
+    "data.image_size=16 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0.3 gate.margin=0.3 "
+    "retrain.epochs=2 retrain.min_failures=1"
+)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A profile's params and registry after a turn."""
+
+    params: Params
+    registry: Registry
+
+    @property
+    def arguments(self) -> list[str]:
+        """What a script is told to work on it."""
+        paths = self.params.paths
+        places = f"paths.store={paths.store} paths.reports={paths.reports} paths.cache={paths.cache} {OVERRIDES}"
+        return ["--profile", "demo", "--set", places]
+
+
+def load(place: Path) -> Params:
+    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+    return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES}")
+
+
+def say(line: str) -> None:
+    """Keep quiet."""
+
+
+def sweep(params: Params, registry: Registry) -> None:
+    """Train three trials, journal them and publish the best, as a sweep does."""
+    version = registry.resolve(params.dataset_name)
+    images = TrainingData.of(dataset.open_directory(registry.open(version)))
+    journal = Journal(params.store / "journal" / "sweep-1.jsonl")
+    journal.begin(identity={"sweep": params.sweep.identity()}, code={})
+    for number, (position, batch_size) in enumerate(((0.7, 64), (0.1, 128), (0.9, 32), (0.4, 64))):
+        point = {"learning_rate": position, "batch_size": batch_size, "optimizer": "sgd", "architecture": "compact"}
+        recipe = space.to_recipe(params, point)
+        trial = Trial(f"trial{number}", number, recipe.model_dump(), bayesian=number > 1, point=point)
+        journal.start(trial)
+        model, started = images.classifier(recipe), time.monotonic()
+        for epoch in fit(model, images, recipe, model.device):
+            trial.time_s = time.monotonic() - started
+            trial.take(epoch.epoch, {"accuracy": epoch.accuracy})
+            journal.epoch(trial, epoch.epoch, {"accuracy": epoch.accuracy})
+            if number == 1:
+                break
+        trial.status = "stopped" if number == 1 else "finished"
+        journal.end(trial)
+        model.save(params.store / "made" / trial.id, recipe.model_dump())
+    trials = journal.trials()
+    best = max(trials, key=lambda trial: trial.accuracy or 0)
+    made = registry.publish(
+        f"model-{best.id}", "model", params.store / "made" / best.id, inputs=(version.ref,),
+        metadata={"recipe": best.config, "metrics": {"accuracy": best.accuracy}},
+    )  # fmt: skip
+    registry.link(made, params.registered_model, ("best",), reason="best of four trials")
+    summary = {
+        "sweep_id": "sweep-1",
+        "dataset": version.ref,
+        "best": {"trial": best.id, "accuracy": best.accuracy, "model": made.ref, "config": best.config},
+        "bayesian_trials": 2,
+        "wall_s": sum(trial.time_s for trial in trials),
+    }
+    sweep_report.write(
+        params.reports, summary, [t.row() for t in trials], list(space.dimensions(params)), space.logarithmic(params)
+    )
+
+
+def simulate(params: Params, registry: Registry) -> None:
+    """Ask production about every simulation image and publish its failures, as the stage does over HTTP."""
+    version, model = registry.resolve(params.dataset_name), registry.resolve(f"{params.registered_model}:production")
+    opened = dataset.open_directory(registry.open(version))
+    loaded = classifier.load(registry.open(model))
+    answers = []
+    for place, index in enumerate(opened.indices["simulation"]):
+        started = time.perf_counter()
+        (row,) = loaded.predict(opened.images[index][None])
+        seconds = time.perf_counter() - started
+        answers.append(Answer(place, int(row.argmax()), row, model.label, f"{place}", seconds, 1))
+    result = Result(opened, answers, [], sum(answer.latency_s for answer in answers))
+    report = {
+        "at": "2026-11-23T10:00:00+00:00",
+        "dataset": version.ref,
+        **results.measure(result, {model.label: model}, registry, say),
+    }
+    published, new = feedback.publish(
+        params, registry, results.examples(opened, result.index[result.wrong]), (version.ref, model.ref), {}
+    )
+    assert published is not None
+    files.write_json(params.reports / "simulation.json", {**report, "feedback": published.ref, "feedback_new": new})
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
+    """data, sweep, evaluate, simulate, retrain. No test changes it."""
+    params = load(tmp_path_factory.mktemp("turned"))
+    registry = Registry(params.store)
+    data.run(params, registry, say=say)
+    sweep(params, registry)
+    evaluate.run(params, registry, say=say)
+    simulate(params, registry)
+    retrain.run(params, registry, say=say)
+    assert registry.resolve(f"{params.registered_model}:production").label == "retrained-model:v0"
+    return Wheel(params, registry)
