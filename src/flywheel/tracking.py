@@ -121,7 +121,7 @@ class Run:
         self._path = file
         self._run, place = start()
         if self._run is not None:
-            file.append("folder", path=place)
+            file.append("folder", path=place, url=None if self._run.offline else self._run.url)
 
     def _later(self, action: Callable[[Any], object]) -> None:
         def work() -> None:

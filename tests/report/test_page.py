@@ -248,7 +248,6 @@ def hostile(wheel: Any) -> Facts:
         importance={HOSTILE: 1.0},
         nodes=(*found.nodes[:-1], node),
         runs=(run,),
-        wandb_folder=HOSTILE,
     )
 
 

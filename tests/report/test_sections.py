@@ -187,7 +187,7 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
     files.append_json_lines(tmp_path / "torn.jsonl", {"event": "log", "url": "javascript:alert(1)"})
     found = facts._runs(tmp_path)
     assert [(run.id, run.confirmed, run.url) for run in found][:2] == [("def", False, None), ("abc", True, url["url"])]
-    shown = join(*standing.runs(found, 0, "store"))
+    shown = join(*standing.runs(found, 0, "make sync"))
     assert f'<a href="{url["url"]}">abc</a>' in shown
     assert "in the store only" in shown
     assert "and 1 runs of trials" in shown

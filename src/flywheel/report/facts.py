@@ -96,7 +96,6 @@ class Facts:
     moves: tuple[Move, ...]
     runs: tuple[Tracked, ...]
     offline_runs: int
-    wandb_folder: str
     sampled: Mapping[str, Any]  # of the newest receipt: git, versions
 
     def command(self, text: str) -> str:
@@ -130,7 +129,6 @@ def gather(params: Params, registry: Registry) -> Facts:
         moves=tuple(_moves(params, registry)),
         runs=tuple(_runs(params.store / "wandb" / "runs")),
         offline_runs=sum(1 for _ in folder.glob("offline-run-*")),
-        wandb_folder=str(folder),
         sampled=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
     )
 

@@ -121,10 +121,9 @@ def history(moves: Sequence[Move], command: str) -> list[Html]:
     )
 
 
-def runs(found: Sequence[Tracked], offline: int, folder: str) -> list[Html]:
+def runs(found: Sequence[Tracked], offline: int, upload: str) -> list[Html]:
     """Return where the W&B runs are."""
-    upload = tag("code", f".venv/bin/wandb sync {folder}/offline-run-*")
-    local = note(f"{offline} runs were recorded offline; ", upload, " uploads them.") if offline else None
+    local = note(f"{offline} runs were recorded offline; ", tag("code", upload), " uploads them.") if offline else None
     shown = [run for run in found if run.job_type != "trial"]
     if not shown:
         nothing = note("No run is recorded for this profile (tracking.wandb is disabled, or no stage has run).")
