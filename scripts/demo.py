@@ -1,4 +1,4 @@
-"""Turn the whole wheel once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop.
+"""Turn the whole wheel once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop, report.
 
     python scripts/demo.py --profile demo       (make demo)
 

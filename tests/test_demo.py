@@ -77,6 +77,7 @@ def test_the_wheel_turns_and_leaves_no_process(tmp_path: Path) -> None:
     for line in ("before   model-", "after    retrained-model:v0", "control  as many", "stop: stopped", "served last:"):
         assert line in printed
     assert processes.gone(store, 10)
+    assert (tmp_path / "reports" / "demo" / "index.html").exists()
     retrained = files.read_json(tmp_path / "reports" / "demo" / "retrain.json")
     served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
     if retrained["promoted"]:

@@ -1,4 +1,4 @@
-"""The whole wheel once, by the same commands that people type, and a table of what the turn changed."""
+"""The whole wheel once, by the same commands that people type, a table of what the turn changed, and the report."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def run(params: Params, arguments: Sequence[str], say: Callable[[str], None] = p
     if retrained.get("candidate") != before:
         for line in table(params, Registry(params.store), retrained):
             say(line)
+    say("")
+    _script("report", arguments)
 
 
 def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> Iterator[str]:
