@@ -57,7 +57,7 @@ def turn(tmp_path: Path) -> Path:
 
 
 def command(place: Path, *more: str) -> list[str]:
-    return [sys.executable, "scripts/sync.py", "--profile", "demo", "--set", overrides(place), *more]
+    return [sys.executable, "scripts/sync.py", "--profile", "demo", "--set", overrides(place, "offline"), *more]
 
 
 def sync(place: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
@@ -108,6 +108,15 @@ def test_everything_arrives_and_a_second_call_changes_nothing(turn: Path, double
     assert uploads == (
         double.operations["CommitArtifact"], double.operations["UpsertBucket"], double.operations["LinkArtifact"]
     )  # fmt: skip
+
+
+@pytest.mark.long
+def test_another_place_gets_everything_anew(turn: Path, double: WandbDouble) -> None:
+    assert sync(turn, double)[0] == 0
+    with WandbDouble() as another:
+        code, said = sync(turn, another)
+        assert code == 0, said
+        check_all_is_there(turn, another)
 
 
 def test_offline_it_says_so_and_exits_1(turn: Path, double: WandbDouble) -> None:

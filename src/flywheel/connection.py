@@ -102,6 +102,11 @@ class Connection:
         """The project of this profile's runs and artifacts."""
         return self.params.tracking.project or f"flywheel-{self.params.profile}"
 
+    @property
+    def where(self) -> str:
+        """Host, owner and project: what was seen there says nothing about another place."""
+        return f"{base_url()}/{self.mode.entity}/{self.project}"
+
     def announce(self) -> None:
         """Print the mode, once."""
         if not self._announced:

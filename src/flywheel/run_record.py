@@ -22,7 +22,7 @@ class Record:
     """A run as its file tells it.
 
     `key` is its id in W&B. `folders` are where W&B recorded it, relative to its folder in the store. `finished` is
-    None while it runs, and for ever when its process was killed. `confirmed`: W&B was seen to have all of it.
+    None while it runs, and for ever when its process was killed. `confirmed`: where W&B was seen to have all of it.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Record:
     used: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     finished: str | None = None
-    confirmed: bool = False
+    confirmed: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -93,7 +93,7 @@ class RunFile:
             tuple(dict.fromkeys(line["ref"] for line in of["use"])),
             tuple(dict.fromkeys(line["ref"] for line in of["make"])),
             of["finish"][-1]["how"] if of["finish"] else None,
-            bool(of["confirmed"]),
+            tuple(line["where"] for line in of["confirmed"]),
         )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def sync(params: Params, *, keep: str | None = None, say: Callable[[str], None] 
     files.Locked when another process syncs.
     """
     with files.lock(params.store / "locks" / "sync.lock"):
-        registry = SharedRegistry(params, say)
+        tracking = params.tracking.model_copy(update={"wandb": "online"})  # whoever types make sync wants that
+        registry = SharedRegistry(params.model_copy(update={"tracking": tracking}), say)
         mode = registry.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")
@@ -81,10 +82,10 @@ class _Sync:
 
     def run(self) -> None:
         """Do all in order."""
-        records = list(run_record.records(self.store))
-        waiting = [record for record in records if not record.confirmed and not record.running]
+        records, where = list(run_record.records(self.store)), self.registry.connection.where
+        waiting = [record for record in records if where not in record.confirmed and not record.running]
         running = [record for record in records if record.running]
-        self.report.there += sum(record.confirmed for record in records)
+        self.report.there += sum(where in record.confirmed for record in records)
         for number, record in enumerate(waiting, start=1):
             self.say(f"sync: run {number} of {len(waiting)}: {_title(record)}, {len(record.rows)} rows")
             self._each(_title(record), partial(self._run, record))
@@ -138,7 +139,7 @@ class _Sync:
         lacking = [reason for version in made if (reason := self.remote.missing(version))]
         lacking = lacking or missing(self.remote, record)
         if not lacking:
-            RunFile(self.store, record.key).append("confirmed")
+            RunFile(self.store, record.key).append("confirmed", where=self.registry.connection.where)
             return []
         return wrong or lacking
 

@@ -254,7 +254,7 @@ class Tracker:
         with self._asking:
             if reasons := missing(self.registry.remote, record):
                 raise WandbError("; ".join(reasons))
-        file.append("confirmed")
+        file.append("confirmed", where=self.connection.where)
 
     def _work(self) -> None:
         while True:

@@ -110,16 +110,14 @@ class SharedRegistry(Registry):
 
     def seen(self, model: str) -> dict[str, str]:
         """Return alias -> ref as this store last saw it on W&B."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(files.read_json(self._state).get(model, {}))
-        return {}
+        return self._seen().get(self.connection.where, {}).get(model, {})
 
     def saw(self, model: str, aliases: dict[str, str]) -> None:
         """Record what aliases were seen on W&B."""
-        known = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = files.read_json(self._state)
-        files.write_json(self._state, {**known, model: {**known.get(model, {}), **aliases}})
+        known, where = self._seen(), self.connection.where
+        there = known.setdefault(where, {})
+        there[model] = {**there.get(model, {}), **aliases}
+        files.write_json(self._state, known)
 
     def follows(self, model: str, alias: str, there: str | None) -> bool:
         """Tell whether nobody else moved an alias on W&B since this store last saw or moved it."""
@@ -163,6 +161,12 @@ class SharedRegistry(Registry):
         return list(moved)
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _seen(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Return place -> registered model -> alias -> ref."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(files.read_json(self._state))
+        return {}
 
     def _take_over(self) -> None:
         model = self.params.registered_model
