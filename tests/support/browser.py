@@ -84,7 +84,7 @@ class Page:
 def chromium() -> Iterator[Page]:
     """A browser with one tab, ended with the block."""
     assert BINARY is not None
-    with tempfile.TemporaryDirectory(prefix="fw-chromium-") as profile:
+    with tempfile.TemporaryDirectory(prefix="fw-chromium-", ignore_cleanup_errors=True) as profile:
         options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
         process = subprocess.Popen(
             [BINARY, *options, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL
