@@ -15,7 +15,6 @@ from wandb_double import WandbDouble
 from wandb_process import clean_environment, python, start, store_of, wait_until
 
 from flywheel import run_record
-from flywheel.connection import PATIENCE_S, PROBE_TIMEOUT_S
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.tracking import Run, Tracker
@@ -195,10 +194,9 @@ def test_trouble_in_mid_run_is_said_once_and_costs_under_20_s(
     said = [line for line in out.splitlines() if line.startswith("W&B")]
     assert len(said) == 2
     assert said[1].endswith("make sync uploads what is missing")
-    waited_s = float(out.splitlines()[-1].split()[1])
-    assert waited_s < PATIENCE_S + PROBE_TIMEOUT_S + 10  # under 20 s on a machine that is not full
+    assert float(out.splitlines()[-1].split()[1]) < 20  # two stages
     sweep = recorded(tmp_path)["the sweep"]
-    assert (len(sweep.rows), sweep.finished, sweep.confirmed) == (1, "finished", False)
+    assert (len(sweep.rows), sweep.finished, sweep.confirmed) == (1, "finished", ())
     assert sweep.made
     assert sweep.used
 

@@ -27,8 +27,8 @@ from flywheel.params import Params
 BASE_URL = "https://api.forge.coreweave.com"  # wandb 0.31's default; keys for the former host still work
 FORMER_HOSTS = ("api.wandb.ai",)
 PROBE_TIMEOUT_S = 3
-# What all waiting for W&B in which nothing moves may cost a stage; with the probe under 20 s.
-PATIENCE_S = 15
+# What all waiting for W&B in which nothing moves may cost a stage; with the probe and what moves before, under 20 s.
+PATIENCE_S = 12
 INTERRUPTED_PATIENCE_S = 3  # of a stage that failed or was interrupted: a sweep ends 8 s after the signal
 MOVING_BYTES_PER_S = 20_000  # W&B's process reads and writes so much when it uploads; logs and retries are less
 SILENT = {
