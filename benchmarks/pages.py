@@ -1,8 +1,10 @@
-"""Tables in the docs that are generated: each stands between the markers of its name."""
+"""Where benchmarks write: tables in the docs, each between the markers of its name, and reports/bench.json."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flywheel import files
 
@@ -19,3 +21,11 @@ def between(page: str, name: str, text: str) -> str:
 def write(path: Path, name: str, text: str) -> None:
     """Put `text` into a page."""
     files.write_text(path, between(path.read_text(encoding="utf-8"), name, text))
+
+
+def add_to_report(figures: Mapping[str, Any]) -> Path:
+    """Put entries into reports/bench.json beside those of other benchmarks, and return its path."""
+    report = Path(__file__).parents[1] / "reports" / "bench.json"
+    before = files.read_json(report) if report.exists() else {}
+    files.write_json(report, {**before, **figures})
+    return report

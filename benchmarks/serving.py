@@ -70,10 +70,8 @@ def main() -> None:
         sys.exit("error: wrk is missing; apt install wrk")
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
         rows, swaps, parts = measure(Path(folder), arguments.seconds, arguments.rounds)
-    report = ROOT / "reports" / "bench.json"
-    before = files.read_json(report) if report.exists() else {}
     figures = {"serving": rows, "serving_swaps": swaps, "serving_parts": parts}
-    files.write_json(report, {**before, **figures})
+    report = pages.add_to_report(figures)
     result = {
         **figures,
         "command": " ".join(["benchmarks/serving.py", *sys.argv[1:]]),

@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     arguments = parser.parse_args()
     rows = [measure(name, arguments.rounds) for name in arguments.architectures]
-    report = ROOT / "reports" / "bench.json"
-    before = files.read_json(report) if report.exists() else {}
-    files.write_json(report, {**before, "training": rows})
+    report = pages.add_to_report({"training": rows})
     device = devices.pick()
     result = {
         "training": rows,

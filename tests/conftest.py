@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests share the machine, and one thread is repeatable
 
@@ -15,7 +17,13 @@ from flywheel import params_file
 from flywheel.params import Params
 from flywheel.registry import Registry
 
+if TYPE_CHECKING:
+    from wandb_double import WandbDouble
+
 ROOT = Path(__file__).parents[1]
+
+# A shell ignores SIGINT for what it starts in the background, and processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +76,13 @@ def ray_cluster() -> Iterator[None]:
 def random() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def double() -> Iterator[WandbDouble]:
+    """A double of the W&B service, which met no request that it does not know."""
+    from wandb_double import WandbDouble
+
+    with WandbDouble() as served:
+        yield served
+        assert served.errors == []

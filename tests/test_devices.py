@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shades import two_shades
 
 from flywheel.data.batches import Batches
 from flywheel.models import classifier
@@ -23,15 +24,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def data(random: np.random.Generator) -> TrainingData:
-    """Two classes that differ in brightness, 32 pixels a side."""
-
-    def images(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 2
-        noise = random.integers(0, 80, (count, 32, 32, 3))
-        return (noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels.astype(np.int64)
-
-    (train, train_labels), (validation, validation_labels) = images(96), images(40)
-    return TrainingData(train, train_labels, validation, validation_labels, ("dark", "light"), (0.4,) * 3, (0.3,) * 3)
+    return two_shades(random, 32)
 
 
 @pytest.fixture
@@ -41,7 +34,10 @@ def recipe(params: Params) -> Recipe:
 
 @pytest.fixture
 def device() -> torch.device:
-    return torch.device(os.environ.get("FLYWHEEL_TEST_DEVICE", "cpu"))
+    name = os.environ.get("FLYWHEEL_TEST_DEVICE", "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.exit("make test-gpu needs an NVIDIA GPU, and torch sees none; make doctor tells what it sees", 1)
+    return torch.device(name)
 
 
 def test_images_lie_on_the_device_and_are_augmented_there(data: TrainingData, device: torch.device) -> None:
@@ -121,8 +117,10 @@ def test_compiled_training_learns_and_saves_what_others_load(
 ) -> None:
     complete = recipe.model_copy(update={"compile": True})
     model: Classifier = data.classifier(complete)
+    assert model.network._compiled_call_impl is None
     results = list(fit(model, data, complete, device))
     assert results[-1].train_loss < 0.3
+    assert model.network._compiled_call_impl is not None
     model.save(tmp_path, complete.model_dump())
     loaded = classifier.load(tmp_path, device).predict(data.validation_images)
     np.testing.assert_allclose(loaded, model.predict(data.validation_images), atol=2e-2)

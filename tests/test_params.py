@@ -97,6 +97,7 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
             "must be a list of standard, upsample",
         ),
         ("sweep.space.momentum={per_architecture: {compakt: 0.5}}", "did you mean compact?"),
+        ("tracking.registry=foo", "tracking.registry: must be wandb-registry-<registry>/<collection> (got 'foo')"),
         ("sweep.gpus_per_trial=1.5", "must be a fraction below 1 or a whole number (got 1.5)"),
         ("sweep.trials=[3", "SET: sweep.trials: '[3' is not a YAML value"),
         ("sweep.learning_rate=3", "SET: sweep.learning_rate: unknown key; did you mean recipe.learning_rate?"),

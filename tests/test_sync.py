@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,6 @@ registry = Registry(params.store)
 model = publish(registry, "model-%s", "weights of %s" * 1000)
 registry.link(model, params.registered_model, ("production",), reason="a test moves it")
 """
-
-
-@pytest.fixture
-def double() -> Iterator[WandbDouble]:
-    with WandbDouble() as served:
-        yield served
-        assert served.errors == []
 
 
 @pytest.fixture

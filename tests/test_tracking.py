@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,6 @@ run.finish()
 print("waited", tracker.connection.waited_s)
 """
 HEALTHY = STAGE % ""
-
-
-@pytest.fixture
-def double() -> Iterator[WandbDouble]:
-    with WandbDouble() as served:
-        yield served
-        assert served.errors == []
 
 
 def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from shades import two_shades
 
 from flywheel.params import Params, Recipe
 from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
@@ -20,15 +21,7 @@ Make = Callable[..., Params]
 
 @pytest.fixture
 def data(random: np.random.Generator) -> TrainingData:
-    """Two classes that differ in brightness: learnt in a few steps."""
-
-    def images(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 2
-        noise = random.integers(0, 80, (count, 16, 16, 3))
-        return (noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels.astype(np.int64)
-
-    (train, train_labels), (validation, validation_labels) = images(96), images(40)
-    return TrainingData(train, train_labels, validation, validation_labels, ("dark", "light"), (0.4,) * 3, (0.3,) * 3)
+    return two_shades(random, 16)
 
 
 @pytest.fixture

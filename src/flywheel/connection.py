@@ -178,7 +178,7 @@ def choose_mode(wanted: str) -> Mode:
     address = urlsplit(base_url())
     key = api_key()
     if key is None:
-        return Mode("offline", "no API key; `wandb login` or WANDB_API_KEY brings runs online")
+        return Mode("offline", "no API key; `.venv/bin/wandb login` or WANDB_API_KEY brings runs online")
     try:
         return Mode("online", f"{address.hostname} answers", os.environ.get("WANDB_ENTITY") or who_am_i(key))
     except WandbError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +13,12 @@ from flywheel.params_errors import KeyedError, dotted, explain, nearest, show_va
 from flywheel.params_production import Gate, Promotion, Retrain, Serve, Simulate
 from flywheel.params_section import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.search_space import Choices, Domain, PerArchitecture
+
+
+def _a_collection(value: str) -> str:
+    if not COLLECTION.fullmatch(value):
+        raise ValueError(f"must be wandb-registry-<registry>/<collection> (got {value!r})")
+    return value
 
 
 def _no_switch(value: Any) -> Any:
@@ -30,6 +37,8 @@ class Drift(Section):
     contrast: Severity = Field(description="factor between 1 - 0.15 and 1 + 0.15 a step")
 
 
+RETRAINED_NAME = "retrained-model"  # the artifact of every turn
+COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
 READS_PATH = ("folder",)  # the sources that read data.path
 
 
@@ -133,9 +142,7 @@ class Tracking(Section):
         Field(description="auto: WANDB_MODE if set, else online with a key and a network, else offline")
     )
     project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
-    registry: Annotated[
-        Annotated[str, Field(pattern=r"^wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}$")] | None, NOT_IDENTITY
-    ] = Field(
+    registry: Annotated[Annotated[str, AfterValidator(_a_collection)] | None, NOT_IDENTITY] = Field(
         description="W&B's registry and the collection in it that models are linked to, a profile its own; "
         "null: wandb-registry-model/<data.name>-classifier"
     )

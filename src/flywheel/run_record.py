@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import files
+
+WEB = re.compile("https?://")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Record:
     made: tuple[str, ...] = ()
     finished: str | None = None
     confirmed: tuple[str, ...] = ()
+    url: str | None = None
 
     @property
     def running(self) -> bool:
@@ -94,6 +98,7 @@ class RunFile:
             tuple(dict.fromkeys(line["ref"] for line in of["make"])),
             of["finish"][-1]["how"] if of["finish"] else None,
             tuple(line["where"] for line in of["confirmed"]),
+            next((line["url"] for line in of["folder"] if WEB.match(str(line.get("url")))), None),
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import FlywheelError, code, files
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, RegistryError, Version
 
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pillow", "wandb", "flywheel")
@@ -139,7 +139,7 @@ def lock_path(params: Params, name: str) -> Path:
 
 def turn(registry: Registry) -> str:
     """Return the turn of the wheel, which groups the W&B runs: each retrained model begins another."""
-    return f"turn-{len(registry.versions('retrained-model')) + 1}"
+    return f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"
 
 
 def run(

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flywheel import FlywheelError, files, run_record
+from flywheel import FlywheelError, files, run_record, stage
 from flywheel.connection import SilenceError, WandbError, one_line
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
@@ -51,7 +51,7 @@ def sync(params: Params, *, keep: str | None = None, say: Callable[[str], None] 
     `keep` settles aliases that moved here and there: `ours` or `theirs`. Raises SyncError when W&B cannot be reached,
     files.Locked when another process syncs.
     """
-    with files.lock(params.store / "locks" / "sync.lock"):
+    with files.lock(stage.lock_path(params, "sync")):
         tracking = params.tracking.model_copy(update={"wandb": "online"})  # whoever types make sync wants that
         registry = SharedRegistry(params.model_copy(update={"tracking": tracking}), say)
         mode = registry.connection.mode

@@ -34,6 +34,7 @@ class Run:
     def __init__(self, tracker: Tracker, file: RunFile | None):
         self._tracker = tracker
         self._file = file
+        self._ended = file is None
         self._run: Any = None  # wandb's, once started
         self._broken = False
         self._refs: dict[str, list[Version]] = {"use": [], "make": []}
@@ -101,7 +102,7 @@ class Run:
 
         Waits until W&B has all of the tracker's runs, or patience ends.
         """
-        if self._file is None:
+        if self._ended:
             return
         interrupted = failed and isinstance(sys.exception(), KeyboardInterrupt)
         self.end("interrupted" if interrupted else "failed" if failed else "finished", stage=True)
@@ -109,19 +110,18 @@ class Run:
 
     def end(self, how: str, *, stage: bool = False) -> None:
         """End the run as finished, failed or interrupted, without waiting. A stage's run gives W&B its artifacts."""
-        if self._file is not None:
+        if not self._ended:
             self._keep("finish", how=how)
             self._tracker.later(lambda: self._end(how, stage))
-            self._file = None
+            self._ended = True
 
     # -- what the tracker's thread does -----------------------------------------------------------------
 
-    def begin(self, file: RunFile, start: Callable[[], tuple[Any, str]]) -> None:
+    def begin(self, start: Callable[[], tuple[Any, str]]) -> None:
         """Start W&B's run and keep where it records."""
-        self._path = file
         self._run, place = start()
-        if self._run is not None:
-            file.append("folder", path=place, url=None if self._run.offline else self._run.url)
+        if self._run is not None and self._file is not None:
+            self._file.append("folder", path=place, url=None if self._run.offline else self._run.url)
 
     def _later(self, action: Callable[[Any], object]) -> None:
         def work() -> None:
@@ -133,11 +133,11 @@ class Run:
                 self._broken = True
                 self._tracker.connection.trouble(error, "results are in the reports, make sync uploads what is missing")
 
-        if self._file is not None:
+        if not self._ended:
             self._tracker.later(work)
 
     def _keep(self, event: str, **values: Any) -> None:
-        if self._file is not None:
+        if self._file is not None and not self._ended:
             self._file.append(event, **values)
 
     def _name(self, event: str, versions: Sequence[Version]) -> None:
@@ -160,8 +160,8 @@ class Run:
             finally:
                 if run is not None:
                     run.finish(exit_code=EXIT_CODES[how])
-            if online:
-                tracker.confirm(self._path)
+            if online and self._file is not None:
+                tracker.confirm(self._file)
         except Exception as error:
             tracker.connection.trouble(error, LATER)
         finally:
@@ -194,7 +194,7 @@ class Tracker:
         settings = plain(config)
         file.start(job_type, name, self.group, settings)
         run = Run(self, file)
-        self.later(lambda: run.begin(file, lambda: self._init(file.path.stem, job_type, name, settings)))
+        self.later(lambda: run.begin(lambda: self._init(file.path.stem, job_type, name, settings)))
         return run
 
     def later(self, job: Callable[[], None]) -> None:

@@ -829,8 +829,10 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
     random = Random(11)
     versions = [publish(registry, place, f"{index}") for index in range(6)]
     finished: list[tuple[str, str]] = []
-    for moment_s in (random.uniform(0, 0.1) for _ in range(20)):
-        seed = random.random()
+    kills = 0
+    while kills < 20 or len(finished) <= 200:  # a slow machine needs more of them
+        kills += 1
+        moment_s, seed = random.uniform(0, 0.1), random.random()
 
         def loop(report: Callable[[object], None], seed: float = seed) -> None:
             here, choose = Registry(store), Random(seed)
@@ -865,7 +867,7 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
             registry.verify(Registry(store).resolve(f"model:{alias}"))
         Registry(store).link(versions[0], "model", ("best",), reason="next")
         assert Registry(store).aliases("model")["best"] == versions[0].ref
-    assert len(finished) > 20
+    assert len(finished) > 200
 
 
 # -- large files -----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,6 @@ def tell(*references):
         except RegistryError as error:
             print("RegistryError:", error)
 """
-
-
-@pytest.fixture
-def double() -> Iterator[WandbDouble]:
-    with WandbDouble() as served:
-        yield served
-        assert served.errors == []
 
 
 @pytest.fixture

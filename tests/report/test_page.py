@@ -23,6 +23,7 @@ from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.report import facts, page
 from flywheel.report.facts import Facts
+from flywheel.run_record import Record
 from flywheel.sweep import space
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +237,7 @@ def hostile(wheel: Any) -> Facts:
     names = set(map(str, range(10)))
     assert found.production is not None
     node = replace(found.nodes[-1], label=HOSTILE, aliases=(HOSTILE,))
-    run = facts.Tracked("sweep", HOSTILE, HOSTILE, HOSTILE, found.at, False, f"https://x/{HOSTILE}")
+    run = Record(HOSTILE, "sweep", HOSTILE, HOSTILE, {}, found.at, 0, 0.0, url=f"https://x/{HOSTILE}")
     return replace(
         found,
         profile=HOSTILE,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flywheel import files
+from flywheel import files, run_record
 from flywheel.report import facts, importance, judging, lineage, searching, standing
 from flywheel.report.lineage import Node
 from flywheel.report.markup import Html, join, points, table, tag, text
@@ -179,16 +180,25 @@ def test_forced_moves_are_marked_and_many_are_cut() -> None:
 
 
 def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
-    started = {"event": "start", "job_type": "sweep", "name": "sweep-1", "group": "turn-1", "at": "2026-11-23T10:00"}
-    url = {"event": "folder", "url": "https://wandb.example/ann/flywheel-demo/runs/abc"}
-    files.append_json_lines(tmp_path / "abc.jsonl", started, url, {"event": "confirmed"})
-    files.append_json_lines(tmp_path / "def.jsonl", {**started, "name": "evaluate", "at": "2026-11-23T11:00"})
-    files.append_json_lines(tmp_path / "ghi.jsonl", {**started, "job_type": "trial"})
-    files.append_json_lines(tmp_path / "torn.jsonl", {"event": "log", "url": "javascript:alert(1)"})
-    found = facts._runs(tmp_path)
-    assert [(run.id, run.confirmed, run.url) for run in found][:2] == [("def", False, None), ("abc", True, url["url"])]
-    shown = join(*standing.runs(found, 0, "make sync"))
-    assert f'<a href="{url["url"]}">abc</a>' in shown
+    url = "https://wandb.example/ann/flywheel-demo/runs/abc"
+    for key, job_type, address in (
+        ("abc", "sweep", url),
+        ("ghi", "trial", None),
+        ("def", "evaluate", "javascript:alert(1)"),
+    ):
+        run = run_record.RunFile(tmp_path, key)
+        run.start(job_type, key, "turn-1", {})
+        run.append("folder", path="offline-run", url=address)
+        time.sleep(0.002)  # they are ordered by the millisecond
+    run_record.RunFile(tmp_path, "abc").append("confirmed", where="there")
+    run_record.RunFile(tmp_path, "torn").append("log", values={}, url="javascript:alert(1)")
+    found = [*run_record.records(tmp_path)][::-1]
+    assert [(run.key, bool(run.confirmed), run.url) for run in found] == [
+        ("def", False, None), ("ghi", False, None), ("abc", True, url)
+    ]  # fmt: skip
+    shown = join(*standing.runs(found, "make sync"))
+    assert "2 of 3 are in the store only; <code>make sync</code> uploads them." in shown
+    assert f'<a href="{url}">abc</a>' in shown
     assert "in the store only" in shown
     assert "and 1 runs of trials" in shown
     assert "javascript" not in shown

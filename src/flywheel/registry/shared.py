@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 
 from flywheel import files
 from flywheel.connection import Connection, WandbError
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import manifest
 from flywheel.registry.audit import MODEL_ALIASES, Move
 from flywheel.registry.local import Registry
 from flywheel.registry.manifest import RegistryError, Version
 from flywheel.registry.remote import Remote
-
-RETRAINED = "retrained-model"
 
 T = TypeVar("T")
 
@@ -179,7 +177,7 @@ class SharedRegistry(Registry):
         follow = {alias: ref for alias, ref in moved.items() if alias not in clashes}
         self._follow(model, follow, here)
         self.saw(model, {alias: ref for alias, ref in there.items() if alias not in clashes})
-        for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED):
+        for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED_NAME):
             latest = self.remote.latest(name)
             if latest is None or any(one.digest == latest.digest for one in self.versions(name)):
                 continue  # nothing new: the versions before it were noted with it

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flywheel import files, overview
+from flywheel import files, overview, run_record
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.report import thumbnails
 from flywheel.report.importance import importance
 from flywheel.report.lineage import Node, ordered
+from flywheel.run_record import Record
 from flywheel.sweep.journal import Journal
 
 # Report file -> the command that writes it.
@@ -66,19 +67,6 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """A W&B run as its file in the store tells it: `confirmed` if W&B was seen to have it; `url` where known."""
-
-    job_type: str
-    name: str
-    id: str
-    group: str
-    at: str
-    confirmed: bool
-    url: str | None
-
-
-@dataclass(frozen=True)
 class Facts:
     """All that the page tells. `images` are data URIs by report and image id, `labels` name:vN by ref."""
 
@@ -94,8 +82,7 @@ class Facts:
     nodes: tuple[Node, ...]
     older: int
     moves: tuple[Move, ...]
-    runs: tuple[Tracked, ...]
-    offline_runs: int
+    runs: tuple[Record, ...]  # W&B's, newest first
     sampled: Mapping[str, Any]  # of the newest receipt: git, versions
 
     def command(self, text: str) -> str:
@@ -109,7 +96,7 @@ def gather(params: Params, registry: Registry) -> Facts:
     receipts = _receipts(params)
     refs = _refs(list(parts.values())) | {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
     nodes = _nodes(params, registry)
-    sweep, folder = parts["sweep"], params.store / "wandb" / "wandb"
+    sweep = parts["sweep"]
     record = None if isinstance(sweep, Absent) else Journal(_journal(params, sweep)).read()
     return Facts(
         profile=params.profile,
@@ -127,8 +114,7 @@ def gather(params: Params, registry: Registry) -> Facts:
         nodes=tuple(nodes[-MOST_NODES:]),
         older=max(0, len(nodes) - MOST_NODES),
         moves=tuple(_moves(params, registry)),
-        runs=tuple(_runs(params.store / "wandb" / "runs")),
-        offline_runs=sum(1 for _ in folder.glob("offline-run-*")),
+        runs=tuple(reversed([*run_record.records(params.store)])),
         sampled=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
     )
 
@@ -268,18 +254,3 @@ def _moves(params: Params, registry: Registry) -> list[Move]:
         for entry in reversed(registry.history(params.registered_model))
         if entry["alias"] == "production"
     ]  # fmt: skip
-
-
-def _runs(folder: Path) -> list[Tracked]:
-    """Return the W&B runs of a store, newest first, from the files that tracking keeps of them."""
-    found = []
-    for path in folder.glob("*.jsonl"):
-        events = files.read_json_lines(path)
-        begun = next((event for event in events if event.get("event") == "start"), None)
-        if begun is None:
-            continue
-        told = {key: str(begun.get(key, "")) for key in ("job_type", "name", "group", "at")}
-        urls = [str(event["url"]) for event in events if str(event.get("url", "")).startswith(("https://", "http://"))]
-        confirmed = any(event.get("event") == "confirmed" for event in events)
-        found.append(Tracked(id=path.stem, confirmed=confirmed, url=urls[-1] if urls else None, **told))
-    return sorted(found, key=lambda run: run.at, reverse=True)

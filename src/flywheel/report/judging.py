@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from flywheel.gate.table import AppliedRule, applied_rules
 from flywheel.report.markup import (
     Html,
     chart,
@@ -138,16 +139,19 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
         " against ", tag("code", production), ".",
     )  # fmt: skip
     reasons = tag("ul", *(tag("li", reason) for reason in report["reasons"]))
-    rows = _rules(report)
+    rows = applied_rules(report)
     shown_parts = [head, reasons]
     if rows:
         scale = _scale(rows, report["rules"])
         shown = [
             (
-                name, f"{one['n']:,}", points(one["difference"]), f"{points(one['low'])} to {points(one['high'])}",
-                drawn(one["difference"], one["low"], one["high"], scale, limit), rule, _verdict(passed),
+                rule.name if rule.class_name is None else f"{rule.name}: {rule.class_name}", f"{rule.figures['n']:,}",
+                points(rule.figures["difference"]),
+                f"{points(rule.figures['low'])} to {points(rule.figures['high'])}",
+                drawn(rule.figures["difference"], rule.figures["low"], rule.figures["high"], scale, rule.limit),
+                f"{rule.bound} {points(rule.limit) if rule.limit else 0}", _verdict(rule.passed),
             )
-            for name, one, limit, rule, passed in rows
+            for rule in rows
         ]  # fmt: skip
         columns = ("compared on", "images", "points", "95 % interval", "", "rule", "")
         caption = "Differences in accuracy, candidate minus the other"
@@ -227,24 +231,6 @@ def drawn(middle: float, low: float, high: float, scale: tuple[float, float], li
     )  # fmt: skip
 
 
-def _rules(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float | None, str, bool]]:
-    """Return for each comparison its name, its figures, the limit, the rule and whether it passed."""
-    checks, rules = report["checks"], report["rules"]
-    margin = f"low above {points(-rules.get('margin', 0))}"
-    rows: list[tuple[str, Mapping[str, Any], float | None, str, bool]] = []
-    if report["overall"]:
-        rows.append(("test", report["overall"], -rules["margin"], margin, checks["test"]))
-    if report["best_ever_difference"] and report["best_ever"] != report["production"]:
-        rows.append(("best ever", report["best_ever_difference"], -rules["margin"], margin, checks["best_ever"]))
-    if report["holdout"]:
-        rows.append(("holdout", report["holdout"], 0.0, "high not below 0", checks["holdout"]))
-    if report["per_class"]:
-        name, worst = min(report["per_class"].items(), key=lambda item: item[1]["high"])
-        limit = -rules["class_margin"]
-        rows.append((f"worst class: {name}", worst, limit, f"high not below {points(limit)}", checks["per_class"]))
-    return rows
-
-
 def _classes(report: Mapping[str, Any]) -> Html:
     rows = [
         (
@@ -257,10 +243,8 @@ def _classes(report: Mapping[str, Any]) -> Html:
     return table(head, rows, "Difference in each class")
 
 
-def _scale(
-    rows: Iterable[tuple[str, Mapping[str, Any], Any, Any, Any]], rules: Mapping[str, float]
-) -> tuple[float, float]:
-    ends = [abs(one[key]) for _, one, *_ in rows for key in ("low", "high")]
+def _scale(rows: Iterable[AppliedRule], rules: Mapping[str, float]) -> tuple[float, float]:
+    ends = [abs(rule.figures[key]) for rule in rows for key in ("low", "high")]
     widest = 1.05 * max([*ends, *(abs(value) for key, value in rules.items() if key.endswith("margin"))])
     return -widest, widest
 

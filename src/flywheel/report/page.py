@@ -98,7 +98,7 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
         ("gate", "Gate", [*decision, tag("h3", "What the failures taught"), *taught]),
         ("lineage", "Lineage", standing.lineage(found.nodes, found.older, command("make sweep"))),
         ("history", "Promotions", standing.history(found.moves, command("make evaluate"))),
-        ("runs", "Weights & Biases", standing.runs(found.runs, found.offline_runs, found.command("make sync"))),
+        ("runs", "Weights & Biases", standing.runs(found.runs, command("make sync"))),
     ]  # fmt: skip
     return [(id, title, section(id, title, *shown)) for id, title, shown in sections]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from flywheel.report import lineage as graph
-from flywheel.report.facts import Facts, Move, Standing, Tracked
+from flywheel.report.facts import Facts, Move, Standing
 from flywheel.report.lineage import Node
 from flywheel.report.markup import (
     Html,
@@ -22,6 +22,7 @@ from flywheel.report.markup import (
     tag,
     when,
 )
+from flywheel.run_record import Record
 
 MOST_MOVES, MOST_RUNS = 30, 12
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")  # as receipts have it
@@ -121,18 +122,18 @@ def history(moves: Sequence[Move], command: str) -> list[Html]:
     )
 
 
-def runs(found: Sequence[Tracked], offline: int, upload: str) -> list[Html]:
-    """Return where the W&B runs are."""
-    local = note(f"{offline} runs were recorded offline; ", tag("code", upload), " uploads them.") if offline else None
+def runs(found: Sequence[Record], upload: str) -> list[Html]:
+    """Return where the W&B runs are, and what brings those there that are in the store only."""
     shown = [run for run in found if run.job_type != "trial"]
     if not shown:
-        nothing = note("No run is recorded for this profile (tracking.wandb is disabled, or no stage has run).")
-        return parts(local or nothing)
+        return parts(note("No run is recorded for this profile (tracking.wandb is disabled, or no stage has run)."))
+    waiting = sum(not run.confirmed for run in found)
+    local = note(f"{waiting} of {len(found)} are in the store only; ", tag("code", upload), " uploads them.")
     trials = len(found) - len(shown)
     rows = [
         (
-            run.name, run.job_type, tag("a", run.id, href=run.url) if run.url else tag("code", run.id), run.group,
-            when(run.at), "on W&B" if run.confirmed else "in the store only",
+            run.name, run.job_type, tag("a", run.key, href=run.url) if run.url else tag("code", run.key), run.group,
+            when(run.started), "on W&B" if run.confirmed else "in the store only",
         )
         for run in shown
     ]  # fmt: skip
@@ -143,7 +144,7 @@ def runs(found: Sequence[Tracked], offline: int, upload: str) -> list[Html]:
         if len(rows) > MOST_RUNS
         else None,
         note(f"and {trials} runs of trials") if trials else None,
-        local,
+        local if waiting else None,
     )
 
 

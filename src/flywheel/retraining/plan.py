@@ -6,11 +6,9 @@ import contextlib
 from dataclasses import dataclass
 
 from flywheel import feedback, files
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.retraining import RetrainError
-
-NAME = "retrained-model"
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
 
 def _used(params: Params, registry: Registry) -> set[str]:
     """Return the hashes that production or any retrained model was trained on."""
-    users = registry.versions(NAME)
+    users = registry.versions(RETRAINED_NAME)
     with contextlib.suppress(RegistryError):
         users.append(registry.resolve(f"{params.registered_model}:production"))
     refs = {ref for version in users for ref in version.inputs if ref.startswith(f"{params.feedback_name}@")}
@@ -65,9 +63,9 @@ def _used(params: Params, registry: Registry) -> set[str]:
 
 def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | None:
     """Return the latest retrained model if it has this feedback and no receipt tells of its end."""
-    if not registry.versions(NAME):
+    if not registry.versions(RETRAINED_NAME):
         return None
-    made = registry.resolve(NAME)
+    made = registry.resolve(RETRAINED_NAME)
     if registry.incomplete(made) is not None:
         return None  # known from W&B: it was made and judged on another machine
     receipt = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flywheel import feedback, files, stage
 from flywheel.feedback import FeedbackError
-from flywheel.params import Params, Recipe
+from flywheel.params import RETRAINED_NAME, Params, Recipe
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError, plan
 from flywheel.retraining.plan import Plan
@@ -144,7 +144,7 @@ def _publish(
     device = arm.classifier.device.type
     machine = {"device": device, "precision": arm.classifier.precision, "threads": torch.get_num_threads()}
     version = registry.publish(
-        plan.NAME, "model", folder,
+        RETRAINED_NAME, "model", folder,
         metadata={
             **_stage(params, registry, inputs).provenance(),
             "recipe": recipe.model_dump(),
