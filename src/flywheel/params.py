@@ -14,6 +14,9 @@ from flywheel.params_production import Gate, Promotion, Retrain, Serve, Simulate
 from flywheel.params_section import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.search_space import Choices, Domain, PerArchitecture
 
+RETRAINED_NAME = "retrained-model"  # the artifact of every turn
+COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
+
 
 def _a_collection(value: str) -> str:
     if not COLLECTION.fullmatch(value):
@@ -37,8 +40,6 @@ class Drift(Section):
     contrast: Severity = Field(description="factor between 1 - 0.15 and 1 + 0.15 a step")
 
 
-RETRAINED_NAME = "retrained-model"  # the artifact of every turn
-COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
 READS_PATH = ("folder",)  # the sources that read data.path
 
 

@@ -287,6 +287,22 @@ def test_the_table_shows_each_rule_with_its_verdict() -> None:
     assert verdicts == {"test": "pass", "best ever": "FAIL", "holdout": "pass", "worst class": "pass"}
 
 
+def test_each_rule_is_shown_with_the_limit_that_it_was_judged_by() -> None:
+    exam, old = simple()
+    wrong = np.where(exam.test == 1, 0, exam.test)  # all of the second class
+    decision = decide(RULES, exam, replace(old, model="new@1", label="new:v1", test=wrong), old, old)
+    rules = {rule.name: rule for rule in table.applied_rules(decision.report())}
+    assert {name: (rule.bound, rule.limit) for name, rule in rules.items()} == {
+        "test": ("low above", -RULES.margin),
+        "holdout": ("high not below", 0),
+        "worst class": ("high not below", -RULES.class_margin),
+    }
+    assert rules["worst class"].class_name == exam.class_names[1]
+    assert not rules["worst class"].passed
+    (line,) = [line for line in table.table(decision) if line.startswith("  test ")]
+    assert f"low above {-100 * RULES.margin:+.2f}" in line
+
+
 def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
     names = ("$\\nothing$", "$5", *(f"class number {i}" for i in range(118)))
     labels = np.arange(1200) % 120
