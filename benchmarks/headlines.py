@@ -21,11 +21,13 @@ RESULTS = Path(__file__).parent / "results"
 
 def table() -> str:
     """Return the table in Markdown: what, the figure, and the command that measures it again."""
-    wheel, serving = _result("wheel_demo"), _result("serving")
+    wheel, serving, training = (_result(name) for name in ("wheel_demo", "serving", "training"))
     turned = wheel["summary"]
     ratios = [f"{row['ratio']:.1f}x" for row in serving["serving"]]
     p99 = serving["serving"][-1]["p99_ms"]
     swaps = serving["serving_swaps"]["swapping"]
+    gains = ", ".join(f"{row['ratio']:.1f}x ({row['architecture']})" for row in training["training"])
+    ready = min(row["share_of_ready"] for row in training["training"])
     rows = [
         (
             f"one turn on drifted digits, {turned['seeds']} seeds: of the accuracy that drift took, won back on images "
@@ -45,6 +47,11 @@ def table() -> str:
             "make bench BENCH=serving",
         ),
         ("ten promotions under load: failed requests", f"{swaps['failed']}", "make bench BENCH=serving"),
+        (
+            "training steps against the textbook PyTorch loop",
+            f"{gains}; at least {ready:.0%} of what the networks alone allow",
+            "make bench BENCH=training",
+        ),
     ]
     lines = ["| what | measured | again by |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows]
