@@ -229,3 +229,18 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
     run.finish()
     assert said == ["W&B: the server is gone; results are in the reports, make sync uploads what is missing"]
     assert broken.calls == 2  # the first, and the end
+
+
+def test_a_run_ends_once_and_takes_nothing_after(tmp_path: Path) -> None:
+    code = """
+run = Tracker(params, Registry(params.store), "turn-1").start("data", "the data", {}, id="once")
+run.log({"x": 1})
+run.finish()
+run.log({"x": 2})
+run.summarize({"y": 3})
+run.finish(failed=True)
+"""
+    done = python(tmp_path, code, wandb="offline")
+    assert (done.code, done.errors) == (0, "")
+    record = recorded(tmp_path)["the data"]
+    assert (record.rows, record.summary, record.finished) == (({"x": 1},), {}, "finished")
