@@ -130,7 +130,7 @@ class Training:
             self.classifier.train()
             total = torch.zeros((), device=self.device)
             learning_rate = 0.0
-            for images, labels in batches.epoch():
+            for images, labels in batches.epoch(epoch):
                 logits = self.classifier(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
                 self._optimizer.zero_grad(set_to_none=True)

@@ -40,8 +40,8 @@ def make(device: torch.device) -> Callable[..., Batches]:
 
 def seen(batches: Batches, epochs: int = 1) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Every image with its label."""
-    for _ in range(epochs):
-        for images, labels in batches.epoch():
+    for number in range(1, epochs + 1):
+        for images, labels in batches.epoch(number):
             yield from zip(images.cpu().numpy(), labels.tolist(), strict=True)
 
 
@@ -82,7 +82,7 @@ def test_a_batch_has_the_form_that_a_classifier_takes(
     flip: bool, translate: int, make: Callable[..., Batches], noise_pictures: Pictures, device: torch.device
 ) -> None:
     batches = make(noise_pictures(11, 10), 3, flip=flip, translate=translate)
-    taken = list(batches.epoch())
+    taken = list(batches.epoch(1))
     assert len(taken) == len(batches) == 3
     for images, labels in taken:
         assert images.shape == (3, 10, 10, 3)
@@ -119,6 +119,22 @@ def test_a_flip_gives_the_image_or_its_mirror_image_half_the_time(
         mirrored.append(np.array_equal(image, images[label][:, ::-1]))
         assert mirrored[-1] or np.array_equal(image, images[label])
     assert 0.45 < np.mean(mirrored) < 0.55  # three standard deviations of 1,000
+
+
+def test_two_epochs_in_a_row_show_both_sides_of_every_image(
+    make: Callable[..., Batches], noise_pictures: Pictures
+) -> None:
+    images = noise_pictures(20)
+    batches = make(images, 10, flip=True)
+    epochs = [
+        {label: np.array_equal(image.numpy(), images[label][:, ::-1]) for part, labels in batches.epoch(number)
+         for image, label in zip(part.cpu(), labels.tolist(), strict=True)}
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    assert all(
+        epochs[1][label] is not mirrored and epochs[2][label] is mirrored for label, mirrored in epochs[0].items()
+    )
+    assert len(set(epochs[0].values())) == 2
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -185,9 +201,9 @@ def test_batches_leave_the_global_generator_alone(make: Callable[..., Batches], 
 def test_an_epoch_changes_no_image(make: Callable[..., Batches], noise_pictures: Pictures) -> None:
     images = noise_pictures(8)
     original = images.copy()
-    for batch, _ in make(images, flip=True, translate=1).epoch():
+    for batch, _ in make(images, flip=True, translate=1).epoch(1):
         batch.zero_()  # what is handed out is a copy
-    for batch, _ in make(images).epoch():
+    for batch, _ in make(images).epoch(1):
         batch.zero_()
     np.testing.assert_array_equal(images, original)
 

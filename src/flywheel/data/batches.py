@@ -24,7 +24,9 @@ class Batches:
     """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
 
     Images (n, h, w, 3) uint8 stay as they are; shift (what it uncovers is filled by reflection) and flip are one
-    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time.
+    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time. A random half
+    is mirrored in the first epoch, the other half in the second, and so on in turn: two epochs show both sides of every
+    image, which by chance alone they show of half of them (Jordan, arXiv 2404.00498, 3.6).
     """
 
     def __init__(
@@ -46,23 +48,24 @@ class Batches:
         self.batch_size = min(batch_size, len(labels))
         self.device = device
         self.random = torch.Generator(device).manual_seed(seed)
+        self._mirrored = torch.rand(len(labels), generator=self.random, device=device) < 0.5  # in odd epochs
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device."""
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device, for the epoch of a number (from 1)."""
         order = torch.randperm(len(self.labels), generator=self.random, device=self.device)
         for index in order[: len(self) * self.batch_size].reshape(-1, self.batch_size):
-            yield self._augmented(index), self.labels[index]
+            yield self._augmented(index, number), self.labels[index]
 
-    def _augmented(self, index: Tensor) -> Tensor:
+    def _augmented(self, index: Tensor, epoch: int) -> Tensor:
         if not self.translate and not self.flip:
             return self.images[index]
         rows, columns = self._offsets(len(index)), self._offsets(len(index))
         if self.flip:
-            flipped = torch.rand(len(index), 1, generator=self.random, device=self.device) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
+            mirrored = self._mirrored[index] ^ (epoch % 2 == 0)
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
         return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _offsets(self, count: int) -> Tensor:
