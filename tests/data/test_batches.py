@@ -126,15 +126,16 @@ def test_two_epochs_in_a_row_show_both_sides_of_every_image(
 ) -> None:
     images = noise_pictures(20)
     batches = make(images, 10, flip=True)
-    epochs = [
-        {label: np.array_equal(image.numpy(), images[label][:, ::-1]) for part, labels in batches.epoch(number)
-         for image, label in zip(part.cpu(), labels.tolist(), strict=True)}
+    one, two, three = (
+        {
+            label: np.array_equal(image.numpy(), images[label][:, ::-1])
+            for part, labels in batches.epoch(number)
+            for image, label in zip(part.cpu(), labels.tolist(), strict=True)
+        }
         for number in (1, 2, 3)
-    ]  # fmt: skip
-    assert all(
-        epochs[1][label] is not mirrored and epochs[2][label] is mirrored for label, mirrored in epochs[0].items()
     )
-    assert len(set(epochs[0].values())) == 2
+    assert three == one == {label: not mirrored for label, mirrored in two.items()}
+    assert len(set(one.values())) == 2
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -24,9 +24,9 @@ class Batches:
     """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
 
     Images (n, h, w, 3) uint8 stay as they are; shift (what it uncovers is filled by reflection) and flip are one
-    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time. A random half
-    is mirrored in the first epoch, the other half in the second, and so on in turn: two epochs show both sides of every
-    image, which by chance alone they show of half of them (Jordan, arXiv 2404.00498, 3.6).
+    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time. A random
+    half is mirrored in the first epoch, the other half in the second, and so on in turn: two epochs show both sides
+    of every image, which by chance alone they show of half of them (Jordan, arXiv 2404.00498, 3.6).
     """
 
     def __init__(
