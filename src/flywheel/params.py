@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from flywheel import search_space
 from flywheel.params_errors import KeyedError, dotted, explain, nearest, show_value
-from flywheel.params_production import Gate, Promotion, Retrain, Serve, Simulate
+from flywheel.params_production import Evaluate, Gate, Promotion, Retrain, Serve, Simulate
 from flywheel.params_section import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.search_space import Choices, Domain, PerArchitecture
 
@@ -171,6 +171,7 @@ class Params(Section):
     data: Data
     recipe: RecipeDefaults
     sweep: Sweep
+    evaluate: Evaluate
     gate: Gate
     promotion: Promotion
     serve: Annotated[Serve, NOT_IDENTITY]

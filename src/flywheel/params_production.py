@@ -16,6 +16,15 @@ def _base_url(value: str | None) -> str | None:
     return value
 
 
+class Evaluate(Section):
+    """What the evaluation tells besides."""
+
+    test_time_augmentation: bool = Field(
+        description="also report the accuracy of means over shifted and, if trained with them, mirrored views; "
+        "the gate and serving never use them"
+    )
+
+
 class Gate(Section):
     """What a model must show before it goes into production."""
 

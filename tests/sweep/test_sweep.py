@@ -185,6 +185,22 @@ def test_evaluate_judges_on_test_and_puts_a_first_model_into_production(
         assert (params.reports / f"{picture}.png").stat().st_size > 5_000
 
 
+def test_test_time_augmentation_is_told_apart_and_decides_nothing(swept: tuple[Params, Registry, list[str]]) -> None:
+    params, registry, _ = swept
+    evaluate_stage.run(params, registry, say=lambda line: None)
+    plain = files.read_json(params.reports / "evaluation.json")
+    asked = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"test_time_augmentation": True})})
+    said: list[str] = []
+    receipt = evaluate_stage.run(asked, registry, say=said.append)
+    report = files.read_json(params.reports / "evaluation.json")
+    apart = report.pop("test_time_augmentation")
+    assert report == plain
+    assert receipt["metrics"]["accuracy"] == plain["accuracy"]
+    assert apart["n"] == 450
+    assert apart["interval"][0] < apart["accuracy"] < apart["interval"][1]
+    assert f"evaluate: {apart['accuracy']:.2%} with test-time augmentation" in said
+
+
 def test_all_trials_failing_is_an_error_with_the_reason(make_params: Make) -> None:
     space = "sweep.space.learning_rate=10.0 sweep.space.architecture=compact sweep.space.optimizer=sgd"
     diverging = "recipe.weight_decay=1.0 recipe.momentum=0.0 sweep.space.batch_size=16 tracking.wandb=disabled"

@@ -35,9 +35,14 @@ def define(params: Params, registry: Registry) -> Stage:
         "evaluate",
         params,
         registry,
-        {"gate": params.gate.identity(), "promotion": params.promotion.identity()},
+        {name: getattr(params, name).identity() for name in ("evaluate", "gate", "promotion")},
         {"dataset": dataset.ref, "model": model},
-        ("flywheel.evaluation.metrics", "flywheel.models.classifier", "flywheel.promotion"),
+        (
+            "flywheel.evaluation.metrics",
+            "flywheel.evaluation.augmentation",
+            "flywheel.models.classifier",
+            "flywheel.promotion",
+        ),
     )
 
 
@@ -52,7 +57,7 @@ def run(
 def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
     from flywheel import pictures, promotion
     from flywheel.data import dataset
-    from flywheel.evaluation import metrics
+    from flywheel.evaluation import augmentation, metrics
     from flywheel.models import classifier
     from flywheel.tracking import Tracker
 
@@ -88,6 +93,11 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         )  # fmt: skip
         worst = metrics.confident_mistakes(probabilities, test.labels, test.ids, opened.class_names)
         report = {"model": model.ref, "dataset": data.ref, **result, "worst": worst}
+        if params.evaluate.test_time_augmentation:
+            mirror = bool((model.metadata.get("recipe") or {}).get("flip", False))
+            views = metrics.evaluate(augmentation.predict(loaded, test.images, mirror=mirror), test.labels, names)
+            report["test_time_augmentation"] = {key: views[key] for key in ("n", "accuracy", "interval", "ece")}
+            say(f"evaluate: {views['accuracy']:.2%} with test-time augmentation")
         files.write_json(folder / "evaluation.json", report)
         gate_reports = promotion.report(params, decision, tracked, say)
         moved = promotion.apply(params, registry, model, decision)
@@ -97,7 +107,8 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
             "n": result["n"],
             "interval": result["interval"],
         }
-        tracked.summarize({**numbers, "decision": decision.decision})
+        apart = {f"{key}_with_augmentation": value for key, value in report.get("test_time_augmentation", {}).items()}
+        tracked.summarize({**numbers, **apart, "decision": decision.decision})
         tracked.log_confusion_matrix(test.labels.tolist(), probabilities.argmax(axis=1).tolist(), opened.class_names)
         tracked.log_pictures(drawn)
     except BaseException:
