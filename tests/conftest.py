@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-# A shell ignores SIGINT for what it starts in the background, and processes that tests start would inherit that.
+# A shell ignores SIGINT for what it starts in the background, and nohup SIGHUP: what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
