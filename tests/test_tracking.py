@@ -141,7 +141,8 @@ def test_a_killed_stage_and_an_interrupted_one_are_marked_as_what_they_were(tmp_
     assert recorded(tmp_path)["compact-000"].finished == "finished"
     other = tmp_path / "other"
     interrupted = (
-        STAGE % "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
+        STAGE
+        % "tracker._idle.wait(60)\ntry:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
     )
     done = python(other, interrupted, wandb="offline")
     assert done.code != 0
