@@ -140,10 +140,8 @@ def test_a_killed_stage_and_an_interrupted_one_are_marked_as_what_they_were(tmp_
     assert (killed.finished, killed.running) == (None, False)
     assert recorded(tmp_path)["compact-000"].finished == "finished"
     other = tmp_path / "other"
-    interrupted = (
-        STAGE
-        % "tracker._idle.wait(60)\ntry:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
-    )
+    ctrl_c = "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
+    interrupted = STAGE % f"tracker._idle.wait(60)  # until W&B's process runs\n{ctrl_c}"
     done = python(other, interrupted, wandb="offline")
     assert done.code != 0
     record = recorded(other)["the sweep"]
