@@ -5,6 +5,7 @@ The real scripts, one process each, and the real SDK against a double of the ser
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -100,7 +101,8 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
     tmp_path: Path, double: WandbDouble, how: str
 ) -> None:
     """In each stage of a turn anew: when its run has started, and a trial's in a sweep."""
-    more = f"serve.port={free_port()}"
+    port = free_port()
+    more = f"serve.port={port}"
     for name in STAGES:
         if name == "simulate":
             online(tmp_path, double, "serve", more)
@@ -130,6 +132,8 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
     ended = online(tmp_path, double, "sync", more)
     check_all_is_there(tmp_path, double)
     assert "sync: all is on W&B" in ended.lines[-1][1]
+    for told in (str(tmp_path), str(ROOT), f"127.0.0.1:{port}", os.uname().nodename + '"'):
+        assert told.encode() not in b"\n".join(double.bodies), told
 
 
 def check_all_is_there(place: Path, double: WandbDouble) -> None:
@@ -233,7 +237,9 @@ def test_without_a_network_and_with_a_key_every_stage_completes(tmp_path: Path, 
         ended = Script(tmp_path, name, prefix=network, WANDB_API_KEY="0" * 40).end()
         if name == "simulate":
             Script(tmp_path, "stop", prefix=network).end()
-        assert (ended.code, ended.errors) == (0, ""), ended
+        of_ray = "network_util.cc"  # where it cannot tell the machine's address, it warns and takes the host's name
+        assert [line for line in ended.errors.splitlines() if of_ray not in line] == []
+        assert ended.code == 0, ended
         print(f"{name}: {ended.wall_s:.1f} s in all; {ended.of_wandb()}")
         if name == "serve":
             continue
