@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,9 +186,11 @@ run.finish()
 registry.remove([version])
 """
     python(turn, made, wandb="offline")
+    shutil.rmtree(store_of(turn) / "wandb" / "runs" / "media")
     code, said = sync(turn, double)
     assert code == 0, said
     assert "pruned before it was on W&B, left out" in said
+    assert "drawn, answers, confusion_matrix_interactive of sweep train: the file is gone, left out" in said
     assert sync(turn, double)[0] == 0
 
 

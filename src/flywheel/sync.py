@@ -122,10 +122,13 @@ class _Sync:
             self.report.brought.append(what)
 
     def _run(self, record: Record) -> list[str]:
-        """Bring one run. Returns what W&B lacks of it then; what was pruned meanwhile is not brought."""
+        """Bring one run. Returns what W&B lacks of it then; what was removed meanwhile is not brought."""
         if gone := [ref for ref in record.made if not Registry.has(self.registry, ref)]:
             self.say(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
+        if lost := [medium for medium in record.media if not media.path(self.store, medium).exists()]:
+            self.say(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
+            record = replace(record, media=tuple(one for one in record.media if one not in lost))
         there = self.remote.run(record.key)
         if there is None or not dict(there.summary_metrics):  # nothing of it: a part would stand there twice
             for folder in record.folders:
@@ -168,8 +171,7 @@ class _Sync:
                     values = {key: value for key, value in row.items() if key != STEP}
                     run.log(values, step=step if step >= run.step else None)  # W&B's steps cannot go back
                 for medium in lost:
-                    if media.path(self.store, medium).exists():
-                        run.log({medium.name: media.shown(self.store, medium)})
+                    run.log({medium.name: media.shown(self.store, medium)})
                 run.summary.update(dict(record.summary))
             for version in made:
                 self.remote.log(run, version, Registry.open(self.registry, version))

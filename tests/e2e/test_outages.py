@@ -78,9 +78,9 @@ class Script:
             self.process.wait(timeout=timeout_s)
         finally:
             self.process.kill()
+        wall_s = time.monotonic() - self.began
         self.reading.join(10)
         assert self.process.stderr is not None
-        wall_s = time.monotonic() - self.began
         return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
 
 
@@ -182,10 +182,14 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
     if how != "there":
         AWAY[how](double)
         time.sleep(2)  # so that W&B's process has met it
-    signalled = time.monotonic()
+    signalled_s = time.monotonic() - script.began
     script.process.send_signal(number)
     ended = script.end(timeout_s=60)
-    print(f"{how}, {number.name}: at the prompt after {time.monotonic() - signalled:.1f} s")
+    said_s = max(at for at, _ in ended.lines)
+    print(
+        f"{how}, {number.name}: at the prompt after {ended.wall_s - signalled_s:.1f} s, "
+        f"said after {said_s - signalled_s:.1f} s"
+    )
     assert (ended.code, ended.errors) == (130, "interrupted: nothing was published; run the same command again\n")
     assert "sweep: interrupted after 0 of 4 trials; the same command goes on from there" in [
         at[1] for at in ended.lines
