@@ -19,9 +19,9 @@ import torch
 from flywheel import files, housekeeping, overview, params_file, promotion
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
-from flywheel.gate import exam
+from flywheel.gate import exam, record
 from flywheel.models import classifier
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.promotion import PromotionError
 from flywheel.registry import Registry, Version
 from flywheel.stages import evaluate as evaluate_stage
@@ -368,12 +368,37 @@ def test_however_many_were_in_production_few_are_asked(wheel: Wheel, monkeypatch
     monkeypatch.setattr(exam, "ask", note)
     promotion.judge(wheel.params, wheel.registry, wheel.publish("b"))
     assert asked == ["model-b:v0", "model-5:v0", "model-2:v0"]
-    assert promotion.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == max(
-        records, key=records.__getitem__
-    )
+    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == max(records, key=records.__getitem__)
     kept = housekeeping.unneeded(wheel.params, wheel.registry)
     assert "model-2" not in [version.name for version in kept]
     assert "model-1" in [version.name for version in kept]
+
+
+def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_good_it_was(
+    wheel: Wheel,
+) -> None:
+    """It has from W&B what `production` and `previous` name, the manifests of their ancestors, and no history."""
+
+    def retrained(kind: str, parent: Version, before: float, after: float) -> Version:
+        facts = {"before": {"test": {"accuracy": before}}, "after": {"test": {"accuracy": after}}}
+        return wheel.registry.publish(
+            RETRAINED_NAME, "model", wheel.made.models[kind], metadata={"metrics": facts},
+            inputs=(wheel.data.ref, "digits-feedback@x", parent.ref),
+        )  # fmt: skip
+
+    swept = wheel.publish("a")
+    first = retrained("b", swept, 0.90, 0.97)
+    second = retrained("short", first, 0.97, 0.96)
+    wheel.registry.link(first, MODEL, ("previous",), reason="as on W&B")
+    wheel.registry.link(second, MODEL, ("production",), reason="as on W&B", expected={"production": None})
+    assert set(record.ever_in_production(wheel.params, wheel.registry)) == {swept.ref, first.ref, second.ref}
+    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
+    assert record.contenders(wheel.params, wheel.registry) == [first.ref]
+    back = promotion.judge(wheel.params, wheel.registry, swept)
+    assert (back.decision, back.checks) == ("keep", {"new": False})
+    new = promotion.judge(wheel.params, wheel.registry, wheel.publish("untrained"))
+    assert new.best_ever == first.ref
+    assert not new.checks["best_ever"]
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------

@@ -92,14 +92,14 @@ def test_source_does_not_import_scripts_or_tests() -> None:
             assert not [n for n in names if n.split(".")[0] in ("scripts", "tests")], module
 
 
-def test_only_tracking_and_the_remote_import_wandb() -> None:
+def test_only_tracking_and_the_registrys_remote_side_import_wandb() -> None:
     importers = [
         module
         for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "wandb" for alias in node.names)
     ]
-    assert set(importers) == {"flywheel.tracking", "flywheel.registry.remote"}
+    assert set(importers) == {"flywheel.tracking", "flywheel.registry.media", "flywheel.registry.remote"}
 
 
 def test_infrastructure_modules_exist() -> None:
@@ -113,7 +113,7 @@ def test_what_determines_a_result_is_not_infrastructure() -> None:
     expected |= {"flywheel.tracking", "flywheel.pictures", "flywheel.gate.picture", "flywheel.gate.table"}
     expected |= {"flywheel.data.fetch"}
     expected |= {f"flywheel.registry{name}" for name in ("", ".local", ".manifest", ".audit", ".blobs", ".shelf")}
-    expected |= {f"flywheel.registry.{name}" for name in ("comparison", "remote", "shared", "transfer")}
+    expected |= {f"flywheel.registry.{name}" for name in ("comparison", "media", "remote", "shared", "transfer")}
     expected |= {"flywheel.connection", "flywheel.run_record"}
     expected |= {f"flywheel.sweep.{name}" for name in ("checkpoints", "journal", "report", "runner")}
     assert expected == code.INFRASTRUCTURE

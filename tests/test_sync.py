@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from wandb_double import WandbDouble
+from PIL import Image
+from wandb_double import Run, WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
 from flywheel import run_record
@@ -20,6 +24,8 @@ KEYS = {"data": "data0", "model": "train0"}
 
 # A turn offline: a data set, a model made from it in a run with rows, a picture, an alias.
 TURN = """
+import numpy as np
+from PIL import Image
 registry = SharedRegistry(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
 run = Tracker(params, registry, "turn-1").start("data", "data", {"source": "digits"}, id="data0")
@@ -32,6 +38,10 @@ for epoch in range(5):
 model = publish(registry, "model-a", "weights of a" * 1000, inputs=(data.ref,))
 registry.link(model, params.registered_model, ("best", "production"), reason="first")
 run.made(model)
+Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(place / "drawn.png")
+run.log_pictures([place / "drawn.png"])
+run.log_table("answers", ["image", "right", "confidence"], [[np.zeros((4, 4, 3), np.uint8), True, np.float32(0.5)]])
+run.log_confusion_matrix([0, 1], [0, 0], ["zero", "one"])
 run.summarize({"accuracy": 0.4})
 run.finish()
 """
@@ -66,11 +76,13 @@ def check_all_is_there(place: Path, double: WandbDouble) -> None:
     registry = Registry(store_of(place))
     data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
     train = double.projects[PROJECT].runs["train0"]
-    assert [row["accuracy"] for row in train.history] == [epoch / 10 for epoch in range(5)]
+    assert [row["accuracy"] for row in train.history if "accuracy" in row] == [epoch / 10 for epoch in range(5)]
     assert train.summary["accuracy"] == 0.4
     assert train.config["rate"]["value"] == 0.1
     assert (train.fields["groupName"], train.fields["jobType"], train.state) == ("turn-1", "sweep", "finished")
-    assert [one.digest for one in train.logged if one.state == "COMMITTED"] == [model.digest]
+    made = [one for one in train.logged if one.state == "COMMITTED"]
+    assert [one.digest for one in made if one.collection.type == "model"] == [model.digest]
+    check_pictures_and_tables(place, double, train)
     assert [one.digest for one in train.used] == [data.digest]
     made = double.projects[PROJECT].runs["data0"].logged
     assert [one.digest for one in made if one.state == "COMMITTED"] == [data.digest]
@@ -84,6 +96,21 @@ def check_all_is_there(place: Path, double: WandbDouble) -> None:
         "latest": model.digest, "best": model.digest, "production": model.digest
     }  # fmt: skip
     assert all(record.confirmed for record in run_record.records(store_of(place)))
+
+
+def check_pictures_and_tables(place: Path, double: WandbDouble, run: Run) -> None:
+    def file_of(name: str) -> bytes:
+        return double.blobs[run.files[run.summary[name]["path"]]]
+
+    assert file_of("drawn") == (place / "drawn.png").read_bytes()
+    table = json.loads(file_of("answers"))
+    assert table["columns"] == ["image", "right", "confidence"]
+    assert table["data"][0][1:] == [True, 0.5]
+    assert len(json.loads(file_of("confusion_matrix_interactive_table"))["data"]) == 4
+    tables = {one.collection.name: one for one in run.logged if one.collection.type == "run_table"}
+    (answers,) = {one.digest: one for name, one in tables.items() if name.endswith("-answers")}.values()
+    (image,) = [entry for path, entry in answers.contents.items() if path.endswith(".png")]
+    assert Image.open(io.BytesIO(double.blobs[double.key(image)])).size == (4, 4)
 
 
 def test_everything_arrives_and_a_second_call_changes_nothing(turn: Path, double: WandbDouble) -> None:
@@ -159,9 +186,11 @@ run.finish()
 registry.remove([version])
 """
     python(turn, made, wandb="offline")
+    shutil.rmtree(store_of(turn) / "wandb" / "runs" / "media")
     code, said = sync(turn, double)
     assert code == 0, said
     assert "pruned before it was on W&B, left out" in said
+    assert "drawn, answers, confusion_matrix_interactive of sweep train: the file is gone, left out" in said
     assert sync(turn, double)[0] == 0
 
 
@@ -208,7 +237,9 @@ def test_a_blob_that_was_lost_on_upload_is_found_out_and_brought_by_the_next_cal
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("operation", "status"), [("CreateArtifact", 403), ("PUT blob", 403), ("file_stream", 500)])
+@pytest.mark.parametrize(
+    ("operation", "status"), [("CreateArtifact", 403), ("PUT blob", 403), ("PUT file", 403), ("file_stream", 500)]
+)
 def test_what_w_and_b_refuses_is_listed_and_arrives_when_it_does_not(
     turn: Path, double: WandbDouble, operation: str, status: int
 ) -> None:

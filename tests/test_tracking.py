@@ -140,9 +140,8 @@ def test_a_killed_stage_and_an_interrupted_one_are_marked_as_what_they_were(tmp_
     assert (killed.finished, killed.running) == (None, False)
     assert recorded(tmp_path)["compact-000"].finished == "finished"
     other = tmp_path / "other"
-    interrupted = (
-        STAGE % "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
-    )
+    ctrl_c = "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
+    interrupted = STAGE % f"tracker._idle.wait(60)  # until W&B's process runs\n{ctrl_c}"
     done = python(other, interrupted, wandb="offline")
     assert done.code != 0
     record = recorded(other)["the sweep"]
@@ -224,11 +223,21 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
     run._run = broken
     run.log({"a": 1})
     run.log({"a": 2})
-    run.log_pictures([tmp_path / "no.png"])
+    (tmp_path / "drawn.png").write_bytes(b"a picture")
+    run.log_pictures([tmp_path / "drawn.png"])
     run.summarize({"a": 3})
     run.finish()
     assert said == ["W&B: the server is gone; results are in the reports, make sync uploads what is missing"]
     assert broken.calls == 2  # the first, and the end
+
+
+def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(make_params: Make, tmp_path: Path) -> None:
+    said: list[str] = []
+    params = make_params("tracking.wandb=offline")
+    run = Run(Tracker(params, Registry(params.store), "turn-1", said.append), run_record.RunFile(params.store, "abc"))
+    run.log_pictures([tmp_path / "absent.png"])
+    assert len(said) == 1
+    assert said[0].endswith("absent.png'; results are in the reports")
 
 
 def test_a_run_ends_once_and_takes_nothing_after(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.registry.comparison",
         "flywheel.registry.local",
         "flywheel.registry.manifest",
+        "flywheel.registry.media",
         "flywheel.registry.remote",
         "flywheel.registry.shared",
         "flywheel.registry.shelf",

@@ -204,8 +204,9 @@ def who_am_i(key: str) -> str:
     request = urllib.request.Request(  # noqa: S310  (the user's own choice of host)
         f"{base_url()}/graphql",
         json.dumps({"query": "query Viewer { viewer { entity } }"}).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Basic {_base64(f'api:{key}')}"},
+        {"Content-Type": "application/json"},
     )
+    request.add_unredirected_header("Authorization", f"Basic {_base64(f'api:{key}')}")  # the key is for this host only
     box: list[object] = []
 
     def ask() -> None:

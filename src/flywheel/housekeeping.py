@@ -6,7 +6,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from flywheel import files, promotion, stage
+from flywheel import files, stage
+from flywheel.gate import record
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.sweep.checkpoints import Place
@@ -25,7 +26,7 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
         kept |= {*receipt["outputs"], *receipt["inputs"].values()}
     kept |= {version.ref for version in versions if version.type != "model" and _is_latest(registry, version)}
     if registry.has(params.dataset_name):
-        best = promotion.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
+        best = record.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
         kept |= {best} if best else set()
     for version in versions:
         if version.ref in kept:

@@ -39,7 +39,7 @@ def judge(
     `probabilities` of all test images (n, classes) spare a second run over them. What was in production before and
     was replaced does not come back by itself, only `by_hand`. Raises PromotionError when there is no data set.
     """
-    from flywheel.gate import exam, rules
+    from flywheel.gate import exam, record, rules
     from flywheel.models import ModelError
 
     alias = registry.aliases(params.registered_model).get("production")
@@ -47,14 +47,14 @@ def judge(
     if _same(alias, candidate):
         return rules.Decision(candidate.ref, alias, "keep", ("it is in production already",))
     labels = {version.ref: version.label for version in (candidate, here) if version}
-    if here and not by_hand and any(_same(ref, candidate) for ref in ever_in_production(params, registry)):
+    if here and not by_hand and any(_same(ref, candidate) for ref in record.ever_in_production(params, registry)):
         reason = f"it was in production before and was replaced; {_command(params, candidate)} brings it back"
         return rules.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
     try:
         dataset = registry.resolve(params.dataset_name)
     except RegistryError:
         raise PromotionError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
-    others = [registry.resolve(ref) for ref in _contenders(params, registry) if ref not in (candidate.ref, alias)]
+    others = [registry.resolve(ref) for ref in record.contenders(params, registry) if ref not in (candidate.ref, alias)]
     sheet = exam.prepare(registry, dataset, [candidate, *([here] if here else []), *others])
     try:
         answers = exam.ask(registry, candidate, sheet, probabilities=probabilities)
@@ -196,41 +196,6 @@ def rollback(params: Params, registry: Registry, *, reason: str = "", say: Calla
     tracked.used(version)
     tracked.finish()
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
-
-
-def ever_in_production(params: Params, registry: Registry) -> list[str]:
-    """Return the refs of all models that are or were in production, in the order in which they first were."""
-    entries = registry.history(params.registered_model)
-    return list(dict.fromkeys(entry["to"] for entry in entries if entry["alias"] == "production"))
-
-
-def best_recorded(params: Params, registry: Registry, dataset: str) -> str | None:
-    """Return the ref, of models here that were in production, with the best recorded accuracy on a data set."""
-    return max(found := _recorded(params, registry).get(dataset, {}), key=lambda ref: found[ref], default=None)
-
-
-def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]:
-    """Return data set -> model -> test accuracy, of models here that were in production, from the audit log."""
-    ever = {ref for ref in ever_in_production(params, registry) if registry.has(ref)}
-    found: dict[str, dict[str, float]] = {}
-    for entry in registry.history(params.registered_model):
-        record = entry["gate"] or {}
-        for ref, accuracy in (record.get("accuracy") or {}).items():
-            if ref in ever and record.get("dataset"):
-                found.setdefault(record["dataset"], {})[ref] = accuracy
-    return found
-
-
-def _contenders(params: Params, registry: Registry) -> list[str]:
-    """Return the refs that may be the best model that ever was in production: on each data set the best, by record.
-
-    Those of which nothing is recorded are asked too. So the gate runs a few models, however many there were.
-    """
-    recorded = _recorded(params, registry)
-    best = [max(found, key=lambda ref: found[ref]) for found in recorded.values()]
-    known = {ref for found in recorded.values() for ref in found}
-    unknown = [r for r in ever_in_production(params, registry) if r not in known and registry.has(r)]
-    return list(dict.fromkeys(best + unknown))
 
 
 def _best(asked: list[Answers], exam: Exam) -> Answers | None:

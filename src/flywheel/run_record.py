@@ -1,7 +1,7 @@
 """What a W&B run holds, in a file of our own first: whatever becomes of W&B, this is what it should have.
 
-<store>/wandb/runs/<key>.jsonl, a line an event, only ever appended to: start, folder, log, summary, use, make, finish,
-confirmed. `make sync` uploads what is here and not there.
+<store>/wandb/runs/<key>.jsonl, a line an event, only ever appended to: start, folder, log, summary, media, use, make,
+finish, waited, confirmed. `make sync` uploads what is here and not there.
 """
 
 from __future__ import annotations
@@ -13,19 +13,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flywheel import files
 
+STEP = "_step"  # W&B's name of a row's step, where it was given
 WEB = re.compile("https?://")
+
+
+class Medium(NamedTuple):
+    """What a run shows under a name (registry.media): kind is picture, table or confusion_matrix, file its name."""
+
+    kind: str
+    name: str
+    file: str
 
 
 @dataclass(frozen=True)
 class Record:
     """A run as its file tells it.
 
-    `key` is its id in W&B. `folders` are where W&B recorded it, relative to its folder in the store. `finished` is
-    None while it runs, and for ever when its process was killed. `confirmed`: where W&B was seen to have all of it.
+    `key` is its id in W&B. `folders` are where W&B recorded it, relative to its folder in the store. `media` are the
+    last of their names. `finished` is
+    None while it runs, and for ever when its process was killed. `waited_s`: what W&B cost the stage, None for a trial.
+    `confirmed`: where W&B was seen to have all of it.
     """
 
     key: str
@@ -39,9 +50,11 @@ class Record:
     folders: tuple[str, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    media: tuple[Medium, ...] = ()
     used: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     finished: str | None = None
+    waited_s: float | None = None
     confirmed: tuple[str, ...] = ()
     url: str | None = None
 
@@ -94,15 +107,17 @@ class RunFile:
             begun["pid"], begun["pid_started"],
             tuple(dict.fromkeys(line["path"] for line in of["folder"])),
             tuple(line["values"] for line in of["log"]), summary,
+            tuple({line["name"]: Medium(line["kind"], line["name"], line["file"]) for line in of["media"]}.values()),
             tuple(dict.fromkeys(line["ref"] for line in of["use"])),
             tuple(dict.fromkeys(line["ref"] for line in of["make"])),
             of["finish"][-1]["how"] if of["finish"] else None,
+            of["waited"][-1]["seconds"] if of["waited"] else None,
             tuple(line["where"] for line in of["confirmed"]),
             next((line["url"] for line in of["folder"] if WEB.match(str(line.get("url")))), None),
         )  # fmt: skip
 
 
-KINDS = ("folder", "log", "summary", "use", "make", "finish", "confirmed")
+KINDS = ("folder", "log", "summary", "media", "use", "make", "finish", "waited", "confirmed")
 
 
 def folder(store: Path) -> Path:

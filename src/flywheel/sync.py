@@ -2,8 +2,8 @@
 
 In this order: runs with their rows and final values, artifacts as outputs of their runs, inputs, links and aliases.
 What was seen to be there is noted in the run's file, so that a second call, or one after a kill, goes on from there.
-Nothing here trusts `wandb sync`, which exits 0 though artifacts were lost; it brings rows and pictures, and what it
-left out is logged again.
+Nothing here trusts `wandb sync`, which exits 0 though artifacts were lost, and gives a run its rows twice when it is
+called twice: it brings a run of which nothing is there, and what is lacking then is logged again from our own file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from flywheel import FlywheelError, files, run_record, stage
 from flywheel.connection import SilenceError, WandbError, one_line
 from flywheel.params import Params
-from flywheel.registry import Registry, RegistryError, Version
-from flywheel.registry.comparison import history, missing, unlogged
+from flywheel.registry import Registry, RegistryError, Version, media
+from flywheel.registry.comparison import history, missing, unlogged, unshown
 from flywheel.registry.remote import Errors, abandon
 from flywheel.registry.shared import SharedRegistry
-from flywheel.run_record import Record, RunFile
+from flywheel.run_record import STEP, Record, RunFile
 from flywheel.tracking import EXIT_CODES
 
 PATIENCE_S = 30  # of waiting in which nothing moves, for each item; then the rest is left for another time
@@ -122,14 +122,18 @@ class _Sync:
             self.report.brought.append(what)
 
     def _run(self, record: Record) -> list[str]:
-        """Bring one run. Returns what W&B lacks of it then; what was pruned meanwhile is not brought."""
+        """Bring one run. Returns what W&B lacks of it then; what was removed meanwhile is not brought."""
         if gone := [ref for ref in record.made if not Registry.has(self.registry, ref)]:
             self.say(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
+        if lost := [medium for medium in record.media if not media.path(self.store, medium).exists()]:
+            self.say(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
+            record = replace(record, media=tuple(one for one in record.media if one not in lost))
         there = self.remote.run(record.key)
-        if there is None or _unlogged(missing(self.remote, record, settling_s=0)):
+        if there is None or not dict(there.summary_metrics):  # nothing of it: a part would stand there twice
             for folder in record.folders:
                 self._upload(record, self.store / "wandb" / folder)
+            missing(self.remote, replace(record, used=(), made=()))  # what W&B just took it may show a little later
             there = self.remote.run(record.key)
         made = [Registry.resolve(self.registry, ref) for ref in record.made]
         lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
@@ -158,11 +162,17 @@ class _Sync:
     def _resume(self, record: Record, made: list[Version], there: Any) -> None:
         """Log what W&B lacks of a run, by going on with it, and leave it as it ended."""
         rows = unlogged(record.rows, history(there, len(record.rows)) if there is not None else [])
+        lost = unshown(there, record) if there is not None else record.media
         run = self.remote.resume(record)
         try:
-            for row in rows:
-                run.log(dict(row))
-            run.summary.update(dict(record.summary))
+            with Errors():
+                for row in rows:
+                    step = row.get(STEP, run.step)
+                    values = {key: value for key, value in row.items() if key != STEP}
+                    run.log(values, step=step if step >= run.step else None)  # W&B's steps cannot go back
+                for medium in lost:
+                    run.log({medium.name: media.shown(self.store, medium)})
+                run.summary.update(dict(record.summary))
             for version in made:
                 self.remote.log(run, version, Registry.open(self.registry, version))
         finally:
@@ -199,11 +209,6 @@ class _Sync:
         if self.keep == "theirs":
             self.registry.take(model)
         return self.registry.mirror(model, ours=self.keep == "ours")
-
-
-def _unlogged(lacking: list[str]) -> bool:
-    """Tell whether W&B lacks something of a run that wandb recorded of it: all but artifacts."""
-    return any("its input" not in reason and "its output" not in reason for reason in lacking)
 
 
 def _title(record: Record) -> str:

@@ -17,11 +17,11 @@ from typing import Any
 
 from flywheel.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
 from flywheel.params import Params
-from flywheel.registry import Registry, Version
+from flywheel.registry import Registry, Version, media
 from flywheel.registry.comparison import missing
 from flywheel.registry.remote import abandon
 from flywheel.registry.shared import SharedRegistry
-from flywheel.run_record import RunFile, plain
+from flywheel.run_record import STEP, Medium, RunFile, plain
 
 START_TIMEOUT_S, FINISH_TIMEOUT_S = 10, 10
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B gives to Ctrl-C
@@ -41,8 +41,7 @@ class Run:
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics."""
-        values = plain(metrics)
-        self._keep("log", values=values)
+        self._keep("log", values=plain(metrics) if step is None else {**plain(metrics), STEP: step})
         self._later(lambda run: run.log(dict(metrics), step=step))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
@@ -61,41 +60,18 @@ class Run:
 
     def log_pictures(self, pictures: Sequence[Path]) -> None:
         """Log picture files under their names."""
-
-        def draw(run: Any) -> None:
-            import wandb
-
-            run.log({path.stem: wandb.Image(str(path)) for path in pictures})
-
-        self._later(draw)
+        self._show(lambda store: [media.keep_picture(store, path) for path in pictures])
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a uint8 array (h, w, 3) in it is shown as an image. W&B keeps a copy of all of it."""
-
-        def draw(run: Any) -> None:
-            import wandb
-
-            table = wandb.Table(columns=list(columns))
-            for row in rows:
-                table.add_data(*(wandb.Image(value) if hasattr(value, "dtype") else value for value in row))
-            run.log({name: table})
-
-        self._later(draw)
+        self._show(lambda store: [media.keep_table(store, name, columns, rows)])
 
     def log_confusion_matrix(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
     ) -> None:
         """Log W&B's own interactive confusion matrix."""
-
-        def draw(run: Any) -> None:
-            import wandb
-
-            plot = wandb.plot.confusion_matrix(
-                y_true=list(labels), preds=list(predictions), class_names=list(class_names)
-            )
-            run.log({"confusion_matrix_interactive": plot})
-
-        self._later(draw)
+        name = "confusion_matrix_interactive"
+        self._show(lambda store: [media.keep_confusion_matrix(store, name, labels, predictions, class_names)])
 
     def finish(self, failed: bool = False) -> None:
         """End a stage's run: finished, failed, or interrupted when that is being handled.
@@ -107,6 +83,8 @@ class Run:
         interrupted = failed and isinstance(sys.exception(), KeyboardInterrupt)
         self.end("interrupted" if interrupted else "failed" if failed else "finished", stage=True)
         self._tracker.wait(hurry=failed)
+        if self._file is not None:
+            self._file.append("waited", seconds=round(self._tracker.connection.waited_s, 3))
 
     def end(self, how: str, *, stage: bool = False) -> None:
         """End the run as finished, failed or interrupted, without waiting. A stage's run gives W&B its artifacts."""
@@ -135,6 +113,20 @@ class Run:
 
         if not self._ended:
             self._tracker.later(work)
+
+    def _show(self, keep: Callable[[Path], list[Medium]]) -> None:
+        """Keep pictures or tables, then have W&B show them. What cannot be kept is in the reports all the same."""
+        if self._ended:
+            return
+        store = self._tracker.params.store
+        try:
+            kept = keep(store)
+        except OSError as error:
+            self._tracker.connection.trouble(error, "results are in the reports")
+            return
+        for medium in kept:
+            self._keep("media", **medium._asdict())
+        self._later(lambda run: run.log({medium.name: media.shown(store, medium) for medium in kept}))
 
     def _keep(self, event: str, **values: Any) -> None:
         if self._file is not None and not self._ended:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import processes
 import psutil
 import pytest
 
@@ -81,22 +82,8 @@ def sweeping(place: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator
         process.communicate()
 
 
-def left_processes(place: Path) -> list[str]:
-    """Return the command lines of live processes that were started for a place, Ray's and W&B's included."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            marked = f"FLYWHEEL_TEST_PLACE={place}".encode() in (folder / "environ").read_bytes()
-            if marked and (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-                found.append((folder / "cmdline").read_text().replace("\0", " ")[:120])
-    return found
-
-
 def wait_for_none_left(place: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while left := left_processes(place):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
+    processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={place}", seconds)
 
 
 def comparable(record: Record) -> list[dict[str, object]]:

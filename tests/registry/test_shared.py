@@ -28,7 +28,7 @@ second = publish(registry, "model-b", "weights of b", inputs=(data.ref, first.re
 registry.link(first, params.registered_model, ("best", "production"), reason="x")
 registry.link(second, params.registered_model, ("production",), reason="y")
 run = Tracker(params, registry, "turn-1").start("sweep", "all", {})
-run.made(old, data, first, second)
+run.made(old, data, first, second, publish(registry, "model-c", "weights of c"))
 run.finish()
 """
 # Another, whose store is empty.
@@ -68,6 +68,7 @@ def test_every_name_and_all_that_belongs_to_a_version_is_known_elsewhere(one: Pa
     here = Registry(store_of(one))
     data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
     names = ["digits_dataset", "digits_dataset:latest", data.ref, f"{MODEL}:best", f"{MODEL}:production", first.ref]
+    names += ["model-c:v0", "model-c"]  # which no alias names
     lineage = f"""
 tell(*{names!r}, "{MODEL}:candidate", "absent", "digits_dataset:v7")
 print("lineage", [ref for _, ref, version in registry.lineage(registry.resolve("{second.ref}")) if version])
@@ -79,6 +80,7 @@ print(json.dumps(registry.aliases("{MODEL}")))
     assert found["digits_dataset"] == found[data.ref] == [data.ref, "images", {"fingerprint": "f", "n": [1, None]}, []]
     assert found[f"{MODEL}:best"] == found[first.ref] == [first.ref, "weights of a", {}, [data.ref]]
     assert found[f"{MODEL}:production"] == [second.ref, "weights of b", {}, [data.ref, first.ref]]  # of the same size
+    assert found["model-c"] == found["model-c:v0"] == [here.resolve("model-c").ref, "weights of c", {}, []]
     assert len([line for line in done.lines if line.startswith("RegistryError")]) == 3
     assert done.lines[-3] == f"lineage {[second.ref, data.ref, first.ref, data.ref]}"
     assert done.lines[-2] == f"versions {[version.ref for version in here.versions('digits_dataset')]}"

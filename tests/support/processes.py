@@ -1,4 +1,4 @@
-"""What a server started, as the operating system sees it."""
+"""What a server or a script started, as the operating system sees it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def listening(store: Path) -> list[tuple[str, int, str]]:
                 if connection.status == psutil.CONN_LISTEN:
                     found.add((connection.laddr.ip, connection.laddr.port, name))
     return sorted(found)
+
+
+def left(mark: str) -> list[str]:
+    """Return the command lines of live processes in whose environment a mark stands: NAME=value."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            marked = mark.encode() in (folder / "environ").read_bytes()
+            if marked and (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " ")[:120])
+    return found
+
+
+def wait_for_none_left(mark: str, seconds: float) -> None:
+    """Wait until no process carries a mark; fails when one does for too long."""
+    deadline = time.monotonic() + seconds
+    while alive := left(mark):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.5)

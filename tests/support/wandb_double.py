@@ -373,6 +373,20 @@ class WandbDouble:
         urls = [{"name": name, "uploadUrl": self.address(run.files[name])} for name in given["files"]]
         return {"createRunFiles": {"runID": run.node()["id"], "uploadHeaders": [], "files": urls}}
 
+    def op_RunFiles(self, given: Json) -> Json:
+        project, run = self.project(given.get("project")), self.run(given)
+        if project is None or run is None:
+            return {"project": None}
+        wanted = given.get("fileNames") or list(run.files)
+        nodes = [
+            {
+                "id": ident(key), "name": name, "url": self.address(key), "directUrl": self.address(key),
+                "mimetype": "", "sizeBytes": len(self.blobs[key]), "updatedAt": NOW, "md5": md5(self.blobs[key]),
+            }
+            for name, key in run.files.items() if name in wanted and key in self.blobs
+        ]  # fmt: skip
+        return {"project": {**project.node(), "run": {**run.node(), "fileCount": len(nodes), "files": edges(nodes)}}}
+
     def op_MarkRunFilesUploaded(self, given: Json) -> Json:
         return {"markRunFilesUploaded": {"success": True}}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from flywheel import files, stage
+from flywheel import files, run_record, stage
 from flywheel.data import dataset
 from flywheel.models import classifier
 from flywheel.params import Params, Recipe
@@ -88,6 +88,8 @@ def test_a_diverging_trial_is_failed_with_its_reason_and_the_sweep_goes_on(
     assert [trial["number"] for trial in failed] == [1]
     assert failed[0]["error"].startswith("TrainingDiverged: the ")
     assert any("failed TrainingDiverged" in line for line in said)
+    told = {record.key: record.summary.get("error") for record in run_record.records(params.store)}
+    assert told[failed[0]["id"]] == "TrainingDiverged"  # W&B gets the kind: the text may name paths and hosts
 
 
 def test_an_estimate_comes_before_the_trials(swept: tuple[Params, Registry, list[str]]) -> None:

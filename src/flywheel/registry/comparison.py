@@ -6,14 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flywheel.registry import media
 from flywheel.registry.remote import Errors, Remote
-from flywheel.run_record import Record, plain
+from flywheel.run_record import STEP, Medium, Record, plain
 
 SETTLING_S = 5  # what W&B just took it may show a little later
 
 
 def missing(remote: Remote, record: Record, settling_s: float = SETTLING_S) -> list[str]:
-    """Return what W&B lacks of a run: its rows, final values, config, inputs and outputs. Raises WandbError."""
+    """Return what W&B lacks of a run: its rows, final values, config, pictures, tables, inputs and
+    outputs. Raises WandbError."""
     until = time.monotonic() + settling_s
     while True:
         found = _missing(remote, record)
@@ -38,6 +40,18 @@ def history(run: Any, rows: int) -> list[dict[str, Any]]:
     return [dict(row) for row in found]
 
 
+def unshown(run: Any, record: Record) -> list[Medium]:
+    """Return the pictures and tables of a record that a run on W&B does not have."""
+    if not record.media:
+        return []
+    with Errors():
+        summary = dict(run.summary_metrics)
+        paths = [str(there["path"]) for there in summary.values() if isinstance(there, Mapping) and "path" in there]
+        sizes = {file.name: file.size for file in run.files(names=paths, per_page=1000)} if paths else {}
+        logged = [one.source_name.partition(":")[0] for one in run.logged_artifacts() if one.type == "run_table"]
+    return [medium for medium in record.media if not media.whole(medium, summary, sizes, logged)]
+
+
 def _missing(remote: Remote, record: Record) -> list[str]:
     run = remote.run(record.key)
     if run is None:
@@ -53,6 +67,7 @@ def _missing(remote: Remote, record: Record) -> list[str]:
     for name, wanted, there in (("final values", record.summary, summary), ("config", record.config, config)):
         if lacking := [key for key, value in wanted.items() if not _same(there.get(key), value)]:
             found.append(f"run {record.key}: {name} {', '.join(lacking)}")
+    found += [f"run {record.key}: its {medium.kind} {medium.name}" for medium in unshown(run, record)]
     found += [f"run {record.key}: its input {ref}" for ref in record.used if ref not in used]
     found += [f"run {record.key}: its output {ref}" for ref in record.made if ref not in made]
     if not ended:
@@ -61,7 +76,7 @@ def _missing(remote: Remote, record: Record) -> list[str]:
 
 
 def _holds(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(_same(row.get(key), value) for key, value in wanted.items())
+    return all(_same(row.get(key), value) for key, value in wanted.items() if key != STEP)
 
 
 def _same(there: Any, wanted: Any) -> bool:

@@ -154,9 +154,9 @@ class SharedRegistry(Registry):
         there = self.remote.aliases(model, MODEL_ALIASES)
         here = Registry.aliases(self, model)
         moved = {alias: ref for alias, ref in there.items() if here.get(alias) != ref}
-        self._follow(model, moved, here)
-        self.saw(model, there)
-        return list(moved)
+        left = self._follow(model, moved, here)
+        self.saw(model, {alias: ref for alias, ref in there.items() if alias not in left})
+        return [alias for alias in moved if alias not in left]
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class SharedRegistry(Registry):
         for alias in sorted(clashes):
             self.say(f"W&B: {model}:{alias} was moved there and here; make sync shows both")
         follow = {alias: ref for alias, ref in moved.items() if alias not in clashes}
-        self._follow(model, follow, here)
+        clashes |= self._follow(model, follow, here)
         self.saw(model, {alias: ref for alias, ref in there.items() if alias not in clashes})
         for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED_NAME):
             latest = self.remote.latest(name)
@@ -187,21 +187,31 @@ class SharedRegistry(Registry):
             if not ours:
                 self.set_latest(super().resolve(f"{name}@{latest.digest}"))
 
-    def _follow(self, model: str, moved: dict[str, str], here: dict[str, str]) -> None:
-        """Move aliases here, in one write, after noting what they point to. `previous` first: production moves it."""
+    def _follow(self, model: str, moved: dict[str, str], here: dict[str, str]) -> set[str]:
+        """Move aliases here, in one write, after noting what they point to. `previous` first: production moves it.
+
+        Returns those that stay, since another process moved them since `here` was read, or patience ended meanwhile.
+        """
+        if not moved:
+            return set()
         for ref in moved.values():
             name, _, digest = ref.partition("@")
             version = self.remote.version(name, digest)
             if version is None:
                 raise WandbError(f"{ref} was not logged by this package")
             self.note(version)
-        moves = [Move(alias, here.get(alias), moved[alias]) for alias in MODEL_ALIASES[::-1] if alias in moved]
+        with self._writing():
+            now = Registry.aliases(self, model) if self.connection.online else None
+            moves = [
+                Move(alias, here.get(alias), moved[alias])
+                for alias in MODEL_ALIASES[::-1]
+                if alias in moved and now is not None and now.get(alias) == here.get(alias)
+            ]
+            reason = f"as on W&B, {self.remote.path(model)}"
+            self._audit.append(model, moves, reason=reason, gate=None, forced=False)
         if moves:
-            shown = ", ".join(f"{move.alias} = {self._name(move.to)}" for move in moves)
-            self.say(f"W&B: {model}: {shown}")
-            with self._writing():
-                reason = f"as on W&B, {self.remote.path(model)}"
-                self._audit.append(model, moves, reason=reason, gate=None, forced=False)
+            self.say(f"W&B: {model}: {', '.join(f'{move.alias} = {self._name(move.to)}' for move in moves)}")
+        return set(moved) - {str(move.alias) for move in moves}
 
     def _name(self, ref: str | None) -> str:
         """Return what people call a ref, without asking W&B."""
@@ -222,6 +232,10 @@ class SharedRegistry(Registry):
                 self.note(version)
         else:
             self.refresh()
+            if name.partition(":")[0] in (self.params.registered_model, *self.collections()):
+                return
+            for version in self._ask(lambda: self.remote.versions(name.partition(":")[0])) or []:
+                self.note(version)  # a model that no alias names
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         try:

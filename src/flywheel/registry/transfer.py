@@ -24,7 +24,7 @@ def _get(url: str, headers: Mapping[str, str]) -> requests.Response:
     ours = urlsplit(url).hostname == urlsplit(base_url()).hostname
     try:
         return requests.get(
-            url, headers=dict(headers), timeout=READ_TIMEOUT_S, stream=True,
+            url, headers={"Accept-Encoding": "identity", **headers}, timeout=READ_TIMEOUT_S, stream=True,
             auth=("api", api_key() or "") if ours else None,
         )  # fmt: skip
     except requests.RequestException as error:

@@ -62,7 +62,8 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
     places = _draw(options.requests, len(opened.indices["simulation"]), options.seed)
     say(f"simulate: {len(places):,} images to {url} ({serving}), {options.concurrency} at a time")
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    config = {"dataset": data.ref, "model": serving, **options.model_dump(), "url": url}
+    told = {"url": url} if params.tracking.machine_info else {}  # it may name a host
+    config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **told}
     tracked = Tracker(params, registry, stage.turn(registry), say).start("simulate", name, config)
     try:
         result = _play(params, url, places, opened, say)
@@ -86,7 +87,7 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
             tracked.made(version)
         files.append_json_lines(feedback.log_path(params), *_lines(result, report, name))
         files.write_json(params.reports / "simulation.json", report)
-        tracked.summarize({key: report[key] for key in report if key not in results.DETAILS})
+        tracked.summarize({key: report[key] for key in report if key not in {*results.DETAILS, "url"}} | told)
     except BaseException:
         tracked.finish(failed=True)
         raise

@@ -59,7 +59,10 @@ class Recorder:
         self.peak_bytes = max(self.peak_bytes, self.place.size())
         kept = self.keep_the_best()
         if run := self._runs.pop(trial.id, None):
-            run.summarize({"status": trial.status, "error": trial.error, "best_accuracy": trial.accuracy})
+            # Its kind alone unless asked for: the text of an error may name paths and hosts.
+            told = self.params.tracking.machine_info or trial.error is None
+            error = trial.error if told else str(trial.error).partition(":")[0].partition("(")[0].strip()
+            run.summarize({"status": trial.status, "error": error, "best_accuracy": trial.accuracy})
             run.end("failed" if trial.error is not None else "finished")
         self._line(self._outcome(trial, is_best=bool(kept) and kept[0] is trial))
 

@@ -21,7 +21,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def interruptible() -> Iterator[None]:
     """Turn the first signal into KeyboardInterrupt; the second, or TIDY_UP_S later, ends the process at once.
 
-    At once: every process that this one started is killed (Ray's and W&B's among them), and it exits with 130.
+    At once: every process that this one started is killed (Ray's and W&B's among them), and it exits with 130. So it
+    ends when a first signal has been dealt with, too.
     Signals that are ignored (nohup, a shell's background job) stay so.
     """
     first = threading.Event()
@@ -41,6 +42,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        if first.is_set():  # all is tidied up; Python's own end takes seconds more
+            end_at_once()
+        raise
     finally:
         if not first.is_set():  # else the second signal and the timer stay in force until the process is gone
             for number in caught:

@@ -1,0 +1,69 @@
+"""Which models were in production, and how good they were, by the record: the audit log and the lineage.
+
+The audit log of a machine knows what happened there. A fresh one knows from W&B what `production` and `previous` name;
+what they were retrained from, turn by turn, was in production too, and each retrained model's metadata has the test
+accuracy of its parent and its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flywheel.params import RETRAINED_NAME, Params
+from flywheel.registry import Registry, Version
+
+
+def ever_in_production(params: Params, registry: Registry) -> list[str]:
+    """Return the refs of all models that are or were in production, as far as is known here."""
+    logged = [e["to"] for e in registry.history(params.registered_model) if e["alias"] in ("production", "previous")]
+    return list(dict.fromkeys([*(parent for _, _, parent in _turns(params, registry)), *logged]))
+
+
+def best_recorded(params: Params, registry: Registry, dataset: str) -> str | None:
+    """Return the ref, of models here that were in production, with the best recorded accuracy on a data set."""
+    return max(found := _recorded(params, registry).get(dataset, {}), key=lambda ref: found[ref], default=None)
+
+
+def contenders(params: Params, registry: Registry) -> list[str]:
+    """Return the refs that may be the best model that ever was in production: on each data set the best, by record.
+
+    Those of which nothing is recorded are asked too. So the gate runs a few models, however many there were.
+    """
+    recorded = _recorded(params, registry)
+    best = [max(found, key=lambda ref: found[ref]) for found in recorded.values()]
+    known = {ref for found in recorded.values() for ref in found}
+    unknown = [r for r in ever_in_production(params, registry) if r not in known and registry.has(r)]
+    return list(dict.fromkeys(best + unknown))
+
+
+def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]:
+    """Return data set -> model -> test accuracy, of models here that were in production."""
+    found: dict[str, dict[str, float]] = {}
+    for version, dataset, parent in _turns(params, registry):
+        metrics: Any = version.metadata.get("metrics", {})
+        for ref, when in ((parent, "before"), (version.ref, "after")):
+            accuracy = ((metrics.get(when) or {}).get("test") or {}).get("accuracy")
+            if accuracy is not None:
+                found.setdefault(dataset, {})[ref] = accuracy
+    for entry in registry.history(params.registered_model):
+        record = entry["gate"] or {}
+        if record.get("dataset"):
+            found.setdefault(record["dataset"], {}).update(record.get("accuracy") or {})
+    ever = {ref for ref in ever_in_production(params, registry) if registry.has(ref)}
+    kept = {name: {ref: value for ref, value in of.items() if ref in ever} for name, of in found.items()}
+    return {name: of for name, of in kept.items() if of}
+
+
+def _turns(params: Params, registry: Registry) -> Iterator[tuple[Version, str, str]]:
+    """Yield (retrained model, data set, parent) from production and the one before it back to where the turns began."""
+    aliases, seen = registry.aliases(params.registered_model), set()
+    for ref in (aliases.get("production"), aliases.get("previous")):
+        while ref is not None and ref not in seen and registry.has(ref):
+            seen.add(ref)
+            version = registry.resolve(ref)
+            if version.name != RETRAINED_NAME or len(version.inputs) != 3:
+                break
+            dataset, _, parent = version.inputs  # in this order by stages/retrain.py
+            yield version, dataset, parent
+            ref = parent

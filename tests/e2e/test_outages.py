@@ -1,0 +1,269 @@
+"""W&B goes away while a real stage runs: the stage ends well, soon, and `make sync` brings all of it later.
+
+The real scripts, one process each, and the real SDK against a double of the service.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import processes
+import pytest
+from served import free_port
+from wandb_double import WandbDouble
+from wandb_process import ROOT, clean_environment, overrides, store_of, wait_until
+
+from flywheel import run_record
+from flywheel.registry import Registry
+from flywheel.sweep.journal import Journal
+
+pytestmark = pytest.mark.long
+
+PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
+SMALL = (
+    "data.image_size=16 sweep.trials=2 sweep.epochs=3 sweep.early_stopping=false sweep.space.architecture=compact "
+    "gate.floor_accuracy=0.05 gate.margin=1 gate.class_margin=1 retrain.epochs=1 retrain.min_failures=1 "
+    "retrain.control=false"
+)
+STAGES = ("data", "sweep", "evaluate", "simulate", "retrain")
+AWAY: dict[str, Callable[[WandbDouble], object]] = {
+    "refused": lambda double: double.vanish(),
+    "silent": lambda double: double.fail(".*", "hang"),
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A script that ended: `lines` with the seconds since its start, and the seconds it took in all."""
+
+    code: int
+    lines: list[tuple[float, str]]
+    errors: str
+    wall_s: float
+
+    def of_wandb(self) -> list[str]:
+        return [line for _, line in self.lines if line.startswith("W&B")]
+
+
+class Script:
+    """A script that runs."""
+
+    def __init__(self, place: Path, name: str, more: str = "", prefix: tuple[str, ...] = (), **environment: str):
+        self.began = time.monotonic()
+        self.lines: list[tuple[float, str]] = []
+        params = overrides(place, "auto", f"{SMALL} {more}")
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(place, **environment),
+        )  # fmt: skip
+        self.reading = threading.Thread(target=self._read, daemon=True)
+        self.reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic() - self.began, line.rstrip("\n")))
+
+    def end(self, timeout_s: float = 300) -> Ended:
+        """Wait for its end; killed when it hangs."""
+        try:
+            self.process.wait(timeout=timeout_s)
+        finally:
+            self.process.kill()
+        wall_s = time.monotonic() - self.began
+        self.reading.join(10)
+        assert self.process.stderr is not None
+        return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
+
+
+def record_of(place: Path, job_type: str) -> run_record.Record:
+    (found,) = [record for record in run_record.records(store_of(place)) if record.job_type == job_type]
+    return found
+
+
+def online(place: Path, double: WandbDouble, name: str, more: str) -> Ended:
+    """Run a script while the service is there."""
+    ended = Script(place, name, more, **double.environment).end()
+    assert (ended.code, ended.errors) == (0, ""), ended
+    return ended
+
+
+@pytest.mark.parametrize("how", AWAY)
+def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
+    tmp_path: Path, double: WandbDouble, how: str
+) -> None:
+    """In each stage of a turn anew: when its run has started, and a trial's in a sweep."""
+    port = free_port()
+    more = f"serve.port={port}"
+    for name in STAGES:
+        if name == "simulate":
+            online(tmp_path, double, "serve", more)
+        script = Script(tmp_path, name, more, **double.environment)
+        awaited = {name, "trial"} if name == "sweep" else {name}
+        wait_until(lambda: awaited <= {run.fields.get("jobType") for run in double.runs(PROJECT)}, timeout_s=180)  # noqa: B023
+        away_s = time.monotonic() - script.began
+        AWAY[how](double)
+        ended = script.end()
+        if name == "simulate":
+            Script(tmp_path, "stop", more).end()
+        double.mend() if how == "silent" else double.listen()
+        record = record_of(tmp_path, name)
+        after_s = ended.wall_s - max(at for at, line in ended.lines if not line.startswith("W&B"))
+        print(
+            f"{how} {name}: waited {record.waited_s} s; {ended.wall_s:.1f} s in all, away at {away_s:.1f} s, "
+            f"{after_s:.1f} s after the last line"
+        )
+        assert (ended.code, ended.errors) == (0, ""), ended
+        assert ended.of_wandb()[0] == "W&B: online (127.0.0.1 answers)"
+        assert len(ended.of_wandb()) == 2, ended
+        assert ended.of_wandb()[1].endswith("make sync uploads what is missing")
+        assert record.waited_s is not None
+        assert record.waited_s < 20
+        assert (record.finished, record.confirmed) == ("finished", ())
+        assert record.summary
+    ended = online(tmp_path, double, "sync", more)
+    check_all_is_there(tmp_path, double)
+    assert "sync: all is on W&B" in ended.lines[-1][1]
+    for told in (str(tmp_path), str(ROOT), f"127.0.0.1:{port}", os.uname().nodename + '"'):
+        assert told.encode() not in b"\n".join(double.bodies), told
+
+
+def check_all_is_there(place: Path, double: WandbDouble) -> None:
+    registry = Registry(store_of(place))
+    records = list(run_record.records(store_of(place)))
+    assert {record.job_type for record in records} == {*STAGES, "trial"}
+    assert sum(record.job_type == "trial" for record in records) == 2
+    runs = double.projects[PROJECT].runs
+    for record in records:
+        run = runs[record.key]
+        assert run.state == "finished"
+        assert [row["_step"] for row in run.history if "accuracy" in row] == [1, 2, 3] or record.job_type != "trial"
+        assert set(record.used) <= {f"{one.collection.name}@{one.digest}" for one in run.used}
+        assert set(record.made) <= {f"{one.collection.name}@{one.digest}" for one in run.logged}
+        for medium in record.media:
+            shown = run.summary[f"{medium.name}_table" if medium.kind == "confusion_matrix" else medium.name]
+            assert len(double.blobs[run.files[shown["path"]]]) == shown["size"]
+        assert record.confirmed
+    shown = {record.job_type: {medium.name for medium in record.media} for record in records}
+    assert "right" in shown["simulate"]
+    assert {"confusion_matrix_interactive", "confusion_matrix", "worst"} <= shown["evaluate"]
+    for name in registry.collections():
+        for version in registry.versions(name):
+            (member,) = [m for m in double.collection(PROJECT, name).members if m.digest == version.digest]
+            for path, entry in member.contents.items():
+                assert double.blobs[double.key(entry)] == (registry.open(version) / path).read_bytes()
+    here = {alias: ref.partition("@")[2] for alias, ref in registry.aliases(MODEL).items()}
+    assert here.items() <= double.aliases(REGISTRY, MODEL).items()
+    assert {"best", "production", "candidate"} <= set(here)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("how", ["there", *AWAY])
+def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
+    tmp_path: Path, double: WandbDouble, how: str, number: signal.Signals
+) -> None:
+    """State is saved, runs end as they stand, no process is left; with W&B back, make sync ends them there too."""
+    mark = {"FLYWHEEL_TEST_PLACE": str(tmp_path), **double.environment}
+    online(tmp_path, double, "data", "")
+    script = Script(tmp_path, "sweep", "sweep.epochs=200 sweep.trials=4", **mark)
+
+    def epochs() -> list[int]:
+        return [len(run.history) for run in double.runs(PROJECT) if run.fields.get("jobType") == "trial"]
+
+    wait_until(lambda: len(epochs()) == 2 and min(epochs()) >= 1, timeout_s=180)
+    if how != "there":
+        AWAY[how](double)
+        time.sleep(2)  # so that W&B's process has met it
+    signalled_s = time.monotonic() - script.began
+    script.process.send_signal(number)
+    ended = script.end(timeout_s=60)
+    said_s = max(at for at, _ in ended.lines)
+    print(
+        f"{how}, {number.name}: at the prompt after {ended.wall_s - signalled_s:.1f} s, "
+        f"said after {said_s - signalled_s:.1f} s"
+    )
+    assert (ended.code, ended.errors) == (130, "interrupted: nothing was published; run the same command again\n")
+    assert "sweep: interrupted after 0 of 4 trials; the same command goes on from there" in [
+        at[1] for at in ended.lines
+    ]
+    processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={tmp_path}", 5)
+    (journal,) = (store_of(tmp_path) / "journal").glob("*.jsonl")
+    rows = {record.key: len(record.rows) for record in run_record.records(store_of(tmp_path))}
+    for trial in Journal(journal).trials():
+        assert trial.status == "running"
+        assert rows[trial.id] == len(trial.epochs) >= 1
+    cut = [record for record in run_record.records(store_of(tmp_path)) if record.job_type in ("sweep", "trial")]
+    assert [record.finished for record in cut] == ["interrupted"] * 3
+    if how == "there":
+        print({run.fields["jobType"]: run.state for run in double.runs(PROJECT)})
+    double.mend() if how != "refused" else double.listen()
+    online(tmp_path, double, "sync", "")
+    runs = double.projects[PROJECT].runs
+    assert {runs[record.key].state for record in cut} == {"failed"}
+    assert all(len(runs[record.key].history) >= len(record.rows) for record in cut)
+
+
+# A machine without a network, and one whose cable leads nowhere: what is sent is neither answered nor refused, so that
+# looking up a name takes 10 s.
+LOOPBACK_ONLY = "ip link set lo up"
+DEAD_CABLE = (
+    f"{LOOPBACK_ONLY} && ip link add out type veth peer name end && ip link set end up && ip link set out up && "
+    "ip address add 10.9.9.1/24 dev out && ip neighbour add 10.9.9.2 lladdr 02:00:00:00:00:02 dev out && "
+    "ip route add default via 10.9.9.2"
+)
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
+    """What a command begins with to run in a network of its own, made by the given commands."""
+    command = ["unshare", "--map-root-user", "--net", "sh", "-c", f"{request.param} && echo made && exec sleep 3600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as keeper:
+        assert keeper.stdout is not None
+        try:
+            if (said := keeper.stdout.readline()) != "made\n":
+                pytest.skip(f"no network of one's own can be made here: {said}")
+            yield "nsenter", "--preserve-credentials", "--user", "--net", "--target", str(keeper.pid)
+        finally:
+            keeper.kill()
+
+
+@pytest.mark.parametrize("network", [LOOPBACK_ONLY, DEAD_CABLE], indirect=True, ids=["loopback only", "dead cable"])
+def test_without_a_network_and_with_a_key_every_stage_completes(tmp_path: Path, network: tuple[str, ...]) -> None:
+    for name in ("data", "sweep", "evaluate", "serve", "simulate", "retrain"):
+        ended = Script(tmp_path, name, prefix=network, WANDB_API_KEY="0" * 40).end()
+        if name == "simulate":
+            Script(tmp_path, "stop", prefix=network).end()
+        of_ray = "network_util.cc"  # where it cannot tell the machine's address, it warns and takes the host's name
+        assert [line for line in ended.errors.splitlines() if of_ray not in line] == []
+        assert ended.code == 0, ended
+        print(f"{name}: {ended.wall_s:.1f} s in all; {ended.of_wandb()}")
+        if name == "serve":
+            continue
+        record = record_of(tmp_path, name)
+        print(f"{name}: waited {record.waited_s} s")
+        (said,) = ended.of_wandb()
+        assert said.startswith("W&B: offline (api.forge.coreweave.com does not answer (")
+        assert record.waited_s is not None
+        assert record.waited_s < 20
+        assert record.finished == "finished"
+        assert record.folders
+
+
+def test_a_host_whose_name_nobody_knows_is_left_at_once(tmp_path: Path) -> None:
+    nowhere = {"WANDB_BASE_URL": "https://wandb.invalid", "WANDB_API_KEY": "0" * 40}
+    ended = Script(tmp_path, "data", **nowhere).end()
+    assert (ended.code, ended.errors) == (0, ""), ended
+    (said,) = ended.of_wandb()
+    assert said.startswith("W&B: offline (wandb.invalid does not answer (")
+    assert (record_of(tmp_path, "data").waited_s or 99) < 20
+    ended = Script(tmp_path, "sync", **nowhere).end()
+    assert ended.code == 1
+    assert ended.errors.startswith("error: W&B is not online, nothing was uploaded: wandb.invalid does not answer (")

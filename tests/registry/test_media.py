@@ -1,0 +1,72 @@
+"""Pictures and tables are kept in files of our own, and what W&B has of them is compared by digest and size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flywheel import files
+from flywheel.registry import media
+from flywheel.run_record import Medium
+
+PICTURE = Medium("picture", "gate", "ab12.png")
+TABLE = Medium("table", "right", "cd34.json")
+MATRIX = Medium("confusion_matrix", "confusion", "ef56.json")
+SUMMARY = {
+    "gate": {"path": "media/images/gate.png", "size": 5, "sha256": "ab12"},
+    "right": {"path": "media/table/right.json", "size": 7, "sha256": "of W&B's own file"},
+    "confusion_table": {"path": "media/table/confusion.json", "size": 9},
+}
+SIZES = {"media/images/gate.png": 5, "media/table/right.json": 7, "media/table/confusion.json": 9}
+TABLES = ["run-1-right", "run-1-confusion_table"]
+
+
+@pytest.mark.parametrize("medium", [PICTURE, TABLE, MATRIX])
+def test_what_is_there_is_whole(medium: Medium) -> None:
+    assert media.whole(medium, SUMMARY, SIZES, TABLES)
+
+
+@pytest.mark.parametrize(
+    ("medium", "summary", "sizes", "tables"),
+    [
+        (PICTURE, {}, SIZES, TABLES),
+        (PICTURE, SUMMARY, {}, TABLES),
+        (PICTURE, SUMMARY, {**SIZES, "media/images/gate.png": 4}, TABLES),
+        (PICTURE._replace(file="ab13.png"), SUMMARY, SIZES, TABLES),
+        (TABLE, {"right": 3}, SIZES, TABLES),
+        (TABLE, SUMMARY, {**SIZES, "media/table/right.json": 8}, TABLES),
+        (TABLE, SUMMARY, SIZES, TABLES[1:]),
+        (MATRIX, {"confusion": SUMMARY["confusion_table"]}, SIZES, TABLES),
+        (MATRIX, SUMMARY, SIZES, TABLES[:1]),
+    ],
+)
+def test_what_lacks_anything_is_not(
+    medium: Medium, summary: dict[str, Any], sizes: dict[str, int], tables: list[str]
+) -> None:
+    assert not media.whole(medium, summary, sizes, tables)
+
+
+def test_a_picture_takes_no_room_until_its_report_is_replaced_and_stays_then(tmp_path: Path) -> None:
+    report = tmp_path / "reports" / "gate.png"
+    files.write_text(report, "first")
+    kept = media.path(tmp_path, media.keep_picture(tmp_path, report))
+    assert kept.stat().st_ino == report.stat().st_ino
+    files.write_text(report, "second")
+    assert kept.read_text() == "first"
+    assert media.path(tmp_path, media.keep_picture(tmp_path, report)).read_text() == "second"
+    with pytest.raises(OSError, match="No such file"):
+        media.keep_picture(tmp_path, tmp_path / "absent.png")
+
+
+def test_a_table_is_shown_as_it_was(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    kept = media.keep_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", np.float32(0.5)]])
+    assert kept == media.keep_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", 0.5]])
+    shown = media.shown(tmp_path, kept)
+    ((image, name, confidence),) = shown.data
+    assert (name, confidence) == ("seven", 0.5)
+    assert np.array_equal(np.asarray(Image.open(image._path)), pixels)
