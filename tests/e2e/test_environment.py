@@ -68,6 +68,44 @@ def test_a_half_made_environment_is_made_anew(checkout: Path) -> None:
     assert subprocess.run([binary / "python", "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
+def installed(checkout: Path, python: str) -> None:
+    """Make what a finished installation leaves, with a Python that runs `python`."""
+    shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
+    stamp = checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
+    binary = checkout / ".venv" / "bin" / "python"
+    binary.parent.mkdir(parents=True)
+    binary.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    binary.chmod(0o755)
+    stamp.touch()
+
+
+@pytest.mark.parametrize(
+    ("python", "anew"),
+    [
+        ("/no/such/python", True),
+        (f"{sys.executable} -S", True),  # an upgraded Python looks for packages in another folder and finds none
+        (sys.executable, False),
+    ],
+)
+def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout: Path, python: str, anew: bool) -> None:
+    installed(checkout, python)
+    result = subprocess.run(["make", "-n", "setup"], cwd=checkout, capture_output=True, text=True)
+    assert ("setup: installing into .venv" in result.stdout) is anew, result.stdout
+
+
+def test_the_code_that_runs_is_that_of_the_checkout_wherever_its_environment_came_from(checkout: Path) -> None:
+    """A checkout that was moved or copied brings an environment that points to the code of the first place."""
+    installed(checkout, sys.executable)
+    for name, text in (
+        ("src/flywheel/__init__.py", ""),
+        ("scripts/status.py", "import flywheel; print(flywheel.__file__)"),
+    ):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).write_text(text)
+    result = subprocess.run(["make", "status"], cwd=checkout, capture_output=True, text=True)
+    assert result.stdout == f"{checkout}/src/flywheel/__init__.py\n", result.stderr
+
+
 def small_files() -> None:
     """What a full disk does, for one file: none may grow past 500 kB."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
