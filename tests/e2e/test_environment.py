@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import checkouts
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -68,17 +69,6 @@ def test_a_half_made_environment_is_made_anew(checkout: Path) -> None:
     assert subprocess.run([binary / "python", "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
-def installed(checkout: Path, python: str) -> None:
-    """Make what a finished installation leaves, with a Python that runs `python`."""
-    shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
-    stamp = checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
-    binary = checkout / ".venv" / "bin" / "python"
-    binary.parent.mkdir(parents=True)
-    binary.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
-    binary.chmod(0o755)
-    stamp.touch()
-
-
 @pytest.mark.parametrize(
     ("python", "anew"),
     [
@@ -88,14 +78,14 @@ def installed(checkout: Path, python: str) -> None:
     ],
 )
 def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout: Path, python: str, anew: bool) -> None:
-    installed(checkout, python)
+    checkouts.install(checkout, python)
     result = subprocess.run(["make", "-n", "setup"], cwd=checkout, capture_output=True, text=True)
     assert ("setup: installing into .venv" in result.stdout) is anew, result.stdout
 
 
 def test_the_code_that_runs_is_that_of_the_checkout_wherever_its_environment_came_from(checkout: Path) -> None:
     """A checkout that was moved or copied brings an environment that points to the code of the first place."""
-    installed(checkout, sys.executable)
+    checkouts.install(checkout, sys.executable)
     for name, text in (
         ("src/flywheel/__init__.py", ""),
         ("scripts/status.py", "import flywheel; print(flywheel.__file__)"),
