@@ -32,6 +32,28 @@ def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_into_a_page_lead_to_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        assert anchor in {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}, f"{target}#{anchor}"
+
+
+def test_the_page_on_how_it_works_names_every_room() -> None:
+    text = (ROOT / "docs" / "how-it-works.md").read_text()
+    listed = text[text.index("## Rooms") : text.index("What the rooms that make something")]
+    there = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "src" / "flywheel").glob("[a-z]*")
+        if path.is_dir() or path.suffix == ".py"
+    }
+    assert set(re.findall(r"`(\w+(?:\.py|/))`", listed)) - {"scripts/"} == there
+
+
 def test_the_readmes_figures_are_those_of_the_result_files() -> None:
     readme = (ROOT / "README.md").read_text()
     assert pages.between(readme, "headlines", headlines.table()) == readme
