@@ -409,7 +409,7 @@ def test_promote_says_in_one_sentence_what_is_wrong(wheel: Wheel) -> None:
     bad = wheel.publish("untrained")
     for reference, options, message in (
         ("", {}, r"which model\? make promote MODEL=name:version"),
-        ("nothing:v0", {}, "no artifact nothing in"),
+        ("nothing:v0", {}, "no artifact nothing in .*; make artifacts PROFILE=demo lists what there is"),
         ("digits_dataset", {}, "digits_dataset:v0 is no model but a dataset"),
         (bad.label, {"force": True}, 'FORCE=1 needs REASON="why"'),
         (bad.label, {"force": True, "reason": "  \n"}, 'FORCE=1 needs REASON="why"'),

@@ -256,7 +256,9 @@ def test_the_commands_of_the_readme_run_in_a_fresh_clone(checkout: Path, tmp_pat
             ["sh", "-c", line], cwd=checkout, env={**environment, **more}, text=True, timeout=900,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert done.returncode == 0, f"$ {line}\n{done.stdout}"
+        refused = "make promote" in line and "is not promoted: " in done.stdout  # small models: the gate may say no
+        assert done.returncode == (2 if refused else 0), f"$ {line}\n{done.stdout}"
+        assert "Traceback" not in done.stdout, f"$ {line}\n{done.stdout}"
         said[line] = said.get(line, "") + done.stdout
 
     def model() -> str:

@@ -176,6 +176,8 @@ def choose_mode(wanted: str) -> Mode:
     if wanted in ("offline", "disabled"):
         return Mode(wanted, why)
     address = urlsplit(base_url())
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is no http address")
     key = api_key()
     if key is None:
         return Mode("offline", "no API key; `.venv/bin/wandb login` or WANDB_API_KEY brings runs online")
