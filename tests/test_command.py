@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flywheel import params_file
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,16 +49,10 @@ def test_a_terminal_that_cannot_show_a_letter_is_no_reason_to_fail() -> None:
     assert (result.returncode, result.stdout) == (0, "?? ?7 ? 2\n")
 
 
-def test_a_home_directory_in_a_path_is_the_users(tmp_path: Path) -> None:
+def test_a_home_directory_in_a_path_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell leaves ~ alone in SET="paths.store=~/store"."""
-    from flywheel import params_file
-
-    before = os.environ.get("HOME")
-    os.environ["HOME"] = str(tmp_path)
-    try:
-        places = "paths.store=~/store paths.reports=~/reports paths.cache=~/cache paths.checkpoints=~/shared"
-        params = params_file.load(ROOT / "params.yaml", "demo", places)
-        found = [str(place) for place in (params.store, params.reports, params.cache, params.checkpoints)]
-    finally:
-        os.environ["HOME"] = before or ""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = "paths.store=~/store paths.reports=~/reports paths.cache=~/cache paths.checkpoints=~/shared"
+    params = params_file.load(ROOT / "params.yaml", "demo", places)
+    found = [str(place) for place in (params.store, params.reports, params.cache, params.checkpoints)]
     assert found == [f"{tmp_path}/{name}" for name in ("store/demo", "reports/demo", "cache", "shared/demo")]
