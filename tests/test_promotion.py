@@ -511,8 +511,9 @@ MOVE = """
 import sys
 from pathlib import Path
 from flywheel import params_file, promotion
-from flywheel.gate import exam, picture
 from flywheel.registry import Registry
+if sys.argv[3] == "promote":
+    from flywheel.gate import exam, picture  # before it begins: seconds that a rollback does not need
 params = params_file.load(sys.argv[1], "demo", sys.argv[2])
 registry = Registry(params.store)
 print("begun", flush=True)

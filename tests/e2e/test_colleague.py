@@ -106,7 +106,7 @@ def test_all_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
     assert all(record.confirmed for record in run_record.records(store_of(first)))
     here = Registry(store_of(first)).resolve(f"{MODEL}:production")
     assert here.digest == model.digest
-    for told in (str(first), str(ROOT), os.uname().nodename + '"'):
+    for told in (str(first), str(ROOT), f'"{os.uname().nodename}"'):  # weights hold any three bytes sooner or later
         found = [body for body in double.bodies if told.encode() in body]
         assert not found, found[0][max(0, found[0].find(told.encode()) - 300) :][:600]
 
