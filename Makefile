@@ -22,6 +22,12 @@ export PROFILE SET MODEL REASON A B
 # of these files changes, never because of a time stamp.
 READY := .venv/ready-$(shell cat pyproject.toml requirements.lock | cksum | tr ' ' '-')
 VENV_PYTHON := .venv/bin/python
+# One whose Python is gone, or became another version, cannot import what was installed into it: it is made anew.
+ifneq ($(shell $(VENV_PYTHON) -c 'import pip' 2>/dev/null && echo sound),sound)
+.PHONY: $(READY)
+endif
+# The code of this checkout, also where .venv came along from another: an installed package is a path to the first one.
+export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 SCRIPT = exec $(VENV_PYTHON) scripts/$@.py
 # FORCE=1 and ARGS go to the goals that were typed, not to the stages they depend on.
 STAGE = $(SCRIPT) $(if $(filter $@,$(MAKECMDGOALS)),$(if $(filter-out 0,$(FORCE)),--force) $(ARGS))
@@ -141,7 +147,7 @@ lock: $(READY) ## write requirements.lock anew from .venv
 	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \
 	  && mv .lock-new requirements.lock
 
-# An environment that is half-made, or whose Python is gone or too old, is made anew.
+# What is half-made, or has no sound Python that is new enough, is made anew.
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
 	  'error: Python 3.11 or newer is needed; name one, for example: make PYTHON=python3.12 setup' >&2; exit 1; }

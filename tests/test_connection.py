@@ -36,6 +36,14 @@ def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.Mo
     assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is no mode here")
 
 
+@pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://"])
+def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    assert choose_mode("auto")[0] == "offline"
+    assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is no http address"
+
+
 def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     assert choose_mode("disabled")[:2] == ("disabled", "tracking.wandb")

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -20,6 +20,9 @@ from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.serving import record
 from flywheel.serving.record import Served
+
+if TYPE_CHECKING:
+    from wandb_double import WandbDouble
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,3 +192,17 @@ def test_the_wandb_mode_comes_with_its_reason(make_params: Make, monkeypatch: py
     assert findings(make_params("tracking.wandb=disabled"))["wandb"].text == "disabled (tracking.wandb)"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert findings(make_params("tracking.wandb=auto"))["wandb"].text == "offline (WANDB_MODE)"
+
+
+def test_online_that_was_asked_for_and_is_not_is_a_trouble(
+    make_params: Make, monkeypatch: pytest.MonkeyPatch, double: WandbDouble
+) -> None:
+    """A fresh CI runner that cannot reach W&B knows of no failures: its job must not end green for ever."""
+    online = make_params("tracking.wandb=online")
+    assert findings(online)["wandb"].text.startswith("offline (no API key;")
+    assert findings(online)["wandb"].fix.startswith("mend the key (.venv/bin/wandb login, or WANDB_API_KEY)")
+    assert findings(make_params("tracking.wandb=auto"))["wandb"].fix == ""
+    for name, value in double.environment.items():
+        monkeypatch.setenv(name, value)
+    assert findings(online)["wandb"].text == "online (127.0.0.1 answers)"
+    assert findings(online)["wandb"].fix == ""

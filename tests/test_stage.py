@@ -213,8 +213,9 @@ def test_a_failing_stage_leaves_no_receipt(params: Params, registry: Registry) -
 def test_a_damaged_receipt_is_as_none(params: Params, registry: Registry, tmp_path: Path) -> None:
     work = Work(define(params, registry), tmp_path)
     stage.run(work.defined, work)
-    work.defined.receipt_path.write_text("{")
-    assert stage.check(work.defined).reason == "never run"
+    for damaged in ("{", "{}", "[1]", "3"):
+        work.defined.receipt_path.write_text(damaged)
+        assert stage.check(work.defined).reason == "never run"
 
 
 def test_the_receipt_has_what_others_read(params: Params, registry: Registry, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.registry.shared",
         "flywheel.registry.shelf",
         "flywheel.registry.transfer",
+        "flywheel.registry.whole",
         "flywheel.run_record",
         "flywheel.stage",
         "flywheel.sweep.checkpoints",
@@ -47,6 +48,7 @@ INFRASTRUCTURE = frozenset(
         "flywheel.sweep.report",
         "flywheel.sweep.runner",
         "flywheel.tracking",
+        "flywheel.wandb_environment",
     }
 )
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from flywheel import FlywheelError, files, params_file
 from flywheel.files import Locked
@@ -21,9 +23,17 @@ from flywheel.params import Params
 LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line and exit code 1, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; scripts/{self.prog} --help lists what there is", file=sys.stderr)
+        sys.exit(1)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a script; its help is the script's docstring."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--profile", help="profile of params.yaml (default: $PROFILE, else cifar10)")
     result.add_argument(
         "--set",
@@ -89,6 +99,9 @@ def log_path(params: Params, stage: str) -> Path:
 
 def main(script: Callable[[], None]) -> None:
     """Run a script's main function; an expected error becomes one line on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show × or └ is no reason to fail
     try:
         script()
     except Locked as error:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from flywheel import FlywheelError
 from flywheel.params import Params
+from flywheel.wandb_environment import configure
 
 BASE_URL = "https://api.forge.coreweave.com"  # wandb 0.31's default; keys for the former host still work
 FORMER_HOSTS = ("api.wandb.ai",)
@@ -31,22 +29,6 @@ PROBE_TIMEOUT_S = 3
 PATIENCE_S = 12
 INTERRUPTED_PATIENCE_S = 3  # of a stage that failed or was interrupted: a sweep ends 8 s after the signal
 MOVING_BYTES_PER_S = 20_000  # W&B's process reads and writes so much when it uploads; logs and retries are less
-SILENT = {
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_SILENT": "true",
-    "WANDB_CONSOLE": "off",
-}
-UNKNOWN_MACHINE = {
-    "WANDB_PROGRAM": "flywheel",
-    "WANDB_HOST": "flywheel",
-    "WANDB_DISABLE_GIT": "true",
-    "WANDB_DISABLE_CODE": "true",
-    "WANDB_X_DISABLE_META": "true",
-    "WANDB_X_DISABLE_MACHINE_INFO": "true",
-    "WANDB_X_DISABLE_STATS": "true",
-}
-FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
-USER_SETTINGS = Path(".config/wandb/settings")  # below the home directory: the host that `wandb login --host` chose
 
 T = TypeVar("T")
 
@@ -176,6 +158,8 @@ def choose_mode(wanted: str) -> Mode:
     if wanted in ("offline", "disabled"):
         return Mode(wanted, why)
     address = urlsplit(base_url())
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is no http address")
     key = api_key()
     if key is None:
         return Mode("offline", "no API key; `.venv/bin/wandb login` or WANDB_API_KEY brings runs online")
@@ -230,35 +214,6 @@ def who_am_i(key: str) -> str:
     if not found.get("entity"):
         raise WandbError(f"{host} does not know the key")
     return str(found["entity"])
-
-
-def configure(mode: str, params: Params) -> None:
-    """Set W&B's mode, folders and silence in the environment, where it reads them before all else."""
-    folder = params.store / "wandb"
-    os.environ.update(SILENT, WANDB_MODE=mode)
-    if not params.tracking.machine_info:
-        os.environ.update(UNKNOWN_MACHINE)
-    for name in FOLDERS:
-        if name != "WANDB_CONFIG_DIR" or not (Path.home() / USER_SETTINGS).exists():
-            os.environ[name] = str(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not params.tracking.machine_info:
-        os.environ["WANDB_DATA_DIR"] = str(_nameless(folder))
-
-
-def _nameless(folder: Path) -> Path:
-    """Return a link to a folder whose own path tells nothing, the same each time.
-
-    W&B's manifest of a table has the path of its staged files, and `make sync` looks for them there.
-    """
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    link = Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{name}"
-    with contextlib.suppress(OSError):
-        link.symlink_to(folder)
-    with contextlib.suppress(OSError):
-        if link.lstat().st_uid == os.getuid() and link.readlink() == folder:
-            return link
-    return folder
 
 
 def one_line(error: object) -> str:

@@ -149,4 +149,8 @@ def _other_ray() -> str:
 def _wandb(params: Params) -> Finding:
     mode = choose_mode(params.tracking.wandb)
     waiting = sum(not record.confirmed for record in run_record.records(params.store))
-    return Finding("wandb", f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}")
+    text = f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}"
+    if params.tracking.wandb == "online" != mode.name:  # in a fresh CI runner nothing else would tell
+        key = "mend the key (.venv/bin/wandb login, or WANDB_API_KEY)"
+        return Finding("wandb", text, f"{key}, the network or WANDB_BASE_URL, or set tracking.wandb=auto")
+    return Finding("wandb", text)

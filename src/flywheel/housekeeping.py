@@ -55,7 +55,8 @@ def clean(params: Params) -> list[Path]:
     if files.holder(stage.lock_path(params, "sweep")) is None:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
-            Place(params.checkpoints).remove()
+            with contextlib.suppress(ImportError, ValueError):  # what cannot be written to holds nothing
+                Place(params.checkpoints).remove()
     else:
         found.remove(params.store / "scratch")
     removed = [path for path in found if path.exists()]

@@ -82,7 +82,11 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
     if reference is None:
         aliases = registry.aliases(params.registered_model)
         reference = aliases.get("production") or aliases.get("best") or params.dataset_name
-    for depth, ref, version in registry.lineage(registry.resolve(reference)):
+    try:
+        named = registry.resolve(reference)
+    except RegistryError as error:
+        raise RegistryError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+    for depth, ref, version in registry.lineage(named):
         indent = "   " * depth + ("└─ " if depth else "")
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
 

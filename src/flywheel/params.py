@@ -183,17 +183,17 @@ class Params(Section):
     @property
     def store(self) -> Path:
         """The profile's store."""
-        return Path(self.paths.store).absolute() / self.profile
+        return Path(self.paths.store).expanduser().absolute() / self.profile
 
     @property
     def reports(self) -> Path:
         """The profile's reports."""
-        return Path(self.paths.reports).absolute() / self.profile
+        return Path(self.paths.reports).expanduser().absolute() / self.profile
 
     @property
     def cache(self) -> Path:
         """The downloads."""
-        return Path(self.paths.cache).absolute()
+        return Path(self.paths.cache).expanduser().absolute()
 
     @property
     def checkpoints(self) -> str:
@@ -201,7 +201,9 @@ class Params(Section):
         named = self.paths.checkpoints
         if named is None:
             return str(self.store / "trials")
-        return f"{named.rstrip('/')}/{self.profile}" if "://" in named else str(Path(named).absolute() / self.profile)
+        if "://" in named:
+            return f"{named.rstrip('/')}/{self.profile}"
+        return str(Path(named).expanduser().absolute() / self.profile)
 
     @property
     def dataset_name(self) -> str:

@@ -135,7 +135,10 @@ def promote(
     if force and not reason:
         raise PromotionError('FORCE=1 needs REASON="why", which the audit log keeps')
     registry.refresh()
-    candidate = registry.resolve(reference)
+    try:
+        candidate = registry.resolve(reference)
+    except RegistryError as error:
+        raise PromotionError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
     with files.lock(stage.lock_path(params, "promote")):  # make prune removes nothing meanwhile

@@ -105,7 +105,7 @@ def check(stage: Stage) -> Verdict:
     receipt = None
     with contextlib.suppress(OSError, ValueError):
         receipt = files.read_json(stage.receipt_path)
-    if receipt is None:
+    if not isinstance(receipt, dict) or "fingerprint" not in receipt:
         adopted = _version_with(stage)
         return Verdict(
             adopted is not None, f"made before as {adopted.label}" if adopted else "never run", None, adopted

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import checkouts
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,33 @@ def test_a_half_made_environment_is_made_anew(checkout: Path) -> None:
     setup(checkout, f"PYTHON={sys.executable}")
     assert not (checkout / ".venv" / "half").exists()
     assert subprocess.run([binary / "python", "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("python", "anew"),
+    [
+        ("/no/such/python", True),
+        (f"{sys.executable} -S", True),  # an upgraded Python looks for packages in another folder and finds none
+        (sys.executable, False),
+    ],
+)
+def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout: Path, python: str, anew: bool) -> None:
+    checkouts.install(checkout, python)
+    result = subprocess.run(["make", "-n", "setup"], cwd=checkout, capture_output=True, text=True)
+    assert ("setup: installing into .venv" in result.stdout) is anew, result.stdout
+
+
+def test_the_code_that_runs_is_that_of_the_checkout_wherever_its_environment_came_from(checkout: Path) -> None:
+    """A checkout that was moved or copied brings an environment that points to the code of the first place."""
+    checkouts.install(checkout, sys.executable)
+    for name, text in (
+        ("src/flywheel/__init__.py", ""),
+        ("scripts/status.py", "import flywheel; print(flywheel.__file__)"),
+    ):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).write_text(text)
+    result = subprocess.run(["make", "status"], cwd=checkout, capture_output=True, text=True)
+    assert result.stdout == f"{checkout}/src/flywheel/__init__.py\n", result.stderr
 
 
 def small_files() -> None:

@@ -53,6 +53,13 @@ def test_without_feedback_nothing_is_done(params: Params, registry: Registry, ru
     assert models(registry) == []
 
 
+def test_an_empty_store_is_no_reason_to_do_nothing_for_ever(make: Make, tmp_path: Path) -> None:
+    """A fresh CI runner without W&B, or cron in the wrong directory: exit 0 would hide it."""
+    empty = make(f"paths.store={tmp_path / 'empty'}")
+    with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
+        retrain.run(empty, Registry(empty.store))
+
+
 def test_failures_are_used_once_even_by_a_refused_candidate(
     params: Params, registry: Registry, collect: Collect, failed: list[int], run: Any, said: list[str]
 ) -> None:

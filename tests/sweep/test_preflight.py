@@ -8,6 +8,7 @@ import pytest
 
 from flywheel import code
 from flywheel.sweep import SweepError, preflight
+from flywheel.sweep.checkpoints import Place
 
 
 def test_the_packages_code_is_small() -> None:
@@ -22,6 +23,23 @@ def test_a_package_that_is_too_large_names_the_largest_files(tmp_path: Path) -> 
         preflight.check_code(tmp_path)
     assert "has 24.0 MB and would be sent to every node (at most 20.0 MB)" in str(raised.value)
     assert "move out what is no code: model.bin (15.0 MB), images.npy (9.0 MB)" in str(raised.value)
+
+
+def test_a_place_of_checkpoints_is_tried_before_the_first_trial(tmp_path: Path) -> None:
+    preflight.check_place(Place(str(tmp_path / "shared")))
+    assert list((tmp_path / "shared").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for uri, reason in (
+        (f"{tmp_path}/file/below", "Not a directory"),
+        ("/proc/nothing", "No such file or directory"),
+        ("nowhere://bucket/x", "Protocol not known: nowhere"),
+        ("s3://bucket/x", "Install s3fs to access S3"),  # the package is none of ours
+    ):
+        with pytest.raises(SweepError) as raised:
+            preflight.check_place(Place(uri))
+        assert str(raised.value).startswith(f"{uri} cannot be written (")
+        assert reason in str(raised.value)
+        assert str(raised.value).endswith("; mend that or set paths.checkpoints")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import files
-from flywheel.registry import manifest
+from flywheel.registry import manifest, whole
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
@@ -159,28 +159,11 @@ class Registry:
         Files whose size and time stamp are those last verified are taken as whole; others are read again. Raises
         RegistryError naming the damaged or missing file.
         """
-        folder = self._shelf.folder(version.name, version.number)
-        stamps = {path: stamp(folder / "files" / path) for path in version.files}
-        record = folder / "verified.json"
-        known = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = files.read_json(record)
-        if known != stamps:
-            self.verify(version)
-            with contextlib.suppress(OSError):  # a read-only store verifies every time
-                files.write_json(record, stamps)
-        return folder / "files"
+        return whole.opened(self._shelf.folder(version.name, version.number), version, self.verify)
 
     def verify(self, version: Version) -> None:
         """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
-        for path, expected in version.files.items():
-            place = self._shelf.folder(version.name, version.number) / "files" / path
-            try:
-                found = files.digest_file(place)
-            except OSError as error:
-                raise RegistryError(f"{version.label}: {place} cannot be read ({error.strerror})") from None
-            if found != expected:
-                raise RegistryError(f"{version.label}: {place} is damaged; remove {place.parents[1]} and make it anew")
+        whole.verify(self._shelf.folder(version.name, version.number), version)
 
     def has(self, reference: str) -> bool:
         """Tell whether a reference names a version that is here."""
@@ -196,12 +179,7 @@ class Registry:
 
     def incomplete(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
-        folder = self._shelf.folder(version.name, version.number) / "files"
-        for path, entry in version.files.items():
-            found = stamp(folder / path)
-            if found is None or found[0] != entry.size:
-                return folder / path
-        return None
+        return whole.incomplete(self._shelf.folder(version.name, version.number), version)
 
     def refresh(self) -> None:
         """Learn what others did: nothing here, see SharedRegistry."""

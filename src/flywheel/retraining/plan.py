@@ -29,12 +29,12 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
     refused ones too. `force` takes the newest feedback though it was used. Raises RetrainError when there is no data
     set or no model, FeedbackError when the newest feedback cannot be read.
     """
+    parent, dataset = _parent(params, registry), _dataset(params, registry)
     newest = feedback.latest(params, registry)
     if newest is None:
         return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects failures"
     usable = {example.hash for example in feedback.read(registry, newest) if example.side == "train"}
     new = usable - _used(params, registry)
-    parent, dataset = _parent(params, registry), _dataset(params, registry)
     unjudged = None if force else _unjudged(params, registry, newest)
     if unjudged is None and not force:
         if not new:

@@ -178,6 +178,8 @@ def _run_trials(
     resources = slots.resources
     if ray_address.wanted() is not None:
         preflight.check_nodes(place, resources.gpus, say)
+    else:
+        preflight.check_place(place)
     if line := preflight.idle_share(resources.gpus):
         say(f"sweep: {line}")
     left = params.sweep.trials - campaign.ended

@@ -47,10 +47,7 @@ def check_nodes(place: Place, gpus: float, say: Callable[[str], None] = print) -
     started = time.monotonic()
     token = f"preflight-{secrets.token_hex(4)}"
     meeting = place.below(token)
-    try:
-        meeting.write("driver", token.encode())
-    except (OSError, ImportError, ValueError) as error:
-        raise SweepError(f"{place.uri} cannot be written ({error}); set paths.checkpoints") from None
+    _write(place, token)
     try:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         answers = _ask(list(nodes), meeting, token)
@@ -65,6 +62,21 @@ def check_nodes(place: Place, gpus: float, say: Callable[[str], None] = print) -
         raise SweepError(many + "\n  ".join(faults))
     seconds = time.monotonic() - started
     say(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {place.uri} shared")
+
+
+def check_place(place: Place) -> None:
+    """Write where the checkpoints of a sweep on this machine go, and remove it again. Raises SweepError."""
+    token = f"preflight-{secrets.token_hex(4)}"
+    _write(place, token)
+    place.remove(token)
+
+
+def _write(place: Place, token: str) -> None:
+    try:
+        place.below(token).write("driver", token.encode())
+    except Exception as error:  # each storage has errors of its own, and of its package that is not installed
+        reason = " ".join(str(error).split())[:300]
+        raise SweepError(f"{place.uri} cannot be written ({reason}); mend that or set paths.checkpoints") from None
 
 
 def idle_share(gpus: float) -> str | None:

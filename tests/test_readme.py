@@ -1,0 +1,292 @@
+"""What README.md and docs/ tell people to type: all of it exists, and the README's own runs, in a fresh clone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import checkouts
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from served import free_port
+
+from flywheel import params_file
+from flywheel.registry import Registry
+
+if TYPE_CHECKING:
+    from wandb_double import WandbDouble
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = {"cd", "curl", "du", "git", "sed", "systemctl", "tar"}  # programs that are not ours
+PLACE = re.compile(r"[\w.-]+(:v\d+|:[a-z]+|@\w+)?")  # of an artifact
+AFTER_A_DIFF = (
+    'make sweep SET="sweep.space.architecture=[compact, plain]"',
+)  # docs/extend.md: once its diff is applied
+CRON = re.compile(r"^(?:[\d*/,-]+\s+){5}(.*)$", re.M)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One simple command: what is set for it, the program, the rest."""
+
+    settings: Mapping[str, str]
+    program: str
+    arguments: tuple[str, ...]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return what a page tells people to type into a shell: sh blocks, crontabs, workflows, commands in the text."""
+    found = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    for block in (block for block in blocks(text, "yaml") if "jobs:" in block):
+        found += [line for step in steps(block) for line in step.get("run", "").splitlines()]
+    found += [line for block in blocks(text, "") for line in CRON.findall(block)]
+    found += re.findall(r"`((?:[A-Z_]+=\S+ )*(?:make|\.venv/bin/\w+)(?: [^`]*)?)`", text)
+    return [line for line in found if line.strip() and not line.lstrip().startswith("#")]
+
+
+def steps(workflow: str) -> list[dict[str, Any]]:
+    return [step for job in yaml.safe_load(workflow)["jobs"].values() for step in job["steps"]]
+
+
+def commands_of(line: str) -> Iterator[Command]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = [*lexer, "&&"]
+    while words:
+        end = next(place for place, word in enumerate(words) if word in ("&&", "|", ">", ";"))
+        part, words = words[:end], words[end + 1 :] if words[end] != ">" else words[end + 2 :]
+        settings = {}
+        while part and re.match(r"\w+=", part[0]):
+            name, _, settings[name] = part.pop(0).partition("=")
+        if part:
+            yield Command(settings, part[0], tuple(part[1:]))
+
+
+@functools.cache
+def makefile() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the Makefile's targets and variables."""
+    text = (ROOT / "Makefile").read_text()
+    return frozenset(re.findall(r"^([a-z-]+):", text, re.M)), frozenset(re.findall(r"\b([A-Z_]+)\b", text))
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    return subprocess.run(
+        [sys.executable, f"scripts/{script}.py", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def mistakes(command: Command) -> Iterator[str]:
+    """Yield what is wrong with a command; a value with … in it stands for any."""
+    if command.program.startswith(".venv/bin/"):
+        if not Path(sys.prefix, "bin", Path(command.program).name).exists():
+            yield f"{command.program} is not there"
+        if command.arguments[:1] and command.arguments[0].startswith("scripts/"):
+            yield from wrong_flags(Path(command.arguments[0]).stem, command.arguments[1:])
+        return
+    if command.program != "make":
+        if command.program not in OTHERS and not re.fullmatch(r"python[\d.]*", command.program):
+            yield f"{command.program}: unknown program"
+        return
+    targets, variables = makefile()
+    values = dict(word.split("=", 1) for word in command.arguments if "=" in word)
+    goals = [word for word in command.arguments if "=" not in word and "…" not in word]
+    yield from (f"no target {goal}" for goal in goals if goal not in targets)
+    yield from (f"no variable {name}" for name in values if name not in variables)
+    for name in ("MODEL", "A", "B"):
+        if name in values and "…" not in values[name] and not PLACE.fullmatch(values[name]):
+            yield f"{name}={values[name]} is no artifact"
+    profile, overrides = values.get("PROFILE", "cifar10"), values.get("SET", "")
+    if "…" not in profile + overrides:
+        try:
+            params_file.load(ROOT / "params.yaml", profile, overrides)
+        except params_file.ParamsError as error:
+            yield str(error)
+    for name in ("BENCH", "BENCH_LONG"):
+        if name in values and not (ROOT / "benchmarks" / f"{values[name]}.py").exists():
+            yield f"no benchmark {values[name]}"
+    for goal in goals:
+        if (ROOT / "scripts" / f"{goal}.py").exists() and "ARGS" in values:
+            yield from wrong_flags(goal, shlex.split(values["ARGS"]))
+
+
+def wrong_flags(script: str, arguments: tuple[str, ...] | list[str]) -> Iterator[str]:
+    if not (ROOT / "scripts" / f"{script}.py").exists():
+        yield f"no script {script}"
+        return
+    for flag in (word for word in arguments if word.startswith("-")):
+        if not re.search(rf"(?<!\S){flag}(?![\w-])", help_of(script)):
+            yield f"{script} has no {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_on_a_page_exists(page: Path) -> None:
+    wrong = {
+        line: found
+        for line in lines_of(page.read_text())
+        if line not in AFTER_A_DIFF
+        if (found := [fault for command in commands_of(line) for fault in mistakes(command)])
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("make swep", "no target swep"),
+        ("make sweep PROFIL=demo", "no variable PROFIL"),
+        ("make sweep PROFILE=dem", "PROFILE=dem: unknown profile; choose one of cifar10, laptop, demo"),
+        ('make data SET="sweep.trails=4"', "SET: sweep.trails: unknown key; did you mean sweep.trials?"),
+        ("make artifacts ARGS=--verfy", "artifacts has no --verfy"),
+        ("make bench BENCH=srving", "no benchmark srving"),
+        ("cd /srv && make promote MODEL=a/b > /dev/null", "MODEL=a/b is no artifact"),
+        (".venv/bin/wnadb login", ".venv/bin/wnadb is not there"),
+        ("RAY_ADDRESS=host:6379 mke sweep", "mke: unknown program"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str, wrong: str) -> None:
+    assert [fault for command in commands_of(line) for fault in mistakes(command)] == [wrong]
+
+
+def test_the_service_and_the_workflow_name_what_there_is() -> None:
+    text = (ROOT / "docs" / "operate.md").read_text()
+    (started,) = re.findall(r"^ExecStart=/srv/flywheel/(.*)$", text, re.M)
+    (command,) = commands_of(started)
+    assert list(mistakes(command)) == []
+    (workflow,) = blocks(text, "yaml")
+    settings = yaml.safe_load(workflow)["env"]
+    assert params_file.load(ROOT / "params.yaml", settings["PROFILE"], settings["SET"]).tracking.wandb == "online"
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps(workflow) if "uses" in step)
+
+
+def test_the_versions_that_the_pages_name_are_those_of_the_lock() -> None:
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    named = [pin for page in PAGES for pin in re.findall(r"\b(torch(?:vision)?==[\d.]+\d)", page.read_text())]
+    assert len(named) >= 5
+    for pin in named:
+        assert any(line.partition("+")[0] == pin for line in locked), pin
+
+
+# -- the README, typed ---------------------------------------------------------------------------------
+
+NOT_RUN = {
+    "make test": "it would run this test again",
+    "make data sweep evaluate PROFILE=laptop": "fetches CIFAR-10 from the internet",
+    'make sweep SET="sweep.gpus_per_trial=0.5"': "needs a GPU; tests/e2e/test_gpus.py has Ray's logical ones",
+    'RAY_ADDRESS=host:6379 make sweep SET="paths.checkpoints=/shared/checkpoints sweep.gpus_per_trial=0.5"': (
+        "needs a cluster; tests/e2e/test_cluster.py has one"
+    ),
+    ".venv/bin/wandb login": "asks for an account",
+    'make sweep SET="sweep.space.batch_size={per_architecture: {upsample: [32, 64], others: [128, 256]}}"': (
+        "upsample takes long without a GPU"
+    ),
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"image_size": 16},
+    "sweep": {"trials": 2, "epochs": 1},
+    "gate": {"floor_accuracy": 0.0, "margin": 1, "class_margin": 1},
+    "retrain": {"epochs": 1, "min_failures": 1, "control": False},
+}
+
+
+def typed(text: str) -> list[str]:
+    """Return the lines of a page's sh blocks, without comments, then the first column of the table that asks."""
+    found = [re.sub(r"\s+#.*", "", line) for block in blocks(text, "sh") for line in block.splitlines()]
+    asked = text[text.index("| command | what it tells |") :]
+    return found + re.findall(r"^\| `(make [^`]+)` \|", asked[: asked.index("\n\n")], re.M)
+
+
+def test_what_is_not_run_stands_in_the_readme() -> None:
+    assert set(NOT_RUN) <= set(typed((ROOT / "README.md").read_text()))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone whose profiles are small and whose server has a port of its own."""
+    folder = checkouts.clone(tmp_path_factory.mktemp("readme"))
+    path = folder / "params.yaml"
+    shipped = yaml.safe_load(path.read_text())
+    for profile in shipped["profiles"].values():
+        for section, values in SMALL.items():
+            profile[section] = {**profile.get(section, {}), **values}
+        profile["serve"] = {"port": free_port()}
+    path.write_text(yaml.safe_dump(shipped, sort_keys=False))
+    return folder
+
+
+def flowers(path: Path) -> Path:
+    """Write an archive of two classes that a network can tell apart; returns where."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 20)):
+        for number, kind in enumerate(("rose", "tulip")):
+            folder = path / part / kind
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 100, (40, 50, 3), dtype=np.uint8) + np.uint8(120 * number)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return Path(shutil.make_archive(str(path), "zip", path))
+
+
+@pytest.mark.long
+def test_the_commands_of_the_readme_run_in_a_fresh_clone(checkout: Path, tmp_path: Path, double: WandbDouble) -> None:
+    environment = {
+        "HOME": str(tmp_path), "PATH": os.environ["PATH"], "PROFILE": "demo", "OMP_NUM_THREADS": "1",
+        "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
+    }  # fmt: skip
+    said: dict[str, str] = {}
+
+    def run(line: str, **more: str) -> None:
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=checkout, env={**environment, **more}, text=True, timeout=900,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        refused = "make promote" in line and "is not promoted: " in done.stdout  # small models: the gate may say no
+        assert done.returncode == (2 if refused else 0), f"$ {line}\n{done.stdout}"
+        assert "Traceback" not in done.stdout, f"$ {line}\n{done.stdout}"
+        said[line] = said.get(line, "") + done.stdout
+
+    def model() -> str:
+        return Registry(checkout / "store" / "demo").resolve("digits-classifier:best").label
+
+    readme = (checkout / "README.md").read_text()
+    images = flowers(tmp_path / "flowers")
+    try:
+        for line in typed(readme):
+            if line in NOT_RUN:
+                continue
+            if "model-1a2b3c" in line or "name:v" in line:
+                line = re.sub(r"(?:model-1a2b3c|name):v\d", model(), line)
+            line = line.replace("/path/to/flowers.zip", str(images)).replace("sweep.trials=40", "sweep.trials=3")
+            run(line, **(double.environment if line == "make sync" else {}))
+        (cron,) = (line for block in blocks(readme, "") for line in CRON.findall(block))
+        cron = cron.replace("cd /srv/flywheel", f"cd '{checkout}'").replace("PROFILE=cifar10", "PROFILE=demo")
+        run(cron, PATH="/usr/bin:/bin")
+    finally:
+        run("make stop")
+    assert "accuracy" in said["make demo"]
+    assert said["make data sweep evaluate"].count("up to date") >= 3
+    assert "answers at http://127.0.0.1:" in said["make serve simulate"]
+    assert "retrain: " in said["make retrain"]
+    assert "flowers" in next(text for line, text in said.items() if "flowers" in line)
+    assert "sync: all is on W&B" in said["make sync"]
+    assert said[cron] == ""
+    for profile in ("demo", "laptop"):
+        assert (checkout / "store" / profile / "registry" / "versions").is_dir()
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True).stdout
+    assert status == " M params.yaml\n"  # nothing lands outside what git ignores
