@@ -50,23 +50,34 @@ def test_a_python_that_is_too_old_is_one_sentence(checkout: Path) -> None:
         assert not (checkout / ".venv").exists()
 
 
-def test_no_package_index_is_said_and_nothing_is_taken_for_ready(checkout: Path) -> None:
-    result = setup(checkout, f"PYTHON={sys.executable}")
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A checkout whose half-made environment was set up without a package index: made once, it takes a while."""
+    folder = tmp_path_factory.mktemp("refused")
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    binary = folder / ".venv" / "bin"
+    binary.mkdir(parents=True)
+    (binary / "python").symlink_to("/no/such/python")  # left by a kill within venv, or by a Python that was removed
+    (folder / ".venv" / "half").write_text("")
+    return folder, setup(folder, f"PYTHON={sys.executable}")
+
+
+def test_no_package_index_is_said_and_nothing_is_taken_for_ready(
+    refused: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, result = refused
     assert result.returncode == 2
     assert "error: the installation failed; the reason is above." in result.stderr
     assert "Traceback" not in result.stderr
-    assert list((checkout / ".venv").glob("ready-*")) == []
+    assert list((folder / ".venv").glob("ready-*")) == []
 
 
-def test_a_half_made_environment_is_made_anew(checkout: Path) -> None:
-    """Left by a kill between the two steps of venv, or by a Python that was removed."""
-    binary = checkout / ".venv" / "bin"
-    binary.mkdir(parents=True)
-    (binary / "python").symlink_to("/no/such/python")
-    (checkout / ".venv" / "half").write_text("")
-    setup(checkout, f"PYTHON={sys.executable}")
-    assert not (checkout / ".venv" / "half").exists()
-    assert subprocess.run([binary / "python", "-m", "pip", "--version"], capture_output=True).returncode == 0
+def test_a_half_made_environment_is_made_anew(refused: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    environment = refused[0] / ".venv"
+    assert not (environment / "half").exists()
+    command = [environment / "bin" / "python", "-m", "pip", "--version"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize(

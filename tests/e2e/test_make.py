@@ -187,6 +187,7 @@ def test_make_alone_lists_every_target(tmp_path: Path) -> None:
         for line in (ROOT / "Makefile").read_text().splitlines()
         if line.startswith(".PHONY:")
         for name in line.split()[1:]
+        if not name.startswith("$")  # a file that is made anew
     ]
     assert phony
     for name in phony:
