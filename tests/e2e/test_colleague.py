@@ -85,8 +85,8 @@ def test_all_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
     here = Registry(store_of(first)).resolve(f"{MODEL}:production")
     assert here.digest == model.digest
     for told in (str(first), str(ROOT), os.uname().nodename + '"'):
-        found = [body for body in double.bodies if told.encode() in body]
-        assert not found, found[0][max(0, found[0].find(told.encode()) - 300) :][:600]
+        found = [text for text in double.texts() if told in text]
+        assert not found, found[0][max(0, found[0].find(told) - 300) :][:600]
 
 
 def test_a_colleague_with_an_empty_store_evaluates(first: Path, double: WandbDouble, tmp_path: Path) -> None:
@@ -121,6 +121,10 @@ def test_a_fresh_ci_runner_retrains_once(first: Path, double: WandbDouble, tmp_p
     assert "nothing to do" not in said
     retrained = Registry(store_of(tmp_path / "one")).resolve("retrained-model")
     assert retrained.digest in {one.digest for one in double.collection(PROJECT, "retrained-model").members}
+    assert "promoted to production" in said
     said = script(tmp_path / "two", double, "retrain")
     assert "nothing to do (every failure that digits-feedback" in said
     shutil.rmtree(tmp_path / "one")
+    # What it replaced does not come back on a machine that was not there: the lineage tells that it was in production.
+    said = script(tmp_path / "three", double, "evaluate")
+    assert "gate: keep, production unchanged: it was in production before and was replaced" in said
