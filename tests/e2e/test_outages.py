@@ -133,7 +133,7 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
     check_all_is_there(tmp_path, double)
     assert "sync: all is on W&B" in ended.lines[-1][1]
     for told in (str(tmp_path), str(ROOT), f"127.0.0.1:{port}", os.uname().nodename + '"'):
-        assert told.encode() not in b"\n".join(double.bodies), told
+        assert not [text for text in double.texts() if told in text], told
 
 
 def check_all_is_there(place: Path, double: WandbDouble) -> None:
