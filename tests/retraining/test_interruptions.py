@@ -48,7 +48,7 @@ def run_until(place: Path, where: str, extra: str) -> None:
     module, name = where.rsplit(".", 1)
     probe = (
         f"import os, runpy, signal, sys, {module}\n"
-        f"{module}.{name} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"assert hasattr({module}, {name!r})\n{module}.{name} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"sys.argv = {arguments(place, extra)!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
@@ -86,7 +86,7 @@ def test_killed_before_the_gate_it_is_judged_by_the_next_run_without_training(
     place: Path, params: Params, registry: Registry, collect: Collect, failed: list[int]
 ) -> None:
     collect(failed)
-    run_until(place, "flywheel.stages.retrain._decide", "retrain.epochs=1")
+    run_until(place, "flywheel.promotion.judge", "retrain.epochs=1")
     (made,) = registry.versions("retrained-model")
     assert not (params.reports / "retrain.json").exists()
     again = run(place)
