@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
+# What `make test` and its user give to make is not for the makes that tests start.
+for _name in [name for name in os.environ if name.startswith("MAKE") or name in ("MFLAGS", "ARGS", "FORCE")]:
+    del os.environ[_name]
+
 # A shell ignores SIGINT for what it starts in the background, and nohup SIGHUP: what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
