@@ -75,17 +75,22 @@ class Wheel:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Two good models (a, b), one that had a single epoch, one untrained, one of NaN, one whose weights are cut."""
+    """A good model (a), the same trained on (b), one of a single epoch, one untrained, one of NaN, one cut short."""
     params = params_file.load(profile="demo", overrides=SMALL)
     data = build.build(sources.load(params.data, tmp_path_factory.mktemp("cache"), print), params.data)
     training, folder, models = TrainingData.of(data), tmp_path_factory.mktemp("models"), {}
-    for name, seed, epochs in (("untrained", 3, 0), ("short", 2, 1), ("b", 1, 6), ("a", 0, 6)):
+    for name, seed, epochs in (("untrained", 3, 0), ("short", 2, 1), ("a", 0, 8)):
         recipe = params.complete_recipe({"architecture": "compact", "seed": seed}, max(epochs, 1))
         model = training.classifier(recipe)
         for _ in fit(model, training, recipe, torch.device("cpu")) if epochs else ():
             pass
         models[name] = folder / name
         model.save(models[name], recipe.model_dump())
+    gentle = recipe.model_copy(update={"learning_rate": 0.01, "seed": 1, "epochs": 2})
+    for _ in fit(model, training, gentle, torch.device("cpu")):
+        pass
+    models["b"] = folder / "b"
+    model.save(models["b"], gentle.model_dump())
     with torch.no_grad():
         next(model.network.parameters()).fill_(float("nan"))
     models["nan"], models["cut"] = folder / "nan", folder / "cut"
