@@ -113,7 +113,7 @@ clean: $(READY) ## remove the profile's reports and what killed runs left; artif
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
 
-test: lint ## lint, types and tests (about 13 minutes on two cores)
+test: lint ## lint, types and tests (about 15 minutes on two cores)
 	@exec $(VENV_PYTHON) -m pytest -m "not long" $(ARGS)
 
 test-gpu: $(READY) ## the tests of the code that a GPU runs, on this machine's GPU
