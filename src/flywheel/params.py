@@ -24,6 +24,10 @@ def _a_collection(value: str) -> str:
     return value
 
 
+def _local(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
 def _no_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("YAML reads off and on as false and true; write disabled, offline, online or auto")
@@ -183,17 +187,17 @@ class Params(Section):
     @property
     def store(self) -> Path:
         """The profile's store."""
-        return Path(self.paths.store).expanduser().absolute() / self.profile
+        return _local(self.paths.store) / self.profile
 
     @property
     def reports(self) -> Path:
         """The profile's reports."""
-        return Path(self.paths.reports).expanduser().absolute() / self.profile
+        return _local(self.paths.reports) / self.profile
 
     @property
     def cache(self) -> Path:
         """The downloads."""
-        return Path(self.paths.cache).expanduser().absolute()
+        return _local(self.paths.cache)
 
     @property
     def checkpoints(self) -> str:
@@ -203,7 +207,7 @@ class Params(Section):
             return str(self.store / "trials")
         if "://" in named:
             return f"{named.rstrip('/')}/{self.profile}"
-        return str(Path(named).expanduser().absolute() / self.profile)
+        return str(_local(named) / self.profile)
 
     @property
     def dataset_name(self) -> str:

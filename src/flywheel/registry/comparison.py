@@ -14,8 +14,7 @@ SETTLING_S = 5  # what W&B just took it may show a little later
 
 
 def missing(remote: Remote, record: Record, settling_s: float = SETTLING_S) -> list[str]:
-    """Return what W&B lacks of a run: its rows, final values, config, pictures, tables, inputs and
-    outputs. Raises WandbError."""
+    """Return what W&B lacks of a run: rows, final values, config, media, inputs, outputs. Raises WandbError."""
     until = time.monotonic() + settling_s
     while True:
         found = _missing(remote, record)
