@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,38 @@ def test_with_a_key_and_a_host_that_knows_it_auto_is_online(
     assert choose_mode("auto") == ("online", "127.0.0.1 answers", ENTITY)
     monkeypatch.setenv("WANDB_ENTITY", "team")
     assert choose_mode("online").entity == "team"
+
+
+def test_a_redirect_takes_the_key_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str | None]] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            here = int(self.server.server_address[1])
+            seen.append((here, self.headers.get("Authorization")))
+            self.send_response(302 if here == first.server_port else 404)
+            self.send_header("Location", f"http://127.0.0.1:{second.server_port}/")
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as first,
+        ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as second,
+    ):
+        for server in (first, second):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{first.server_port}")
+        assert choose_mode("auto").name == "offline"
+        for server in (first, second):
+            server.shutdown()
+    assert [port for port, _ in seen] == [first.server_port, second.server_port]
+    assert seen[0][1] is not None
+    assert seen[1][1] is None
 
 
 @pytest.mark.parametrize(

@@ -404,6 +404,13 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
     new = promotion.judge(wheel.params, wheel.registry, wheel.publish("untrained"))
     assert new.best_ever == first.ref
     assert not new.checks["best_ever"]
+    # Another sweep's model took over: the turns before it are known from `previous` alone.
+    other = wheel.registry.publish("model-other", "model", wheel.made.models["untrained"], inputs=(wheel.data.ref,))
+    moved = {"production": second.ref}
+    wheel.registry.link(second, MODEL, ("previous",), reason="as on W&B")
+    wheel.registry.link(other, MODEL, ("production",), reason="as on W&B", expected=moved)
+    assert {swept.ref, first.ref, second.ref} < set(record.ever_in_production(wheel.params, wheel.registry))
+    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import torch
 from shades import two_shades
 
+from flywheel.data.batches import Batches
 from flywheel.params import Params, Recipe
 from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
 
@@ -73,6 +74,19 @@ def test_every_param_of_a_recipe_has_an_effect(data: TrainingData, recipe: Recip
     one_epoch = {"epochs": 1, "precision": "bfloat16"}
     base = recipe.model_copy(update=one_epoch)
     assert weights(data, base) != weights(data, base.model_copy(update=change))
+
+
+def test_every_epoch_has_its_number_so_that_images_are_mirrored_in_turn(
+    data: TrainingData, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, epoch = [], Batches.epoch
+    monkeypatch.setattr(Batches, "epoch", lambda self, number: (asked.append(number), epoch(self, number))[1])
+    training = Training(data.classifier(recipe), data, recipe, CPU)
+    next(training.epochs())
+    other = Training(data.classifier(recipe), data, recipe, CPU)
+    other.restore(training.state())
+    assert len(list(other.epochs())) == 2
+    assert asked == [1, 2, 3]
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_named_error(data: TrainingData, params: Params) -> None:

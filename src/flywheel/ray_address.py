@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import sys
 
 from flywheel import FlywheelError
 
@@ -31,6 +33,16 @@ def wanted() -> str | None:
         return None
     check(address)
     return address
+
+
+def own_python() -> dict[str, str]:
+    """Return what the runtime environment of a Ray of our own must tell of its Python: nothing, in most places.
+
+    Ray starts workers through a shell with the path of its Python as it stands (runtime_env/context.py), so that none
+    starts where a folder's name has a space. Said only there, because workers wait ready without it.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def check(address: str) -> None:

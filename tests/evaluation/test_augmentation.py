@@ -43,7 +43,7 @@ def test_the_answer_is_the_weighted_mean_over_the_views(model: Classifier, image
         for shift, weight in ((0, 0.5), (1, 0.25), (-1, 0.25))
         for side in sides
     )
-    found = predict(model, images, mirror=mirror)
+    found = predict(model, images, {"flip": mirror})
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)

@@ -1,7 +1,8 @@
-"""Checkouts with an environment, without an installation: their Python is a script that runs the tests' own."""
+"""Checkouts with an environment, without an installation."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,26 @@ ROOT = Path(__file__).parents[2]
 
 
 def clone(place: Path) -> Path:
-    """Return a fresh clone of what is committed here, with an environment, whose name has a space in it."""
+    """Return a fresh clone of what is committed here, whose name has a space in it, with an environment of its own.
+
+    Its Python, which Ray starts workers with, lies in the clone; the packages are links to those of the tests.
+    """
     folder = place / "fly wheel"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     install(folder)
+    own, environment = Path(sys.prefix), folder / ".venv"
+    shutil.copy(own / "pyvenv.cfg", environment)
+    for path in own.iterdir():
+        if not (environment / path.name).exists() and not path.name.startswith("ready-"):
+            (environment / path.name).symlink_to(path)
+    (environment / "bin/python").unlink()
+    for path in (own / "bin").iterdir():
+        (environment / "bin" / path.name).symlink_to(path.resolve() if path.name.startswith("python") else path)
     return folder
 
 
 def install(checkout: Path, python: str = sys.executable) -> None:
-    """Make what a finished installation leaves in .venv; `python` runs instead of its own."""
+    """Make what a finished installation leaves in .venv; its Python is a script that runs `python`."""
     shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
     stamp = checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
     binary = checkout / ".venv" / "bin" / "python"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 SHIFTS = ((0, 0.5), (1, 0.25), (-1, 0.25))  # pixels down and right, weight
 
 
-def predict(classifier: Classifier, images: NDArray[np.uint8], *, mirror: bool) -> NDArray[np.float32]:
+def predict(classifier: Classifier, images: NDArray[np.uint8], recipe: Mapping[str, Any]) -> NDArray[np.float32]:
     """Return probabilities (n, classes) float32 of images (n, h, w, 3) uint8: weighted means over 3 or 6 views.
 
-    The views and their weights are those of airbench (Jordan, arXiv 2404.00498, 3.5), there means of logits. Set
-    `mirror` only for what was trained with mirror images.
+    The views and their weights are those of airbench (Jordan, arXiv 2404.00498, 3.5), there means of logits. Mirrors
+    count only for what the recipe (`flip`) trained with them.
     """
     views = [(shifted(images, shift), weight) for shift, weight in SHIFTS]
-    if mirror:
+    if recipe["flip"]:
         views = [(side, weight / 2) for view, weight in views for side in (view, view[:, :, ::-1])]
     total = sum(weight * classifier.predict(view) for view, weight in views)
     assert isinstance(total, np.ndarray)

@@ -155,6 +155,7 @@ def _ray(folder: Path) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env=ray_address.own_python(),
             _temp_dir=str(folder / "r"),
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:

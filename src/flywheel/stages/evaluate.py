@@ -94,8 +94,8 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         worst = metrics.confident_mistakes(probabilities, test.labels, test.ids, opened.class_names)
         report = {"model": model.ref, "dataset": data.ref, **result, "worst": worst}
         if params.evaluate.test_time_augmentation:
-            mirror = bool((model.metadata.get("recipe") or {}).get("flip", False))
-            views = metrics.evaluate(augmentation.predict(loaded, test.images, mirror=mirror), test.labels, names)
+            recipe = model.metadata["recipe"]
+            views = metrics.evaluate(augmentation.predict(loaded, test.images, recipe), test.labels, names)
             report["test_time_augmentation"] = {key: views[key] for key in ("n", "accuracy", "interval", "ece")}
             say(f"evaluate: {views['accuracy']:.2%} with test-time augmentation")
         files.write_json(folder / "evaluation.json", report)

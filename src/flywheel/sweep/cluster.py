@@ -53,8 +53,7 @@ def connected() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)  # ray.init sets its own, ray.shutdown leaves none
     # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
     environment: dict[str, Any] = {"env_vars": TUNE_ENVIRONMENT}
-    if remote:
-        environment["py_modules"] = [str(code.PACKAGE)]
+    environment |= {"py_modules": [str(code.PACKAGE)]} if remote else ray_address.own_python()
     options: dict[str, Any] = {} if remote else {"include_dashboard": False}
     try:
         ray.init(
