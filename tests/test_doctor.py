@@ -206,3 +206,11 @@ def test_online_that_was_asked_for_and_is_not_is_a_trouble(
         monkeypatch.setenv(name, value)
     assert findings(online)["wandb"].text == "online (127.0.0.1 answers)"
     assert findings(online)["wandb"].fix == ""
+
+
+@pytest.mark.parametrize(("python", "told"), [("/opt/a b/python", {"py_executable": "'/opt/a b/python'"}), ("/p", {})])
+def test_ray_is_told_of_a_python_whose_path_a_shell_takes_apart(
+    monkeypatch: pytest.MonkeyPatch, python: str, told: dict[str, str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    assert ray_address.own_python() == told

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel import feedback, files
+from flywheel import feedback, files, run_record
 from flywheel.data.dataset import Dataset
 from flywheel.evaluation.metrics import wilson_interval
 from flywheel.params import Params
@@ -150,6 +150,8 @@ def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server
         assert row[0] not in failed
         assert row[2] == row[3]
         assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
+    (recorded,) = run_record.records(place / "store" / "demo")
+    assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 
 # -- feedback ------------------------------------------------------------------------------------------
