@@ -126,13 +126,13 @@ BENCH ?= training
 BENCHMARK = $(if $(filter $($1),$2),exec $(VENV_PYTHON) benchmarks/$($1).py $(ARGS),echo 'error: $1=$($1): unknown; \
   choose one of $2' >&2; exit 1)
 .PHONY: bench
-bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=training|serving|sweep_overhead)
-	@$(call BENCHMARK,BENCH,training serving sweep_overhead)
+bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=training|serving|start_up|…)
+	@$(call BENCHMARK,BENCH,training serving sweep_overhead start_up concurrency)
 
 BENCH_LONG ?= wheel
 .PHONY: bench-long
-bench-long: $(READY) ## the accuracy studies behind the defaults (BENCH_LONG=wheel|retrain_rate|gate_power)
-	@$(call BENCHMARK,BENCH_LONG,wheel retrain_rate gate_power)
+bench-long: $(READY) ## the accuracy studies behind the defaults (BENCH_LONG=wheel|compact|sweep|…)
+	@$(call BENCHMARK,BENCH_LONG,wheel retrain_rate gate_power precision searcher_table compact sweep)
 
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)

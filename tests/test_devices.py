@@ -48,7 +48,7 @@ def test_images_lie_on_the_device_and_are_augmented_there(data: TrainingData, de
     assert images.shape == (16, 32, 32, 3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 @pytest.mark.parametrize("architecture", ["compact", "standard"])
 def test_no_step_makes_the_host_wait(
     data: TrainingData, recipe: Recipe, device: torch.device, architecture: str, optimizer: str

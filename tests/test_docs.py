@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import headlines
 import pages
 import pytest
+
+from flywheel import files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,6 +80,22 @@ def test_the_readmes_figures_are_those_of_the_result_files() -> None:
     readme = (ROOT / "README.md").read_text()
     assert pages.between(readme, "headlines", headlines.table()) == readme
     assert "| `make bench-long` |" in readme
+
+
+TABLES = [
+    (page, name)
+    for page in PAGES
+    for name in re.findall(r"^<!-- (\w[\w-]*) -->$", page.read_text(), re.M)
+    if name not in ("headlines", "end")
+]
+
+
+@pytest.mark.parametrize(("page", "name"), TABLES, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_a_table_of_figures_is_that_of_its_result_file(page: Path, name: str) -> None:
+    result = files.read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
+    module = next(path.stem for path in (ROOT / "benchmarks").glob("*.py") if re.match(rf"{path.stem}(_|$)", name))
+    table = importlib.import_module(module).table(result)
+    assert pages.between(page.read_text(), name, table) == page.read_text()
 
 
 def diffs() -> dict[str, str]:

@@ -32,6 +32,7 @@ LAYERS = (
     ("flywheel.command",),
     ("flywheel.data",),
     ("flywheel.models",),
+    ("flywheel.optimizers",),
     ("flywheel.training", "flywheel.evaluation"),
     ("flywheel.gate",),
     ("flywheel.sweep", "flywheel.promotion", "flywheel.serving", "flywheel.simulation", "flywheel.retraining"),

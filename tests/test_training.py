@@ -13,8 +13,9 @@ import torch
 from shades import two_shades
 
 from flywheel.data.batches import Batches
+from flywheel.optimizers import make_optimizers
 from flywheel.params import Params, Recipe
-from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor, make_optimizer
+from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
 
 CPU = torch.device("cpu")
 Make = Callable[..., Params]
@@ -37,7 +38,7 @@ def weights(data: TrainingData, recipe: Recipe) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in model.network.state_dict().items()}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 def test_it_learns(data: TrainingData, params: Params, optimizer: str) -> None:
     rate = 0.05 if optimizer == "sgd" else 0.003
     recipe = params.complete_recipe({"batch_size": 16, "learning_rate": rate, "optimizer": optimizer}, epochs=4)
@@ -109,14 +110,42 @@ def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert learning_rate_factor(0, 1, 0.0) == 1.0
 
 
-def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: Recipe) -> None:
-    groups = make_optimizer(data.classifier(recipe), recipe).param_groups
-    assert [group["weight_decay"] for group in groups] == [recipe.weight_decay, 0.0]
-    assert all(p.ndim > 1 for p in groups[0]["params"])
-    assert all(p.ndim == 1 for p in groups[1]["params"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
+def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: Recipe, kind: str) -> None:
+    recipe = recipe.model_copy(update={"optimizer": kind})
+    classifier = data.classifier(recipe)
+    groups = [group for optimizer in make_optimizers(classifier, recipe) for group in optimizer.param_groups]
+    for group in groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+    decayed = sum(p.numel() for group in groups for p in group["params"] if group["weight_decay"])
+    assert decayed == sum(p.numel() for p in classifier.parameters() if p.ndim > 1)
+    assert {group["weight_decay"] for group in groups} == {recipe.weight_decay, 0.0}
 
 
-@pytest.mark.parametrize("change", [{}, {"optimizer": "adam"}, {"flip": True, "precision": "float32"}], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_muon_moves_a_convolution_along_all_directions_of_its_gradient_alike(
+    data: TrainingData, recipe: Recipe, layout: torch.memory_format
+) -> None:
+    """The gradient's singular values go, its singular vectors stay, in whatever order its numbers lie in memory."""
+    recipe = recipe.model_copy(update={"optimizer": "muon", "weight_decay": 0.0, "learning_rate": 0.01})
+    classifier = data.classifier(recipe)
+    weight = next(p for p in classifier.parameters() if p.ndim == 4 and p.shape[1] > 3)
+    before = weight.detach().clone()
+    torch.manual_seed(0)
+    weight.grad = torch.randn(weight.shape).to(memory_format=layout)
+    for optimizer in make_optimizers(classifier, recipe):
+        optimizer.step()
+    left, sizes, right = torch.linalg.svd(weight.grad.flatten(1), full_matrices=False)
+    assert sizes.max() > 1.5 * sizes.min()
+    scale = 0.01 * 0.2 * math.sqrt(max(weight.flatten(1).shape))
+    moved = left.T @ (before - weight.detach()).flatten(1) @ right.T / scale
+    assert 0.6 < moved.diagonal().min() < moved.diagonal().max() < 1.3  # what five steps of Newton and Schulz give
+    assert (moved - torch.diag(moved.diagonal())).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"optimizer": "adam"}, {"optimizer": "muon"}, {"flip": True, "precision": "float32"}], ids=str
+)
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_training_taken_up_from_its_state_ends_with_the_same_bytes(
     data: TrainingData, params: Params, change: dict[str, object], cut: int

@@ -18,6 +18,7 @@ from flywheel import FlywheelError
 from flywheel.data.batches import Batches, resident
 from flywheel.data.dataset import Dataset
 from flywheel.models.classifier import Classifier
+from flywheel.optimizers import make_optimizers
 from flywheel.params import Recipe
 
 
@@ -97,47 +98,45 @@ class Training:
         )
         self._validation_images = resident(data.validation_images, device)
         self._validation_labels = data.validation_labels
-        steps = len(self._batches) * recipe.epochs
-        self._optimizer = make_optimizer(classifier, recipe)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_factor(step, steps, recipe.warmup_fraction)
-        )
+        self._optimizers = make_optimizers(classifier, recipe)
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizer, place in the schedule, random state and epoch; tensors are not copied."""
+        """Return weights, optimizers, random state and epoch; tensors are not copied."""
         return {
             "epoch": self.epoch,
             "network": self.classifier.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "random": self._batches.random.get_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back a state of the same recipe and data. Raises KeyError, ValueError or RuntimeError if it is not."""
         self.classifier.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(dict(state["schedule"]))
+        for optimizer, stored in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         self._batches.random.set_state(state["random"])
         self.epoch = int(state["epoch"])
 
     def epochs(self) -> Iterator[EpochResult]:
         """Train in place what epochs are left, yielding after each. Raises TrainingDiverged."""
         batches, recipe = self._batches, self.recipe
+        steps = len(batches) * recipe.epochs
         while self.epoch < recipe.epochs:
             epoch = self.epoch + 1
             started = time.perf_counter()
             self.classifier.train()
             total = torch.zeros((), device=self.device)
             learning_rate = 0.0
-            for images, labels in batches.epoch(epoch):
+            for step, (images, labels) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
                 logits = self.classifier(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-                self._optimizer.zero_grad(set_to_none=True)
+                self.classifier.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                self._optimizer.step()
-                learning_rate = float(self._schedule.get_last_lr()[0])
-                self._schedule.step()
+                learning_rate = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup_fraction)
+                for optimizer in self._optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate
+                    optimizer.step()
                 total += loss.detach()
             train_loss = total.item() / len(batches)
             if not math.isfinite(train_loss):
@@ -154,20 +153,6 @@ class Training:
 def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device) -> Iterator[EpochResult]:
     """Train a classifier in place from the start, yielding after each epoch. Raises TrainingDiverged."""
     return Training(classifier, data, recipe, device).epochs()
-
-
-def make_optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; biases and norms take no weight decay."""
-    weights = [p for p in classifier.parameters() if p.ndim > 1]
-    others = [p for p in classifier.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
-    nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:

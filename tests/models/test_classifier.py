@@ -29,7 +29,7 @@ def images(random: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("size", [8, 16, 32])
 def test_every_architecture_gives_probabilities_for_any_image_size(name: str, size: int) -> None:
     images = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     probabilities = make(name, size=size).predict(images)
@@ -62,6 +62,17 @@ def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
         )
         model.predict(np.zeros((1, 32, 32, 3), np.uint8))
     assert shapes == {"standard": (8, 8), "modified": (32, 32)}
+
+
+@pytest.mark.parametrize(("size", "sides"), [(32, [30, 15, 7, 3]), (8, [6, 3, 1, 1]), (64, [62, 31, 15, 7])])
+def test_the_maps_of_compact_shrink_early_and_never_to_nothing(size: int, sides: list[int]) -> None:
+    seen: list[int] = []
+    model = make(size=size)
+    for layer in model.network.modules():
+        if isinstance(layer, torch.nn.GELU):
+            layer.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
+    model.predict(np.zeros((1, size, size, 3), np.uint8))
+    assert seen == [sides[0], *(side for side in sides[1:] for _ in range(2))]
 
 
 def test_preprocessing_is_the_textbooks(images: np.ndarray) -> None:

@@ -71,7 +71,7 @@ def _measure(
 
     from flywheel.models import device as devices
     from flywheel.models.classifier import Classifier
-    from flywheel.training import make_optimizer
+    from flywheel.optimizers import make_optimizers
 
     torch.set_num_threads(threads)
     device = devices.pick(cuda)
@@ -81,7 +81,7 @@ def _measure(
         classifier = Classifier(recipe.architecture, names, [0.5] * 3, [0.25] * 3, image_size, recipe.precision).place(
             device
         )
-        optimizer = make_optimizer(classifier, recipe)
+        optimizers = make_optimizers(classifier, recipe)
         batch = recipe.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.batch_size)
         images = torch.zeros(batch, image_size, image_size, 3, dtype=torch.uint8, device=device)
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -89,9 +89,10 @@ def _measure(
             if step == 1:  # the first step pays for start-up
                 _wait(device)
                 started = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
+            classifier.zero_grad(set_to_none=True)
             functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
         _wait(device)
         seconds = (time.perf_counter() - started) / (MEASURED_STEPS * batch)
         results.append((seconds, sum(p.numel() * p.element_size() for p in classifier.parameters())))

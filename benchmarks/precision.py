@@ -1,0 +1,122 @@
+"""Does bfloat16 cost accuracy? The same trainings in bfloat16 and in float32, with the same seeds.
+
+    python benchmarks/precision.py --set "data.source=folder data.name=… data.path=…"
+                                                                      (make bench-long BENCH_LONG=precision)
+
+Every seed trains on the first training images, once in each precision, one after the other: weights, order and
+augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the cifar10 profile's (SGD).
+Accuracy is that of the last epoch on the test images, in the precision that the network was trained in.
+
+Reads   the sections data and recipe of params.yaml
+Writes  benchmarks/results/precision.json after every training, and its table in docs/training.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pages
+import torch
+from retrain_rate import opened
+
+from flywheel import files, params_file
+from flywheel.models import device as devices
+from flywheel.params import Recipe
+from flywheel.training import TrainingData, fit
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "precision.json"
+PRECISIONS = ("bfloat16", "float32")
+PROFILES = {"compact": "laptop"}
+
+
+def main() -> None:
+    """Train every architecture, seed and precision, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", default="", help="overrides of params.yaml, such as data.source")
+    parser.add_argument("--architectures", nargs="+", default=["compact", "standard"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=5000, help="to train on (default: 5000)")
+    parser.add_argument("--epochs", type=int, default=8)
+    arguments = parser.parse_args()
+    params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = opened(params, Path(folder) / "data")
+        train, test = TrainingData.of(dataset), dataset.split("test")
+        data = TrainingData(
+            np.array(train.images[: arguments.images]), train.labels[: arguments.images],
+            np.array(test.images), test.labels, dataset.class_names, dataset.mean, dataset.std,
+        )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name in arguments.architectures:
+        params = params_file.load(ROOT / "params.yaml", PROFILES.get(name, "cifar10"), arguments.set)
+        for seed in arguments.seeds:
+            for precision in PRECISIONS:
+                changes = {"architecture": name, "precision": precision, "seed": seed}
+                rows.append(trained(data, params.complete_recipe(changes, arguments.epochs)))
+                print(rows[-1], flush=True)
+                result = {
+                    "command": " ".join(["benchmarks/precision.py", *sys.argv[1:]]),
+                    "images": len(data.labels), "test_images": len(data.validation_labels), "epochs": arguments.epochs,
+                    "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                    "rows": rows,
+                }  # fmt: skip
+                files.write_json(RESULT, result)
+    pages.write(ROOT / "docs" / "training.md", "precision", table(result))
+    print(table(result))
+
+
+def trained(data: TrainingData, recipe: Recipe) -> dict[str, Any]:
+    """Return the last accuracy of a training and its images a second."""
+    results = list(fit(data.classifier(recipe), data, recipe, devices.pick()))
+    return {
+        "architecture": recipe.architecture,
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "accuracy": round(results[-1].accuracy, 4),
+        "images_per_s": round(statistics.median(result.images_per_s for result in results), 1),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    lines = [
+        "| network | bfloat16 | float32 | difference, points | speed |",
+        "|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["architecture"] for row in result["rows"]):
+        found = {
+            kind: [row for row in result["rows"] if (row["architecture"], row["precision"]) == (name, kind)]
+            for kind in PRECISIONS
+        }
+        cells = [
+            f"{statistics.mean(100 * row['accuracy'] for row in rows):.2f} % "
+            f"({min(100 * row['accuracy'] for row in rows):.2f} to {max(100 * row['accuracy'] for row in rows):.2f})"
+            for rows in found.values()
+        ]
+        pairs = list(zip(*found.values(), strict=True))
+        points = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
+        speed = statistics.median(ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in pairs)
+        spread = f"{statistics.mean(points):+.2f} ({min(points):+.2f} to {max(points):+.2f})"
+        lines.append(f"| {name} | {' | '.join(cells)} | {spread} | {speed:.2f}x |")
+    seeds = len({row["seed"] for row in result["rows"]})
+    note = (
+        f"Accuracy on {result['test_images']:,} test images after {result['epochs']} epochs of {result['images']:,}; "
+        f"means of {seeds} seeds (least to most), differences seed by seed. `{result['command']}`; "
+        f"{result['machine']}, torch {result['versions']['torch']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+if __name__ == "__main__":
+    main()

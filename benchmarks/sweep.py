@@ -1,0 +1,213 @@
+"""A whole search against a textbook one: the best validation accuracy over time, on the same images.
+
+    python benchmarks/sweep.py --set "data.source=folder data.name=… data.path=… data.validation_fraction=0.2857"
+                                                             (make bench-long BENCH_LONG=sweep, an hour or more)
+
+*Textbook* is Optuna's TPE over the cifar10 profile's space (three ResNet-18s), one trial after the other with the
+textbook loop (benchmarks/training.py), no early stopping, validated after each epoch. *ResNets* is `make sweep` with
+that space, *with compact* the same with `compact` in it and tried first. All have as many trials and epochs. The clock
+of the textbook starts with its first trial; ours with the command, so the start of Ray and the workers is in it.
+
+Reads   the sections data, recipe and sweep of params.yaml
+Writes  benchmarks/results/sweep.json after each of the three, docs/sweep.svg and its table in docs/training.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pages
+import torch
+from torch import nn
+from training import MEAN, STD, textbook_epoch, textbook_loader
+
+from flywheel import files, params_file, pictures
+from flywheel.data import dataset
+from flywheel.models import device as devices
+from flywheel.models.architectures import architecture
+from flywheel.registry import Registry
+from flywheel.training import TrainingData
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "sweep.json"
+NAMES = ("textbook", "ResNets", "with compact")
+SPACES = {
+    "ResNets": "",
+    "with compact": "sweep.first=[{architecture: compact}] "
+    "sweep.space.architecture=[compact, standard, upsample, modified]",
+}
+
+
+def main() -> None:
+    """Run the searches that the file does not have yet, draw and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", default="", help="overrides of params.yaml, such as data.source")
+    parser.add_argument("--trials", type=int, default=6, help="of each search (default: 6)")
+    parser.add_argument("--epochs", type=int, default=3, help="of a trial (default: 3)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    origin = {
+        "command": " ".join(["benchmarks/sweep.py", *sys.argv[1:]]),
+        "trials": arguments.trials, "epochs": arguments.epochs, "seed": arguments.seed,
+        "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+    earlier = files.read_json(RESULT) if RESULT.exists() else {}
+    searches = earlier["searches"] if {key: earlier.get(key) for key in origin} == origin else {}
+    counts: dict[str, int] = earlier["images"] if searches else {}
+    with tempfile.TemporaryDirectory(prefix="fw-sweep-") as folder:
+        overrides = (
+            f"{arguments.set} paths.store={folder}/store paths.reports={folder}/reports tracking.wandb=disabled "
+            f"sweep.trials={arguments.trials} sweep.epochs={arguments.epochs} sweep.seed={arguments.seed}"
+        )
+        run("data", overrides)
+        for name in NAMES:
+            if name not in searches:
+                load = os.getloadavg()[0]
+                if name == "textbook":
+                    trials, counts = textbook(overrides, arguments.trials, arguments.epochs, arguments.seed)
+                else:
+                    trials = ours(f"{overrides} {SPACES[name]}")
+                searches[name] = {"load_before": round(load, 1), "trials": trials}
+            files.write_json(RESULT, {**origin, "images": counts, "searches": searches})
+    result = files.read_json(RESULT)
+    picture = ROOT / "docs" / "sweep.svg"
+    draw(result, picture)
+    pages.write(ROOT / "docs" / "training.md", "sweep", table(result))
+    print(f"{table(result)}\n\npicture: {picture}")
+
+
+def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> None:
+    """Run a stage's script. Raises CalledProcessError."""
+    words = [sys.executable, f"scripts/{script}.py", "--profile", profile, "--set", overrides, *more]
+    subprocess.run(words, cwd=ROOT, check=True)
+
+
+def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the trials of the textbook search, and how many images it trained and validated on."""
+    params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
+    registry = Registry(params.store)
+    data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(params.dataset_name))))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    torch.manual_seed(seed)
+    started, found = time.monotonic(), []
+    for number in range(trials):
+        trial = study.ask()
+        recipe = {
+            "architecture": trial.suggest_categorical("architecture", ["standard", "upsample", "modified"]),
+            "optimizer": trial.suggest_categorical("optimizer", ["sgd", "adam"]),
+            "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
+            "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
+        }
+        model = architecture(recipe["architecture"]).build(len(data.class_names)).to(devices.pick())
+        kinds = {"sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-4), "adam": torch.optim.Adam}
+        optimizer = kinds[recipe["optimizer"]](model.parameters(), lr=recipe["learning_rate"])
+        loader = textbook_loader(recipe["architecture"], data.images, data.labels, recipe["batch_size"], workers=0)
+        curve = []
+        for _ in range(epochs):
+            textbook_epoch(model, loader, optimizer)
+            curve.append([round(time.monotonic() - started, 1), validated(model, recipe["architecture"], data)])
+        study.tell(trial, curve[-1][1])
+        found.append({**recipe, "curve": curve})
+        print(f"textbook {number + 1}/{trials}: {found[-1]}", flush=True)
+    return found, {"train": len(data.labels), "validation": len(data.validation_labels)}
+
+
+@torch.inference_mode()
+def validated(model: nn.Module, name: str, data: TrainingData) -> float:
+    """Return the accuracy on the validation images as a notebook computes it: float32, a batch at a time."""
+    model.eval()
+    side, device, right = architecture(name).input_size, devices.pick(), 0
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    for start in range(0, len(data.validation_labels), 128):
+        images = torch.from_numpy(np.array(data.validation_images[start : start + 128])).permute(0, 3, 1, 2) / 255
+        images = ((images - mean) / std).to(device)
+        if side is not None:
+            images = nn.functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+        predicted = model(images).argmax(dim=1).cpu().numpy()
+        right += int((predicted == data.validation_labels[start : start + 128]).sum())
+    return right / len(data.validation_labels)
+
+
+def ours(overrides: str) -> list[dict[str, Any]]:
+    """Return the trials of `make sweep`, as its journal tells them; times are from the start of the command."""
+    params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
+    started = time.time()
+    run("sweep", overrides)
+    trials: dict[str, dict[str, Any]] = {}
+    for event in files.read_json_lines(max((params.store / "journal").glob("*.jsonl"))):
+        if event["event"] == "start":
+            keys = ("architecture", "optimizer", "batch_size", "learning_rate")
+            trials[event["trial"]] = {**{key: event["config"][key] for key in keys}, "curve": []}
+        elif event["event"] == "epoch":
+            at = datetime.fromisoformat(event["at"]).timestamp() - started
+            trials[event["trial"]]["curve"].append([round(at, 1), event["metrics"]["accuracy"]])
+    return list(trials.values())
+
+
+def best_so_far(search: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return (seconds, accuracy) wherever a search found something better."""
+    best: list[tuple[float, float]] = []
+    for at, accuracy in sorted(point for trial in search["trials"] for point in trial["curve"]):
+        if not best or accuracy > best[-1][1]:
+            best.append((at, accuracy))
+    return best
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the best accuracy over time of the three searches."""
+    ends = {name: max(p[0] for t in s["trials"] for p in t["curve"]) for name, s in result["searches"].items()}
+    with pictures.drawing(path, 7.2, 4.2) as figure:
+        axis = figure.subplots()
+        colours = (pictures.MUTED, pictures.GOOD, pictures.ACCENT)
+        for (name, search), colour in zip(result["searches"].items(), colours, strict=True):
+            seconds, accuracies = zip(*best_so_far(search), strict=True)
+            axis.step(
+                [*seconds, max(ends.values())], [100 * a for a in (*accuracies, accuracies[-1])],
+                where="post", color=colour, linewidth=2, label=name,
+            )  # fmt: skip
+            axis.plot(ends[name], 100 * accuracies[-1], "o", color=colour)
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds (dot: the search has ended)")
+        axis.set_ylabel("best validation accuracy, %")
+        axis.set_title("A search on two CPU cores")
+        axis.legend()
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    textbooks = best_so_far(result["searches"]["textbook"])
+    goal_at, goal = textbooks[-1]
+    ended = max(point[0] for trial in result["searches"]["textbook"]["trials"] for point in trial["curve"])
+    lines = ["| search | best validation accuracy | whole search | the textbook's best after | of its time |"]
+    lines += ["|---|---|---|---|---|"]
+    for name, search in result["searches"].items():
+        best = best_so_far(search)
+        whole = max(point[0] for trial in search["trials"] for point in trial["curve"])
+        reached = goal_at if name == "textbook" else next((at for at, accuracy in best if accuracy >= goal), None)
+        after = "not reached |" if reached is None else f"{reached:,.0f} s | {reached / goal_at:.0%}"
+        lines.append(f"| {name} | {best[-1][1]:.1%} | {whole:,.0f} s | {after} |")
+    note = (
+        f"{result['trials']} trials of {result['epochs']} epochs, {result['images']['train']:,} training and "
+        f"{result['images']['validation']:,} validation images, one run each, seed {result['seed']}; the textbook had "
+        f"its best after {goal_at:,.0f} of {ended:,.0f} s. `{result['command']}`; {result['machine']}, torch "
+        f"{result['versions']['torch']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+if __name__ == "__main__":
+    main()
