@@ -57,6 +57,7 @@ GRID: dict[str, list[Any]] = {
     "batch_size": [64, 128, 256],
     "learning_rate": RATES,
 }
+SPACE = " ".join(f"sweep.space.{name}={choices}" for name, choices in GRID.items() if choices is not RATES)
 KINDS = [("tpe", True), ("random", True), ("random", False), ("tpe", False), ("gp", False)]  # searcher, ASHA
 
 
@@ -185,8 +186,8 @@ def replay(curves: Mapping[str, Any], seeds: int) -> dict[str, Any]:
 
 
 def sweep(lies: Table, searcher: str, stopping: bool, seed: int) -> list[tuple[float, float]]:
-    """Return (time in seconds, accuracy) of every epoch of a sweep of the laptop profile's space, by time."""
-    params = params_file.load(ROOT / "params.yaml", "laptop", f"sweep.trials={TRIALS} sweep.epochs={EPOCHS}")
+    """Return (time in seconds, accuracy) of every epoch of a sweep of the grid's space, by time."""
+    params = params_file.load(ROOT / "params.yaml", "laptop", f"sweep.trials={TRIALS} sweep.epochs={EPOCHS} {SPACE}")
     coupling, order = Ours(params, seed, searcher, pruned=True), itertools.count()
     seen: list[tuple[float, float]] = []
     if not stopping:

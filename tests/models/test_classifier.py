@@ -64,17 +64,6 @@ def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
     assert shapes == {"standard": (8, 8), "modified": (32, 32)}
 
 
-@pytest.mark.parametrize(("size", "sides"), [(32, [30, 15, 7, 3]), (8, [6, 3, 1, 1]), (64, [62, 31, 15, 7])])
-def test_the_maps_of_compact_shrink_early_and_never_to_nothing(size: int, sides: list[int]) -> None:
-    seen: list[int] = []
-    model = make(size=size)
-    for layer in model.network.modules():
-        if isinstance(layer, torch.nn.GELU):
-            layer.register_forward_hook(lambda _, __, output: seen.append(output.shape[-1]))
-    model.predict(np.zeros((1, size, size, 3), np.uint8))
-    assert seen == [sides[0], *(side for side in sides[1:] for _ in range(2))]
-
-
 def test_preprocessing_is_the_textbooks(images: np.ndarray) -> None:
     model = make()
     seen: list[torch.Tensor] = []
