@@ -3,7 +3,7 @@
     python benchmarks/precision.py --set "data.source=folder data.name=… data.path=…"
                                                                       (make bench-long BENCH_LONG=precision)
 
-Every seed trains on the first training images, once in each precision, one after the other: weights, order and
+Every seed trains on the same 5,000 images drawn from all, once in each precision, one after the other: weights, order and
 augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the cifar10 profile's (SGD).
 Accuracy is that of the last epoch on the test images, in the precision that the network was trained in.
 
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,9 @@ def main() -> None:
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     with tempfile.TemporaryDirectory() as folder:
         dataset = opened(params, Path(folder) / "data")
-        train, test = TrainingData.of(dataset), dataset.split("test")
-        data = TrainingData(
-            np.array(train.images[: arguments.images]), train.labels[: arguments.images],
-            np.array(test.images), test.labels, dataset.class_names, dataset.mean, dataset.std,
-        )  # fmt: skip
+        test = dataset.split("test")
+        everything = replace(TrainingData.of(dataset), validation_images=test.images, validation_labels=test.labels)
+        data = some_of(everything, arguments.images, len(test.labels))
     rows: list[dict[str, Any]] = []
     for name in arguments.architectures:
         params = params_file.load(ROOT / "params.yaml", PROFILES.get(name, "cifar10"), arguments.set)
@@ -74,6 +73,20 @@ def main() -> None:
                 files.write_json(RESULT, result)
     pages.write(ROOT / "docs" / "training.md", "precision", table(result))
     print(table(result))
+
+
+def some_of(data: TrainingData, images: int, validation_images: int) -> TrainingData:
+    """Return so many training and validation images, drawn with seed 0 (a folder's are sorted by class)."""
+    random = np.random.default_rng(0)
+    train = random.permutation(len(data.labels))[:images]
+    validation = random.permutation(len(data.validation_labels))[:validation_images]
+    return replace(
+        data,
+        images=data.images[train],
+        labels=data.labels[train],
+        validation_images=data.validation_images[validation],
+        validation_labels=data.validation_labels[validation],
+    )
 
 
 def trained(data: TrainingData, recipe: Recipe) -> dict[str, Any]:

@@ -37,11 +37,11 @@ import numpy as np
 import pages
 import torch
 from numpy.typing import NDArray
+from precision import some_of
 from retrain_rate import opened
 from searcher_study import T_95, Ours
 
 from flywheel import files, params_file
-from flywheel.data.dataset import Dataset
 from flywheel.models import device as devices
 from flywheel.params import Params, Recipe
 from flywheel.training import TrainingData, TrainingDiverged, fit
@@ -83,7 +83,7 @@ def measure(params: Params) -> None:
     known = {tuple(row[name] for name in GRID) for row in rows}
     missing = [point for point in itertools.product(*GRID.values()) if point not in known]
     with tempfile.TemporaryDirectory() as folder:
-        small = subset(opened(params, Path(folder) / "data"))
+        small = some_of(TrainingData.of(opened(params, Path(folder) / "data")), IMAGES, IMAGES)
     tasks = [params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS) for point in missing]
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(small,)) as pool:
@@ -100,16 +100,6 @@ def measure(params: Params) -> None:
                 },
             )  # fmt: skip
             print(f"{number}/{len(tasks)} {row}", flush=True)
-
-
-def subset(dataset: Dataset) -> TrainingData:
-    """Return the first training and the first validation images of a data set, as arrays of their own."""
-    data = TrainingData.of(dataset)
-    return TrainingData(
-        np.array(data.images[:IMAGES]), data.labels[:IMAGES],
-        np.array(data.validation_images[:IMAGES]), data.validation_labels[:IMAGES],
-        data.class_names, data.mean, data.std,
-    )  # fmt: skip
 
 
 _data: TrainingData
