@@ -3,9 +3,9 @@
     python benchmarks/precision.py --set "data.source=folder data.name=… data.path=…"
                                                                       (make bench-long BENCH_LONG=precision)
 
-Every seed trains on the same 5,000 images drawn from all, once in each precision, one after the other: weights, order and
-augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the cifar10 profile's (SGD).
-Accuracy is that of the last epoch on the test images, in the precision that the network was trained in.
+Every seed trains on the same 5,000 images drawn from all, once in each precision, one after the other: weights, order
+and augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the cifar10 profile's
+(SGD). Accuracy is that of the last epoch on the test images, in the precision that the network was trained in.
 
 Reads   the sections data and recipe of params.yaml
 Writes  benchmarks/results/precision.json after every training, and its table in docs/training.md

@@ -85,7 +85,7 @@ def measure(params: Params) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = some_of(TrainingData.of(opened(params, Path(folder) / "data")), IMAGES, IMAGES)
     tasks = [params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS) for point in missing]
-    workers = os.cpu_count() or 1
+    workers = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(small,)) as pool:
         for number, row in enumerate(pool.map(curve, tasks), 1):
             rows.append(row)

@@ -71,12 +71,10 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     arguments = parser.parse_args()
     rows = [measure(name, arguments.rounds) for name in arguments.architectures]
-    peaks = {precision: round(peak_flops(precision) / 1e12, 3) for precision in ("float32", "auto")}
     report = pages.add_to_report({"training": rows})
     device = devices.pick()
     result = {
         "training": rows,
-        "peak_tflop_per_s": peaks,
         "command": " ".join(["benchmarks/training.py", *sys.argv[1:]]),
         "machine": f"{device.type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, load "
         f"{os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
@@ -235,11 +233,9 @@ def table(result: dict[str, Any]) -> str:
         shares = f"{row['ratio']:.2f}x | {row['share_of_ready']:.0%}"
         lines.append(f"| {row['architecture']}, {row['batch_size']} | {' | '.join(cells)} | {shares} |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    peak = result["peak_tflop_per_s"]
     note = (
         f"Images a second, medians of n = {result['training'][0]['n']} epochs (least to most); *gain* is against the "
-        f"better textbook. A product of two 4096 x 4096 matrices ran at {peak['float32']:.2f} TFLOP/s in float32, at "
-        f"{peak['auto']:.2f} in this loop's precision."
+        "better textbook."
     )
     return "\n".join([*lines, "", f"{note} `{result['command']}`; {result['machine']}; {versions}."])
 
