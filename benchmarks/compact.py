@@ -36,7 +36,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training import MEAN, STD, peak_flops
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.data.batches import Batches
 from flywheel.models import device as devices
 from flywheel.params import Params, Recipe
@@ -275,4 +275,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

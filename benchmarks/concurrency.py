@@ -26,7 +26,7 @@ from typing import Any
 import pages
 import torch
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from sweep import run
 
 ROOT = Path(__file__).parents[1]
@@ -89,4 +89,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -29,7 +29,7 @@ import pages
 import torch
 from retrain_rate import opened
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.models import device as devices
 from flywheel.params import Recipe
 from flywheel.training import TrainingData, fit
@@ -132,4 +132,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -41,7 +41,7 @@ from precision import some_of
 from retrain_rate import opened
 from searcher_study import T_95, Ours
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.models import device as devices
 from flywheel.params import Params, Recipe
 from flywheel.training import TrainingData, TrainingDiverged, fit
@@ -70,6 +70,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         measure(params_file.load(ROOT / "params.yaml", "laptop", arguments.set))
+    if not CURVES.exists() or len(files.read_json(CURVES)["rows"]) < math.prod(map(len, GRID.values())):
+        parser.error("the curves are not measured yet; add --measure, and --set for the photographs")
     warnings.filterwarnings("ignore")  # GPSampler is marked experimental
     result = replay(files.read_json(CURVES), arguments.seeds)
     files.write_json(RESULT, result)
@@ -232,4 +234,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

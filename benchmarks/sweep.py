@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from training import MEAN, STD, textbook_epoch, textbook_loader
 
-from flywheel import files, params_file, pictures
+from flywheel import command, files, params_file, pictures
 from flywheel.data import dataset
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
@@ -90,9 +90,10 @@ def main() -> None:
 
 
 def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> None:
-    """Run a stage's script. Raises CalledProcessError."""
+    """Run a stage's script, which says itself what is wrong. Raises SystemExit then."""
     words = [sys.executable, f"scripts/{script}.py", "--profile", profile, "--set", overrides, *more]
-    subprocess.run(words, cwd=ROOT, check=True)
+    if subprocess.run(words, cwd=ROOT).returncode:
+        raise SystemExit(1)
 
 
 def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -210,4 +211,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)
