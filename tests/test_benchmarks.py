@@ -1,0 +1,115 @@
+"""What the studies compute beside their trainings: replay, interpolation, draws, the reference's first layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import compact
+import numpy as np
+import precision
+import pytest
+import searcher_table
+import torch
+from shades import two_shades
+
+import sweep
+from flywheel.training import TrainingData
+
+
+@pytest.fixture
+def curves() -> dict[str, Any]:
+    """A table whose accuracy tells the recipe: the best is compact, sgd, batch size 64 at the third rate."""
+    rows = []
+    for point in itertools.product(*searcher_table.GRID.values()):
+        recipe = dict(zip(searcher_table.GRID, point, strict=True))
+        places = [choices.index(recipe[name]) for name, choices in searcher_table.GRID.items()]
+        best = 0.9 - 0.1 * places[0] - 0.05 * places[1] - 0.02 * places[2] - 0.1 * abs(places[3] - 2)
+        accuracy = [best * epoch / searcher_table.EPOCHS for epoch in range(1, searcher_table.EPOCHS + 1)]
+        rows.append({**recipe, "accuracy": accuracy, "epoch_s": 1.0 + places[0]})
+    return {"rows": rows, "epochs": searcher_table.EPOCHS, "images": 2000}
+
+
+def test_between_two_measured_rates_lies_their_mean_in_the_logarithm(curves: dict[str, Any]) -> None:
+    lies = searcher_table.Table(curves)
+    recipe = {"architecture": "standard", "optimizer": "sgd", "batch_size": 64}
+    low, high = searcher_table.RATES[1:3]
+    ends = [lies.trial({**recipe, "learning_rate": rate})[0] for rate in (low, high)]
+    between, seconds = lies.trial({**recipe, "learning_rate": math.sqrt(low * high)})
+    assert [end[-1] for end in ends] == pytest.approx([0.7, 0.8])
+    np.testing.assert_allclose(between, (ends[0] + ends[1]) / 2)
+    assert seconds == 2.0
+    assert lies.trial({**recipe, "learning_rate": searcher_table.RATES[-1]})[0][-1] == pytest.approx(0.6)
+
+
+def test_a_replayed_sweep_trains_all_epochs_unless_asha_stops_trials(curves: dict[str, Any]) -> None:
+    lies = searcher_table.Table(curves)
+    whole, stopped = (searcher_table.sweep(lies, "random", stopping, seed=0) for stopping in (False, True))
+    assert len(whole) == searcher_table.TRIALS * searcher_table.EPOCHS
+    assert len(stopped) < len(whole)
+    times = [at for at, _ in whole]
+    assert times == sorted(times)
+    assert 16 * 6 / 2 <= times[-1] <= 16 * 6 * 2  # two at a time, epochs of one or two seconds
+    found = [searcher_table.best_at(whole, at) for at in (0.5, times[len(times) // 2], math.inf)]
+    assert 0.0 == found[0] < found[1] <= found[2] <= lies.best
+
+
+def test_the_row_of_tpe_with_asha_is_what_the_others_are_compared_with(curves: dict[str, Any]) -> None:
+    rows = searcher_table.replay(curves, seeds=5)["rows"]
+    assert rows[0]["worse_than_tpe_with_asha_points"] == [0, 0, 0]
+    assert rows[0]["lost_points"] == rows[0]["lost_at_equal_time_points"]
+    assert {(row["searcher"], row["asha"]) for row in rows} == set(searcher_table.KINDS)
+    assert all(row["lost_points"] <= row["lost_at_equal_time_points"] for row in rows if not row["asha"])
+
+
+def test_a_search_is_drawn_and_told_by_when_it_found_something_better() -> None:
+    trials = [{"curve": [[2.0, 0.3], [5.0, 0.6]]}, {"curve": [[3.0, 0.2], [4.0, 0.5]]}]
+    assert sweep.best_so_far({"trials": trials}) == [(2.0, 0.3), (4.0, 0.5), (5.0, 0.6)]
+    quick = {"trials": [{"curve": [[1.0, 0.7]]}]}
+    slow = {"trials": [{"curve": [[9.0, 0.5]]}]}
+    result = {
+        "searches": {"textbook": {"trials": trials}, "ResNets": slow, "with compact": quick},
+        "trials": 2, "epochs": 2, "seed": 0, "images": {"train": 5000, "validation": 2000},
+        "command": "c", "machine": "m", "versions": {"torch": "t"},
+    }  # fmt: skip
+    rows = sweep.table(result).splitlines()[2:5]
+    assert rows == [
+        "| textbook | 60.0% | 5 s | 5 s | 100% |",
+        "| ResNets | 50.0% | 9 s | not reached | |",
+        "| with compact | 70.0% | 1 s | 1 s | 20% |",
+    ]
+
+
+def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random: np.random.Generator) -> None:
+    data = two_shades(random, 32)
+    order = np.argsort(data.labels, kind="stable")  # as a folder's are
+    data = TrainingData(
+        data.images[order], data.labels[order], data.validation_images, data.validation_labels,
+        data.class_names, data.mean, data.std,
+    )  # fmt: skip
+    first, again = precision.some_of(data, 16, 4), precision.some_of(data, 16, 4)
+    assert len(first.labels) == 16
+    assert len(first.validation_images) == 4
+    assert set(first.labels) == set(data.labels)
+    assert np.array_equal(first.images, again.images)
+
+
+def test_the_reference_begins_with_a_layer_that_whitens(random: np.random.Generator) -> None:
+    data = two_shades(random, 32)
+    noise = random.normal(128, 40, (600, 32, 32, 3)) + random.normal(0, 40, (600, 32, 32, 1))  # correlated colours
+    images = noise.clip(0, 255).astype(np.uint8)
+    model = compact.Airbench94(
+        TrainingData(images, np.zeros(600, np.int64), *[data.validation_images, data.validation_labels],
+                     data.class_names, data.mean, data.std)
+    )  # fmt: skip
+    with torch.no_grad():
+        out = model.whitening(compact.prepared(torch.from_numpy(images)))[:, :12].transpose(0, 1).flatten(1)
+    covariance = out @ out.T / out.shape[1]
+    np.testing.assert_allclose(covariance.numpy(), np.eye(12), atol=0.1)
+
+
+def test_a_step_of_a_convolution_is_counted_forward_and_back() -> None:
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    forward = 2 * 4 * 32 * 32 * 3 * 8 * 9
+    assert compact.step_flops(layer, 32, 4) == 2 * forward  # images need no gradient
