@@ -58,32 +58,38 @@ def main() -> None:
                 receipt = params_file.load(ROOT / "params.yaml", "laptop", way).store / "receipts" / "sweep.json"
                 walls[at_a_time, threads].append(files.read_json(receipt)["metrics"]["wall_s"])
                 print(f"round {number + 1}: {at_a_time} at a time, {threads} threads: {walls[at_a_time, threads]}")
-    result = {
+                files.write_json(RESULT, result(arguments, walls))
+    written = files.read_json(RESULT)
+    pages.write(ROOT / "docs" / "training.md", "concurrency", table(written))
+    print(table(written))
+
+
+def result(arguments: argparse.Namespace, walls: Mapping[tuple[int, int], list[float]]) -> dict[str, Any]:
+    """Return what is written after each sweep."""
+    return {
         "command": " ".join(["benchmarks/concurrency.py", *sys.argv[1:]]),
-        "trials": arguments.trials, "epochs": arguments.epochs, "n": arguments.rounds,
-        "machine": f"{cpus} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
+        "trials": arguments.trials, "epochs": arguments.epochs,
+        "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": [
             {"at_a_time": at_a_time, "threads": threads, "wall_s": found}
-            for (at_a_time, threads), found in walls.items()
+            for (at_a_time, threads), found in walls.items() if found
         ],
     }  # fmt: skip
-    files.write_json(RESULT, result)
-    pages.write(ROOT / "docs" / "training.md", "concurrency", table(result))
-    print(table(result))
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
-    lines = ["| trials at a time | threads each | the sweep, s | of the first |", "|---|---|---|---|"]
+    lines = ["| trials at a time | threads each | runs | the sweep, s | of the first |", "|---|---|---|---|---|"]
     first = statistics.median(result["rows"][0]["wall_s"])
     for row in result["rows"]:
         walls = row["wall_s"]
         spread = f"{statistics.median(walls):.0f} ({min(walls):.0f} to {max(walls):.0f})"
-        lines.append(f"| {row['at_a_time']} | {row['threads']} | {spread} | {statistics.median(walls) / first:.0%} |")
+        share = statistics.median(walls) / first
+        lines.append(f"| {row['at_a_time']} | {row['threads']} | {len(walls)} | {spread} | {share:.0%} |")
     note = (
-        f"{result['trials']} trials of {result['epochs']} epochs, the same in every row; medians of {result['n']} "
-        f"rounds (least to most). `{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."
+        f"{result['trials']} trials of {result['epochs']} epochs, the same in every row; medians (least to most). "
+        f"`{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."
     )
     return "\n".join([*lines, "", note])
 

@@ -5,7 +5,7 @@
 A small demo is made in a temporary folder. Then, in turn: a bare start of Python, `--help` of every script, the stages
 while they are up to date, and the stages with --force until their first useful work: data reads its source, sweep hands
 the first trial to Tune (and that trial's first epoch begins), evaluate predicts, retrain trains. Of that time, what
-imports, the start of Ray and the start of a W&B run (offline) took.
+imports and the start of Ray took; W&B (offline) is told by a thread that nobody waits for.
 
 Writes  benchmarks/results/start_up.json and its table in docs/operate.md
 """
@@ -44,7 +44,7 @@ FIRST_WORK = {  # stage: module, and the function in it whose first call is the 
     "evaluate": ("flywheel.models.classifier", "Classifier.predict"),
     "retrain": ("flywheel.retraining.arms", "train"),
 }
-PARTS = {"ray": ("ray", "init"), "wandb": ("wandb", "init")}
+PARTS = {"ray": ("ray", "init")}
 
 
 def main() -> None:
@@ -155,9 +155,8 @@ def until(name: str, overrides: str) -> None:
     def stop(*_: object, **__: object) -> None:
         spent["all"] = time.time() - float(os.environ["STARTED"])
         print(json.dumps({part: round(value, 2) for part, value in spent.items()}), flush=True)
-        for part, end in (("ray", "shutdown"), ("wandb", "teardown")):
-            if spent[part]:
-                getattr(sys.modules[part], end)()
+        if spent["ray"]:
+            sys.modules["ray"].shutdown()
         os._exit(0)
 
     def arm() -> None:
@@ -196,8 +195,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["| command | seconds |", "|---|---|"]
     for name, found in result["commands"].items():
         lines.append(f"| `{name}` | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
-    lines += ["", "| until the first useful work | seconds | imports | start of Ray | start of a W&B run |"]
-    lines += ["|---|---|---|---|---|"]
+    lines += ["", "| until the first useful work | seconds | imports | start of Ray |"]
+    lines += ["|---|---|---|---|"]
     for name, rows in result["first_work"].items():
         whole = [row["all"] for row in rows]
         parts = [
@@ -206,7 +205,10 @@ def table(result: Mapping[str, Any]) -> str:
         ]
         spread = f"{statistics.median(whole):.1f} ({min(whole):.1f} to {max(whole):.1f})"
         lines.append(f"| {name} | {spread} | {' | '.join(parts)} |")
-    note = f"Medians of {result['n']} rounds (least to most). `{result['command']}`; {result['machine']}."
+    note = (
+        f"W&B offline, told by a thread beside the work. Medians of {result['n']} rounds (least to most). "
+        f"`{result['command']}`; {result['machine']}."
+    )
     return "\n".join([*lines, "", note])
 
 
