@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -60,14 +59,13 @@ def main() -> None:
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     data = everything(params)
     origin = {
-        "command": " ".join(["benchmarks/compact.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
         "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
-    earlier = files.read_json(RESULT) if RESULT.exists() else {}
-    rows: list[dict[str, Any]] = earlier["rows"] if {key: earlier.get(key) for key in origin} == origin else []
+    rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
     for seed in arguments.seeds:
         for name in NAMES:
             if not any((row["network"], row["seed"]) == (name, seed) for row in rows):
@@ -102,18 +100,15 @@ def one(name: str, data: TrainingData, recipe: Recipe) -> dict[str, Any]:
         seconds += epoch_s
         print(f"{name}, seed {recipe.seed}, epoch {len(accuracies)}: {accuracy:.2%}, {seconds:.0f} s", flush=True)
     if name == NAMES[0]:
-        network, batch, trained = (
-            Airbench94(data).network,
-            BATCH,
-            math.ceil(EPOCHS * (len(data.labels) // BATCH)) * BATCH,
-        )
+        network, batch, whole = Airbench94(data).network, BATCH, EPOCHS
     else:
-        network, batch = data.classifier(recipe).network, recipe.batch_size
-        trained = recipe.epochs * (len(data.labels) // batch) * batch
-    flops = trained * step_flops(network, data.images.shape[1], batch) / batch
+        network, batch, whole = data.classifier(recipe).network, recipe.batch_size, recipe.epochs
+    steps = math.ceil(whole * (len(data.labels) // batch))
+    flops = steps * step_flops(network, data.images.shape[1], batch)
     return {
         "network": name, "seed": recipe.seed, "accuracy": accuracies[-1], "by_epoch": accuracies,
-        "seconds": round(seconds, 1), "images_per_s": round(trained / seconds, 1), "pflop": round(flops / 1e15, 4),
+        "seconds": round(seconds, 1), "images_per_s": round(steps * batch / seconds, 1),
+        "pflop": round(flops / 1e15, 4),
         "peak_tflop_per_s": round(max(peak, peak_flops(recipe.precision)) / 1e12, 3),
         "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
@@ -254,15 +249,15 @@ def step_flops(network: nn.Module, side: int, batch: int) -> int:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
-    lines = ["| network | test accuracy | seconds | of the reference's | PFLOP | of the machine's peak |"]
+    lines = ["| network | test accuracy, % | seconds | of the reference's | PFLOP | of the machine's peak |"]
     lines += ["|---|---|---|---|---|---|"]
     found = {name: [row for row in result["rows"] if row["network"] == name] for name in NAMES}
     ratios = [mine["seconds"] / theirs["seconds"] for theirs, mine in zip(*found.values(), strict=True)]
     for name, rows in found.items():
         points = [100 * row["accuracy"] for row in rows]
         share = statistics.median(1000 * row["pflop"] / row["seconds"] / row["peak_tflop_per_s"] for row in rows)
-        of = "" if name == NAMES[0] else f"{statistics.median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%})"
-        cells = f"{statistics.mean(points):.2f} % ({min(points):.2f} to {max(points):.2f})"
+        of = "" if name == NAMES[0] else pages.spread(ratios, ".0%")
+        cells = pages.spread(points, ".2f", statistics.mean)
         times = f"{statistics.median(row['seconds'] for row in rows):.0f}"
         lines.append(f"| {name} | {cells} | {times} | {of} | {rows[0]['pflop']:.3f} | {share:.0%} |")
     recipe = result["recipe"]

@@ -17,7 +17,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +66,7 @@ def main() -> None:
 def result(arguments: argparse.Namespace, walls: Mapping[tuple[int, int], list[float]]) -> dict[str, Any]:
     """Return what is written after each sweep."""
     return {
-        "command": " ".join(["benchmarks/concurrency.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "trials": arguments.trials, "epochs": arguments.epochs,
         "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -84,9 +83,8 @@ def table(result: Mapping[str, Any]) -> str:
     first = statistics.median(result["rows"][0]["wall_s"])
     for row in result["rows"]:
         walls = row["wall_s"]
-        spread = f"{statistics.median(walls):.0f} ({min(walls):.0f} to {max(walls):.0f})"
         share = statistics.median(walls) / first
-        lines.append(f"| {row['at_a_time']} | {row['threads']} | {len(walls)} | {spread} | {share:.0%} |")
+        lines.append(f"| {row['at_a_time']} | {row['threads']} | {len(walls)} | {pages.spread(walls)} | {share:.0%} |")
     note = (
         f"{result['trials']} trials of {result['epochs']} epochs, the same in every row; medians (least to most). "
         f"`{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."

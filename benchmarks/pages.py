@@ -1,8 +1,11 @@
-"""Where benchmarks write: tables in the docs, each between the markers of its name, and reports/bench.json."""
+"""What benchmarks share: where they write, what they tell of themselves, and how a row of figures is summed up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +32,26 @@ def add_to_report(figures: Mapping[str, Any]) -> Path:
     before = files.read_json(report) if report.exists() else {}
     files.write_json(report, {**before, **figures})
     return report
+
+
+def command() -> str:
+    """Return the command line of this process, as a table tells it."""
+    return " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def resumed(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an earlier result of the same origin (command, machine, versions) to go on from, or nothing."""
+    earlier: dict[str, Any] = files.read_json(path) if path.exists() else {}
+    return earlier if {key: earlier.get(key) for key in origin} == origin else {}
+
+
+def spread(values: Sequence[float], form: str = ".0f", middle: Any = statistics.median) -> str:
+    """Return the middle of some figures with the least and the most."""
+    return f"{middle(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def interval(values: Sequence[float], quantile: float) -> tuple[float, float, float]:
+    """Return (low, mean, high) of the mean's interval, by a quantile of Student's t with len(values) - 1 degrees."""
+    mean = statistics.mean(values)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean, mean + half

@@ -17,7 +17,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -64,7 +63,7 @@ def main() -> None:
                 rows.append(trained(data, params.complete_recipe(changes, arguments.epochs)))
                 print(rows[-1], flush=True)
                 result = {
-                    "command": " ".join(["benchmarks/precision.py", *sys.argv[1:]]),
+                    "command": pages.command(),
                     "images": len(data.labels), "test_images": len(data.validation_labels), "epochs": arguments.epochs,
                     "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
                     "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -104,7 +103,7 @@ def trained(data: TrainingData, recipe: Recipe) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     lines = [
-        "| network | bfloat16 | float32 | difference, points | speed |",
+        "| network | bfloat16, % | float32, % | difference, points | speed |",
         "|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["architecture"] for row in result["rows"]):
@@ -113,15 +112,13 @@ def table(result: Mapping[str, Any]) -> str:
             for kind in PRECISIONS
         }
         cells = [
-            f"{statistics.mean(100 * row['accuracy'] for row in rows):.2f} % "
-            f"({min(100 * row['accuracy'] for row in rows):.2f} to {max(100 * row['accuracy'] for row in rows):.2f})"
-            for rows in found.values()
+            pages.spread([100 * row["accuracy"] for row in rows], ".2f", statistics.mean) for rows in found.values()
         ]
         pairs = list(zip(*found.values(), strict=True))
         points = [100 * (ours["accuracy"] - theirs["accuracy"]) for ours, theirs in pairs]
         speed = statistics.median(ours["images_per_s"] / theirs["images_per_s"] for ours, theirs in pairs)
-        spread = f"{statistics.mean(points):+.2f} ({min(points):+.2f} to {max(points):+.2f})"
-        lines.append(f"| {name} | {' | '.join(cells)} | {spread} | {speed:.2f}x |")
+        difference = pages.spread(points, "+.2f", statistics.mean)
+        lines.append(f"| {name} | {' | '.join(cells)} | {difference} | {speed:.2f}x |")
     seeds = len({row["seed"] for row in result["rows"]})
     note = (
         f"Accuracy on {result['test_images']:,} test images after {result['epochs']} epochs of {result['images']:,}; "

@@ -17,7 +17,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -105,7 +104,7 @@ def table(result: dict[str, Any]) -> str:
 
     def cell(chosen: list[dict[str, Any]], part: str) -> str:
         values = [100 * (row[part] - before[row["seed"]][part]) for row in chosen]
-        return f"{statistics.mean(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})"
+        return pages.spread(values, "+.1f", statistics.mean)
 
     lines = [
         "| scale | holdout, with the failures | holdout, control | test, with the failures | test, control |",
@@ -149,7 +148,7 @@ def main() -> None:
             model = Path(temporary) / f"parent-{seed}"
             rows += rows_of_seed(params, data, images, arguments.scales, seed, arguments.parent_epochs, model)
             result = {
-                "command": " ".join(["benchmarks/retrain_rate.py", *sys.argv[1:]]),
+                "command": pages.command(),
                 "profile": arguments.profile,
                 "seeds": sorted({row["seed"] for row in rows}),
                 "parent_epochs": arguments.parent_epochs,

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import optuna
+import pages
 
 from flywheel import files, params_file
 from flywheel.params import Params
@@ -79,21 +80,20 @@ def main() -> None:
         for kind, found in outcomes.items():
             regrets = [100 * regret for regret, _ in found]
             against = [100 * (theirs - ours) for (theirs, _), (ours, _) in zip(found, outcomes["ours"], strict=True)]
-            half = T_95[len(seeds)] * statistics.stdev(against) / math.sqrt(len(seeds)) if kind != "ours" else 0.0
-            mean = statistics.mean(against)
+            low, mean, high = pages.interval(against, T_95[len(seeds)])
             rows.append(
                 {
                     "curves": curves,
                     "searcher": kind,
                     "regret_points": round(statistics.mean(regrets), 3),
                     "regret_sd": round(statistics.stdev(regrets), 3),
-                    "worse_than_ours_points": [round(mean - half, 3), round(mean, 3), round(mean + half, 3)],
+                    "worse_than_ours_points": [round(low, 3), round(mean, 3), round(high, 3)],
                     "epochs": round(statistics.mean(epochs for _, epochs in found), 1),
                 }
             )
             print(
                 f"{curves:<9} {kind:<9} regret {rows[-1]['regret_points']:6.3f} ± {rows[-1]['regret_sd']:.3f} points, "
-                f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] against ours, {rows[-1]['epochs']:.0f} epochs",
+                f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] against ours, {rows[-1]['epochs']:.0f} epochs",
                 flush=True,
             )
     packages = {name: metadata.version(name) for name in ("ray", "optuna")}

@@ -22,7 +22,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -94,7 +93,7 @@ def measure(params: Params) -> None:
             files.write_json(
                 CURVES,
                 {
-                    "command": " ".join(["benchmarks/searcher_table.py", *sys.argv[1:]]),
+                    "command": pages.command(),
                     "images": IMAGES, "validation_images": len(small.validation_labels), "epochs": EPOCHS, "seed": 0,
                     "machine": f"{devices.pick().type}, {workers} CPUs, one thread a training",
                     "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -114,14 +113,15 @@ def _begin(data: TrainingData) -> None:
 
 
 def curve(recipe: Recipe) -> dict[str, Any]:
-    """Return the accuracy after each epoch and the seconds of one; a training that diverged stays where it was."""
-    started, accuracies = time.perf_counter(), []
+    """Return the accuracy after each epoch and the seconds of one; after a divergence it is that of chance."""
+    started, accuracies, begun = time.perf_counter(), [], EPOCHS
     try:
         for result in fit(_data.classifier(recipe), _data, recipe, devices.pick()):
             accuracies.append(round(result.accuracy, 4))
     except TrainingDiverged:
+        begun = len(accuracies) + 1
         accuracies += [1 / len(_data.class_names)] * (EPOCHS - len(accuracies))
-    seconds = (time.perf_counter() - started) / EPOCHS
+    seconds = (time.perf_counter() - started) / begun
     return {name: getattr(recipe, name) for name in GRID} | {"accuracy": accuracies, "epoch_s": round(seconds, 2)}
 
 
@@ -156,20 +156,18 @@ def replay(curves: Mapping[str, Any], seeds: int) -> dict[str, Any]:
         equal = [100 * (lies.best - best_at(seen, end)) for seen, end in zip(found, ends, strict=True)]
         first = [100 * (lies.best - best_at(seen, end)) for seen, end in zip(sweeps[KINDS[0]], ends, strict=True)]
         against = [one - other for one, other in zip(equal, first, strict=True)]
-        half = T_95[seeds] * statistics.stdev(against) / math.sqrt(seeds)
-        mean = statistics.mean(against)
         rows.append(
             {
                 "searcher": searcher,
                 "asha": stopping,
                 "lost_points": round(statistics.mean(lost), 2),
                 "lost_at_equal_time_points": round(statistics.mean(equal), 2),
-                "worse_than_tpe_with_asha_points": [round(x, 2) for x in (mean - half, mean, mean + half)],
+                "worse_than_tpe_with_asha_points": [round(x, 2) for x in pages.interval(against, T_95[seeds])],
                 "seconds": round(statistics.mean(seen[-1][0] for seen in found), 1),
             }
         )
     return {
-        "command": " ".join(["benchmarks/searcher_table.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "seeds": seeds, "trials": TRIALS, "at_a_time": AT_A_TIME, "epochs": curves["epochs"],
         "best_in_the_table": lies.best, "images": curves["images"], "curves": len(lies.rows),
         "versions": {"python": platform.python_version(), "optuna": metadata.version("optuna")},

@@ -74,7 +74,7 @@ def main() -> None:
     report = pages.add_to_report(figures)
     result = {
         **figures,
-        "command": " ".join(["benchmarks/serving.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "ray": metadata.version("ray")},
     }

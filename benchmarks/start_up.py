@@ -82,7 +82,7 @@ def main() -> None:
     shown = {"python -c pass": times["python -c pass"], f"{slowest} (the slowest of {len(helps)})": times[slowest]}
     shown |= {name: found for name, found in times.items() if name.endswith("up to date")}
     result = {
-        "command": " ".join(["benchmarks/start_up.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"python": platform.python_version()},
         "n": arguments.rounds,
@@ -194,7 +194,7 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     lines = ["| command | seconds |", "|---|---|"]
     for name, found in result["commands"].items():
-        lines.append(f"| `{name}` | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+        lines.append(f"| `{name}` | {pages.spread(found, '.2f')} |")
     lines += ["", "| until the first useful work | seconds | imports | start of Ray |"]
     lines += ["|---|---|---|---|"]
     for name, rows in result["first_work"].items():
@@ -203,8 +203,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{statistics.median(row[part] for row in rows):.1f}" if rows[0].get(part) else ""
             for part in ("imports", *PARTS)
         ]
-        spread = f"{statistics.median(whole):.1f} ({min(whole):.1f} to {max(whole):.1f})"
-        lines.append(f"| {name} | {spread} | {' | '.join(parts)} |")
+        lines.append(f"| {name} | {pages.spread(whole, '.1f')} | {' | '.join(parts)} |")
     note = (
         f"W&B offline, told by a thread beside the work. Medians of {result['n']} rounds (least to most). "
         f"`{result['command']}`; {result['machine']}."

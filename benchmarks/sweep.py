@@ -30,8 +30,9 @@ import numpy as np
 import optuna
 import pages
 import torch
+from compact import prepared
 from torch import nn
-from training import MEAN, STD, textbook_epoch, textbook_loader
+from training import textbook_epoch, textbook_loader
 
 from flywheel import command, files, params_file, pictures
 from flywheel.data import dataset
@@ -59,14 +60,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     origin = {
-        "command": " ".join(["benchmarks/sweep.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "trials": arguments.trials, "epochs": arguments.epochs, "seed": arguments.seed,
         "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
-    earlier = files.read_json(RESULT) if RESULT.exists() else {}
-    searches = earlier["searches"] if {key: earlier.get(key) for key in origin} == origin else {}
-    counts: dict[str, int] = earlier["images"] if searches else {}
+    earlier = pages.resumed(RESULT, origin)
+    searches: dict[str, Any] = earlier.get("searches", {})
+    counts: dict[str, int] = earlier.get("images", {})
     with tempfile.TemporaryDirectory(prefix="fw-sweep-") as folder:
         overrides = (
             f"{arguments.set} paths.store={folder}/store paths.reports={folder}/reports tracking.wandb=disabled "
@@ -132,10 +133,9 @@ def validated(model: nn.Module, name: str, data: TrainingData) -> float:
     """Return the accuracy on the validation images as a notebook computes it: float32, a batch at a time."""
     model.eval()
     side, device, right = architecture(name).input_size, devices.pick(), 0
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     for start in range(0, len(data.validation_labels), 128):
-        images = torch.from_numpy(np.array(data.validation_images[start : start + 128])).permute(0, 3, 1, 2) / 255
-        images = ((images - mean) / std).to(device)
+        batch = torch.from_numpy(np.array(data.validation_images[start : start + 128]))
+        images = prepared(batch).contiguous().to(device)
         if side is not None:
             images = nn.functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
         predicted = model(images).argmax(dim=1).cpu().numpy()

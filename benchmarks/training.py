@@ -16,7 +16,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +74,7 @@ def main() -> None:
     device = devices.pick()
     result = {
         "training": rows,
-        "command": " ".join(["benchmarks/training.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "machine": f"{device.type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, load "
         f"{os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__}

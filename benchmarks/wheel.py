@@ -21,7 +21,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -182,12 +181,11 @@ def main() -> None:
     name = arguments.name or arguments.profile
     place = RESULTS / f"wheel_{name}.json"
     origin = {
-        "command": " ".join(["benchmarks/wheel.py", *sys.argv[1:]]),
+        "command": pages.command(),
         "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {devices.pick().type}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    earlier = files.read_json(place) if place.exists() else {}
-    rows: list[dict[str, Any]] = earlier["rows"] if {key: earlier.get(key) for key in origin} == origin else []
+    rows: list[dict[str, Any]] = pages.resumed(place, origin).get("rows", [])
     for seed in range(len(rows), arguments.seeds):
         with tempfile.TemporaryDirectory(prefix="fw-wheel-") as folder:
             rows.append(seed_row(source, arguments.profile, arguments.set, seed, arguments.turns, Path(folder)))

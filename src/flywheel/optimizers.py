@@ -16,8 +16,8 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     Biases and norms take no weight decay. All param groups have one learning rate: Muon's steps are scaled to be as
     large as Adam's (Liu et al., arXiv 2502.16982).
     """
-    matrices = [p for p in network.parameters() if recipe.optimizer == "muon" and p.ndim == 4 and p.shape[1] > 3]
-    taken = {id(p) for p in matrices}
+    inner = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 3] if recipe.optimizer == "muon" else []
+    taken = {id(p) for p in inner}
     rest = [p for p in network.parameters() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -27,7 +27,7 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
         nesterov = recipe.momentum > 0
         return [torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)]
     adam = torch.optim.Adam(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
-    return [adam, Muon(matrices, recipe)] if matrices else [adam]
+    return [adam, Muon(inner, recipe)] if inner else [adam]
 
 
 class Muon(torch.optim.Muon):
@@ -40,7 +40,7 @@ class Muon(torch.optim.Muon):
     def __init__(self, weights: Sequence[Tensor], recipe: Recipe):
         self._weights = weights
         super().__init__(
-            [_rows(weight.detach()).view(len(weight), -1) for weight in weights],  # the same memory
+            [_as_stored(weight.detach()).view(len(weight), -1) for weight in weights],  # the same memory
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             momentum=recipe.momentum,
@@ -50,9 +50,10 @@ class Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take the gradients of the convolutions and move their weights."""
         for matrix, weight in zip(self.param_groups[0]["params"], self._weights, strict=True):
-            matrix.grad = None if weight.grad is None else _rows(weight.grad).reshape(matrix.shape)
+            matrix.grad = None if weight.grad is None else _as_stored(weight.grad).reshape(matrix.shape)
         super().step(closure)  # type: ignore[no-untyped-call]
 
 
-def _rows(weight: Tensor) -> Tensor:
+def _as_stored(weight: Tensor) -> Tensor:
+    """Return (outputs, inputs, h, w) in the order in which channels_last stores it."""
     return weight.permute(0, 2, 3, 1)

@@ -88,7 +88,9 @@ class RecipeDefaults(Section):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(description="peak, reached after the warm-up")
     batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images a step")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="of SGD and Muon; beta1 of Adam")
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(description="of weights, not of biases and norms")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="of weights, not of biases and norms; with Muon decoupled from the gradient"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(description="mass moved from the label to all classes")
     warmup_fraction: Annotated[float, Field(ge=0, le=0.9)] = Field(description="of all steps; cosine decay follows")
     flip: bool = Field(description="mirror images at random (never digits)")
