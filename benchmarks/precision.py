@@ -30,6 +30,7 @@ from retrain_rate import opened
 
 from flywheel import command, files, params_file
 from flywheel.models import device as devices
+from flywheel.models.architectures import ARCHITECTURES
 from flywheel.params import Recipe
 from flywheel.training import TrainingData, fit
 
@@ -43,7 +44,9 @@ def main() -> None:
     """Train every architecture, seed and precision, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="", help="overrides of params.yaml, such as data.source")
-    parser.add_argument("--architectures", nargs="+", default=["compact", "standard"], metavar="NAME")
+    parser.add_argument(
+        "--architectures", nargs="+", default=["compact", "standard"], choices=list(ARCHITECTURES), metavar="NAME"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=5000, help="to train on (default: 5000)")
     parser.add_argument("--epochs", type=int, default=8)

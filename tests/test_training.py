@@ -122,6 +122,45 @@ def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: R
     assert {group["weight_decay"] for group in groups} == {recipe.weight_decay, 0.0}
 
 
+def test_muon_takes_the_inner_convolutions_and_adam_the_first_and_the_last_layer(
+    data: TrainingData, recipe: Recipe
+) -> None:
+    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "compact", "momentum": 0.8})
+    classifier = data.classifier(recipe)
+    first, *inner = (p for p in classifier.parameters() if p.ndim == 4)
+    adam, muon = make_optimizers(classifier, recipe)
+    assert [m.numel() for m in muon.param_groups[0]["params"]] == [p.numel() for p in inner]
+    assert {id(first)} < {id(p) for group in adam.param_groups for p in group["params"]}
+    assert [muon.param_groups[0]["momentum"], *(group["betas"][0] for group in adam.param_groups)] == [0.8] * 3
+    taken = sum(p.numel() for one in (adam, muon) for group in one.param_groups for p in group["params"])
+    assert taken == sum(p.numel() for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_every_step_of_every_optimizer_is_taken_at_the_rate_of_the_schedule(
+    data: TrainingData, recipe: Recipe, cut: int
+) -> None:
+    recipe = recipe.model_copy(update={"optimizer": "muon"})
+    training = Training(data.classifier(recipe), data, recipe, CPU)
+    before = Training(data.classifier(recipe), data, recipe, CPU)
+    for _, _ in zip(range(cut), before.epochs(), strict=False):
+        training.restore(before.state())
+    rates: dict[str, list[list[float]]] = {}
+    for optimizer in training._optimizers:
+        seen = rates.setdefault(type(optimizer).__name__, [])
+        optimizer.register_step_pre_hook(
+            lambda one, *_, seen=seen: seen.append([group["lr"] for group in one.param_groups])
+        )
+    reported = [result.learning_rate for result in training.epochs()]
+    steps = recipe.epochs * (len(data.labels) // recipe.batch_size)
+    due = [
+        recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup_fraction)
+        for step in range(cut * steps // recipe.epochs, steps)
+    ]
+    assert rates == {"Adam": [[rate] * 2 for rate in due], "Muon": [[rate] for rate in due]}
+    assert reported == due[steps // recipe.epochs - 1 :: steps // recipe.epochs]
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_muon_moves_a_convolution_along_all_directions_of_its_gradient_alike(
     data: TrainingData, recipe: Recipe, layout: torch.memory_format
