@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import compact
 import numpy as np
+import pages
 import precision
 import pytest
+import searcher_study
 import searcher_table
 import torch
+from scipy import stats
 from shades import two_shades
 
 import sweep
+from flywheel import files
 from flywheel.training import TrainingData
 
 
@@ -113,3 +118,30 @@ def test_a_step_of_a_convolution_is_counted_forward_and_back() -> None:
     layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
     forward = 2 * 4 * 32 * 32 * 3 * 8 * 9
     assert compact.step_flops(layer, 32, 4) == 2 * forward  # images need no gradient
+
+
+def test_the_interval_of_a_mean_is_students(random: np.random.Generator) -> None:
+    values = random.normal(0.3, 1, 20).tolist()
+    low, mean, high = pages.interval(values, searcher_study.T_95[20])
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((known.low, known.high), abs=1e-3)
+    assert mean == pytest.approx(np.mean(values))
+
+
+def test_a_row_of_figures_is_its_middle_the_least_and_the_most() -> None:
+    assert pages.spread([3, 1, 10]) == "3 (1 to 10)"
+    assert pages.spread([0.1, 0.2, 0.6], "+.1f", np.mean) == "+0.3 (+0.1 to +0.6)"
+
+
+def test_a_study_goes_on_only_from_what_the_same_command_wrote(tmp_path: Path) -> None:
+    origin = {"command": "benchmarks/compact.py --seeds 0", "machine": "m"}
+    place = tmp_path / "result.json"
+    assert pages.resumed(place, origin) == {}
+    files.write_json(place, {**origin, "rows": [1]})
+    assert pages.resumed(place, origin)["rows"] == [1]
+    assert pages.resumed(place, {**origin, "machine": "another"}) == {}
+
+
+def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", "--seeds", "0"])
+    assert pages.command() == "benchmarks/compact.py --seeds 0"
