@@ -3,11 +3,11 @@
     python benchmarks/compact.py --set "data.source=folder data.name=… data.path=…"
                                                         (make bench-long BENCH_LONG=compact, an hour and a half)
 
-Both train on all training images (validation included), in bfloat16 where the hardware has it, a seed of one and a
-seed of the other in turn. The reference is airbench94 as its paper has it (Jordan, arXiv 2404.00498; its code:
-github.com/KellerJordan/cifar10-airbench), written anew: 9.9 epochs, no test-time augmentation. Ours is the laptop
-profile's recipe. Time is that of the training alone; arithmetic is counted by torch's FLOP counter, and a product of
-two 4096 x 4096 matrices tells what the machine could do at most.
+Both train on all training images (validation included), in bfloat16 where the hardware has it; a seed of one and a
+seed of the other in turn, on CPUs as many at a time as there are, with one thread each. The reference is airbench94
+as its paper has it (Jordan, arXiv 2404.00498; its code: github.com/KellerJordan/cifar10-airbench), written anew: 9.9
+epochs, no test-time augmentation. Ours is the laptop profile's recipe. Time is that of the training alone; arithmetic
+is counted by torch's FLOP counter, and a product of two 4096 x 4096 matrices tells what the processor could do at most.
 
 Reads   the sections data and recipe of params.yaml
 Writes  benchmarks/results/compact.json after every training, and its table in docs/training.md
@@ -23,6 +23,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +60,25 @@ def main() -> None:
     arguments = parser.parse_args()
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     data = everything(params)
+    workers = len(os.sched_getaffinity(0)) if devices.pick().type == "cpu" else 1
     origin = {
         "command": pages.command(),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
-        "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {workers} trainings at a time, one thread each",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
     rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
-    for seed in arguments.seeds:
-        for name in NAMES:
-            if not any((row["network"], row["seed"]) == (name, seed) for row in rows):
-                recipe = params.complete_recipe({"seed": seed}, arguments.epochs)
-                rows.append(one(name, data, recipe))
-                print(rows[-1], flush=True)
-                files.write_json(RESULT, {**origin, "rows": rows})
+    known = {(row["network"], row["seed"]) for row in rows}
+    missing = [(name, seed) for seed in arguments.seeds for name in NAMES if (name, seed) not in known]
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(data,)) as pool:
+        trainings = [
+            pool.submit(one, name, params.complete_recipe({"seed": seed}, arguments.epochs)) for name, seed in missing
+        ]
+        for training in as_completed(trainings):
+            rows.append(training.result())
+            print(rows[-1], flush=True)
+            files.write_json(RESULT, {**origin, "rows": rows})
     result = files.read_json(RESULT)
     pages.write(ROOT / "docs" / "training.md", "compact", table(result))
     print(table(result))
@@ -90,8 +96,18 @@ def everything(params: Params) -> TrainingData:
         )  # fmt: skip
 
 
-def one(name: str, data: TrainingData, recipe: Recipe) -> dict[str, Any]:
+_data: TrainingData
+
+
+def _begin(data: TrainingData) -> None:
+    global _data
+    _data = data
+    torch.set_num_threads(1)
+
+
+def one(name: str, recipe: Recipe) -> dict[str, Any]:
     """Return what one training cost and reached; a line an epoch is printed."""
+    data = _data
     peak = peak_flops(recipe.precision)
     accuracies, seconds = [], 0.0
     epochs = reference(data, recipe) if name == NAMES[0] else ours(data, recipe)
@@ -251,15 +267,16 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     lines = ["| network | test accuracy, % | seconds | of the reference's | PFLOP | of the machine's peak |"]
     lines += ["|---|---|---|---|---|---|"]
-    found = {name: [row for row in result["rows"] if row["network"] == name] for name in NAMES}
+    rows = sorted(result["rows"], key=lambda row: row["seed"])
+    found = {name: [row for row in rows if row["network"] == name] for name in NAMES}
     ratios = [mine["seconds"] / theirs["seconds"] for theirs, mine in zip(*found.values(), strict=True)]
-    for name, rows in found.items():
-        points = [100 * row["accuracy"] for row in rows]
-        share = statistics.median(1000 * row["pflop"] / row["seconds"] / row["peak_tflop_per_s"] for row in rows)
+    for name, own in found.items():
+        points = [100 * row["accuracy"] for row in own]
+        share = statistics.median(1000 * row["pflop"] / row["seconds"] / row["peak_tflop_per_s"] for row in own)
         of = "" if name == NAMES[0] else pages.spread(ratios, ".0%")
         cells = pages.spread(points, ".2f", statistics.mean)
         times = f"{statistics.median(row['seconds'] for row in rows):.0f}"
-        lines.append(f"| {name} | {cells} | {times} | {of} | {rows[0]['pflop']:.3f} | {share:.0%} |")
+        lines.append(f"| {name} | {cells} | {times} | {of} | {own[0]['pflop']:.3f} | {share:.0%} |")
     recipe = result["recipe"]
     note = (
         f"{result['images']:,} training and {result['test_images']:,} test images, no test-time augmentation; mean of "

@@ -111,21 +111,39 @@ def test_the_learning_rate_warms_up_then_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
-def test_weights_decay_and_biases_and_norms_do_not(data: TrainingData, recipe: Recipe, kind: str) -> None:
-    recipe = recipe.model_copy(update={"optimizer": kind})
+@pytest.mark.parametrize("decay", ["auto", 0.01])
+def test_weights_decay_and_biases_and_norms_do_not(
+    data: TrainingData, recipe: Recipe, kind: str, decay: str | float
+) -> None:
+    recipe = recipe.model_copy(update={"optimizer": kind, "weight_decay": decay})
     classifier = data.classifier(recipe)
     groups = [group for optimizer in make_optimizers(classifier, recipe) for group in optimizer.param_groups]
     for group in groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
     decayed = sum(p.numel() for group in groups for p in group["params"] if group["weight_decay"])
     assert decayed == sum(p.numel() for p in classifier.parameters() if p.ndim > 1)
-    assert {group["weight_decay"] for group in groups} == {recipe.weight_decay, 0.0}
+    due = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}[kind] if decay == "auto" else decay
+    assert {group["weight_decay"] for group in groups} == {due, 0.0}
 
 
-def test_muon_takes_the_inner_convolutions_and_adam_the_first_and_the_last_layer(
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_with_muon_every_weight_decays_by_a_share_of_the_rate(data: TrainingData, recipe: Recipe, decay: float) -> None:
+    recipe = recipe.model_copy(update={"optimizer": "muon", "weight_decay": decay, "learning_rate": 0.1})
+    classifier = data.classifier(recipe)
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    for p in classifier.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in make_optimizers(classifier, recipe):
+        optimizer.step()
+    for name, p in classifier.named_parameters():
+        share = 1 - 0.1 * decay if p.ndim > 1 else 1
+        torch.testing.assert_close(p.detach(), before[name] * share)
+
+
+def test_muon_takes_the_inner_convolutions_and_adamw_the_first_and_the_last_layer(
     data: TrainingData, recipe: Recipe
 ) -> None:
-    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "compact", "momentum": 0.8})
+    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "standard", "momentum": 0.8})
     classifier = data.classifier(recipe)
     first, *inner = (p for p in classifier.parameters() if p.ndim == 4)
     adam, muon = make_optimizers(classifier, recipe)
@@ -157,7 +175,7 @@ def test_every_step_of_every_optimizer_is_taken_at_the_rate_of_the_schedule(
         recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup_fraction)
         for step in range(cut * steps // recipe.epochs, steps)
     ]
-    assert rates == {"Adam": [[rate] * 2 for rate in due], "Muon": [[rate] for rate in due]}
+    assert rates == {"AdamW": [[rate] * 2 for rate in due], "Muon": [[rate] for rate in due]}
     assert reported == due[steps // recipe.epochs - 1 :: steps // recipe.epochs]
 
 

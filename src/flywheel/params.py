@@ -83,13 +83,13 @@ class RecipeDefaults(Section):
 
     architecture: Architecture = Field(description="a name in models/architectures.py")
     optimizer: Literal["sgd", "adam", "muon"] = Field(
-        description="SGD with Nesterov momentum; Adam; or Muon for the convolutions and Adam for the rest"
+        description="SGD with Nesterov momentum; Adam; or Muon for the convolutions and AdamW for the rest"
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(description="peak, reached after the warm-up")
     batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images a step")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="of SGD and Muon; beta1 of Adam")
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="of weights, not of biases and norms; with Muon decoupled from the gradient"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="of SGD and Muon; beta1 of Adam and AdamW")
+    weight_decay: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        description="of weights, not of biases and norms; auto: 0.0005, with Muon (where it is decoupled) 0.1"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(description="mass moved from the label to all classes")
     warmup_fraction: Annotated[float, Field(ge=0, le=0.9)] = Field(description="of all steps; cosine decay follows")
