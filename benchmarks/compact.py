@@ -275,7 +275,7 @@ def table(result: Mapping[str, Any]) -> str:
         share = statistics.median(1000 * row["pflop"] / row["seconds"] / row["peak_tflop_per_s"] for row in own)
         of = "" if name == NAMES[0] else pages.spread(ratios, ".0%")
         cells = pages.spread(points, ".2f", statistics.mean)
-        times = f"{statistics.median(row['seconds'] for row in rows):.0f}"
+        times = f"{statistics.median(row['seconds'] for row in own):.0f}"
         lines.append(f"| {name} | {cells} | {times} | {of} | {own[0]['pflop']:.3f} | {share:.0%} |")
     recipe = result["recipe"]
     note = (

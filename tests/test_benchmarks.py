@@ -114,6 +114,23 @@ def test_the_reference_begins_with_a_layer_that_whitens(random: np.random.Genera
     np.testing.assert_allclose(covariance.numpy(), np.eye(12), atol=0.1)
 
 
+def test_the_table_of_networks_pairs_seeds_and_keeps_the_networks_apart() -> None:
+    rows = [
+        {"network": name, "seed": seed, "accuracy": accuracy, "seconds": seconds, "pflop": 0.2, "peak_tflop_per_s": 1.0}
+        for name, seed, accuracy, seconds in (
+            ("compact", 1, 0.9, 80), ("airbench94", 0, 0.88, 1000),
+            ("compact", 0, 0.8, 800), ("airbench94", 1, 0.9, 100),
+        )
+    ]  # fmt: skip
+    result = {
+        "rows": rows, "recipe": {"epochs": 14}, "images": 50_000, "test_images": 10_000, "command": "c", "machine": "m",
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    lines = compact.table(result).splitlines()
+    assert lines[2] == "| airbench94 | 89.00 (88.00 to 90.00) | 550 |  | 0.200 | 110% |"
+    assert lines[3] == "| compact | 85.00 (80.00 to 90.00) | 440 | 80% (80% to 80%) | 0.200 | 138% |"
+
+
 def test_a_step_of_a_convolution_is_counted_forward_and_back() -> None:
     layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
     forward = 2 * 4 * 32 * 32 * 3 * 8 * 9
