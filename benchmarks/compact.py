@@ -23,14 +23,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pages
 import torch
+import workers
 from retrain_rate import opened
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,25 +59,25 @@ def main() -> None:
     arguments = parser.parse_args()
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     data = everything(params)
-    workers = len(os.sched_getaffinity(0)) if devices.pick().type == "cpu" else 1
     origin = {
         "command": pages.command(),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
-        "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {workers} trainings at a time, one thread each",
+        "machine": workers.machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
     rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
     known = {(row["network"], row["seed"]) for row in rows}
-    missing = [(name, seed) for seed in arguments.seeds for name in NAMES if (name, seed) not in known]
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(data,)) as pool:
-        trainings = [
-            pool.submit(one, name, params.complete_recipe({"seed": seed}, arguments.epochs)) for name, seed in missing
-        ]
-        for training in as_completed(trainings):
-            rows.append(training.result())
-            print(rows[-1], flush=True)
-            files.write_json(RESULT, {**origin, "rows": rows})
+    tasks = [
+        (name, params.complete_recipe({"seed": seed}, arguments.epochs))
+        for seed in arguments.seeds
+        for name in NAMES
+        if (name, seed) not in known
+    ]
+    for row in workers.each(one, data, tasks):
+        rows.append(row)
+        print(row, flush=True)
+        files.write_json(RESULT, {**origin, "rows": rows})
     result = files.read_json(RESULT)
     pages.write(ROOT / "docs" / "training.md", "compact", table(result))
     print(table(result))
@@ -96,18 +95,8 @@ def everything(params: Params) -> TrainingData:
         )  # fmt: skip
 
 
-_data: TrainingData
-
-
-def _begin(data: TrainingData) -> None:
-    global _data
-    _data = data
-    torch.set_num_threads(1)
-
-
-def one(name: str, recipe: Recipe) -> dict[str, Any]:
+def one(data: TrainingData, name: str, recipe: Recipe) -> dict[str, Any]:
     """Return what one training cost and reached; a line an epoch is printed."""
-    data = _data
     peak = peak_flops(recipe.precision)
     accuracies, seconds = [], 0.0
     epochs = reference(data, recipe) if name == NAMES[0] else ours(data, recipe)

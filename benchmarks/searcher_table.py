@@ -19,22 +19,20 @@ import argparse
 import heapq
 import itertools
 import math
-import os
 import platform
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pages
 import torch
+import workers
 from numpy.typing import NDArray
 from precision import some_of
 from retrain_rate import opened
@@ -79,48 +77,37 @@ def main() -> None:
 
 
 def measure(params: Params) -> None:
-    """Train every recipe of the grid, a process a core with one thread each; rows are written as they come."""
+    """Train every recipe of the grid; rows are written as they come."""
     rows = files.read_json(CURVES)["rows"] if CURVES.exists() else []
     known = {tuple(row[name] for name in GRID) for row in rows}
     missing = [point for point in itertools.product(*GRID.values()) if point not in known]
     with tempfile.TemporaryDirectory() as folder:
         small = some_of(TrainingData.of(opened(params, Path(folder) / "data")), IMAGES, IMAGES)
-    tasks = [params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS) for point in missing]
-    workers = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(small,)) as pool:
-        for number, row in enumerate(pool.map(curve, tasks), 1):
-            rows.append(row)
-            files.write_json(
-                CURVES,
-                {
-                    "command": pages.command(),
-                    "images": IMAGES, "validation_images": len(small.validation_labels), "epochs": EPOCHS, "seed": 0,
-                    "machine": f"{devices.pick().type}, {workers} CPUs, one thread a training",
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                    "rows": rows,
-                },
-            )  # fmt: skip
-            print(f"{number}/{len(tasks)} {row}", flush=True)
+    tasks = [(params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS),) for point in missing]
+    for number, row in enumerate(workers.each(curve, small, tasks), 1):
+        rows.append(row)
+        files.write_json(
+            CURVES,
+            {
+                "command": pages.command(),
+                "images": IMAGES, "validation_images": len(small.validation_labels), "epochs": EPOCHS, "seed": 0,
+                "machine": workers.machine(),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                "rows": rows,
+            },
+        )  # fmt: skip
+        print(f"{number}/{len(tasks)} {row}", flush=True)
 
 
-_data: TrainingData
-
-
-def _begin(data: TrainingData) -> None:
-    global _data
-    _data = data
-    torch.set_num_threads(1)
-
-
-def curve(recipe: Recipe) -> dict[str, Any]:
+def curve(data: TrainingData, recipe: Recipe) -> dict[str, Any]:
     """Return the accuracy after each epoch and the seconds of one; after a divergence it is that of chance."""
     started, accuracies, begun = time.perf_counter(), [], EPOCHS
     try:
-        for result in fit(_data.classifier(recipe), _data, recipe, devices.pick()):
+        for result in fit(data.classifier(recipe), data, recipe, devices.pick()):
             accuracies.append(round(result.accuracy, 4))
     except TrainingDiverged:
         begun = len(accuracies) + 1
-        accuracies += [1 / len(_data.class_names)] * (EPOCHS - len(accuracies))
+        accuracies += [1 / len(data.class_names)] * (EPOCHS - len(accuracies))
     seconds = (time.perf_counter() - started) / begun
     return {name: getattr(recipe, name) for name in GRID} | {"accuracy": accuracies, "epoch_s": round(seconds, 2)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import searcher_study
 import searcher_table
 import torch
+import workers
 from scipy import stats
 from shades import two_shades
 
 import sweep
 from flywheel import files
+from flywheel.params import Params
 from flywheel.training import TrainingData
 
 
@@ -98,6 +101,19 @@ def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random
     assert len(first.validation_images) == 4
     assert set(first.labels) == set(data.labels)
     assert np.array_equal(first.images, again.images)
+
+
+def test_trainings_side_by_side_give_what_one_after_the_other_gives(
+    random: np.random.Generator, params: Params
+) -> None:
+    noise = random.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    data = replace(two_shades(random, 16), validation_images=noise, validation_labels=random.integers(0, 2, 200))
+    tasks = [
+        (params.complete_recipe({"batch_size": 16, "seed": seed}, epochs=1),) for seed in range(workers.count() + 1)
+    ]
+    rows = {row["seed"]: row["accuracy"] for row in workers.each(precision.trained, data, tasks)}
+    assert rows == {recipe.seed: precision.trained(data, recipe)["accuracy"] for (recipe,) in tasks}
+    assert len(set(rows.values())) > 1
 
 
 def test_the_reference_begins_with_a_layer_that_whitens(random: np.random.Generator) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from flywheel import params_file, params_reference
 from flywheel.params import Params
+from flywheel.params_errors import either
 from flywheel.params_file import ParamsError
 from flywheel.search_space import Choices, PerArchitecture, Range, parse
 
@@ -27,6 +28,10 @@ def test_each_profile_has_its_own_store_and_reports(make_params: Make) -> None:
     stores = {make_params(profile=name).store for name in ("cifar10", "laptop", "demo")}
     reports = {make_params(profile=name).reports for name in ("cifar10", "laptop", "demo")}
     assert len(stores) == len(reports) == 3
+
+
+def test_several_reasons_are_one_sentence_and_each_stands_there_once() -> None:
+    assert either(["must be 'auto'", "must be a number", "must be 'auto'"]) == "must be 'auto', or must be a number"
 
 
 def test_params_are_frozen(params: Params) -> None:
@@ -88,6 +93,11 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("sweep.space.learning_rate={log_uniform: [1, 0]}", "two numbers, the lower first"),
         ("sweep.space.learning_rate={log_uniform: [0, 1]}", "lower bound above 0"),
         ("sweep.space.learning_rate={uniform: [0.1, 99]}", "must be less than or equal to 10 (got 99)"),
+        (
+            "sweep.space.weight_decay={uniform: [0.0, 5]}",
+            "sweep.space.weight_decay: must be 'auto' (got 5), or must be less than or equal to 1 (got 5)",
+        ),
+        ("sweep.first=[{weight_decay: 5}]", "or must be less than or equal to 1 (got 5)"),
         ("sweep.first=[{learning_rate: 5}]", "sweep.first[0].learning_rate: 5 lies outside sweep.space.learning_rate"),
         ("sweep.first=[{rate: 5}]", "sweep.first[0].rate: unknown key"),
         ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified'"),

@@ -126,6 +126,14 @@ def test_weights_decay_and_biases_and_norms_do_not(
     assert {group["weight_decay"] for group in groups} == {due, 0.0}
 
 
+def test_every_optimizer_is_the_one_it_is_called(data: TrainingData, recipe: Recipe) -> None:
+    made = {}
+    for kind in ("sgd", "adam", "muon"):
+        optimizers = make_optimizers(data.classifier(recipe), recipe.model_copy(update={"optimizer": kind}))
+        made[kind] = [type(optimizer).__name__ for optimizer in optimizers]
+    assert made == {"sgd": ["SGD"], "adam": ["Adam"], "muon": ["AdamW", "Muon"]}
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_with_muon_every_weight_decays_by_a_share_of_the_rate(data: TrainingData, recipe: Recipe, decay: float) -> None:
     recipe = recipe.model_copy(update={"optimizer": "muon", "weight_decay": decay, "learning_rate": 0.1})
@@ -143,7 +151,7 @@ def test_with_muon_every_weight_decays_by_a_share_of_the_rate(data: TrainingData
 def test_muon_takes_the_inner_convolutions_and_adamw_the_first_and_the_last_layer(
     data: TrainingData, recipe: Recipe
 ) -> None:
-    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "standard", "momentum": 0.8})
+    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "compact", "momentum": 0.8})
     classifier = data.classifier(recipe)
     first, *inner = (p for p in classifier.parameters() if p.ndim == 4)
     adam, muon = make_optimizers(classifier, recipe)

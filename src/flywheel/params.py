@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from flywheel import search_space
-from flywheel.params_errors import KeyedError, dotted, explain, nearest, show_value
+from flywheel.params_errors import KeyedError, dotted, either, explain, nearest, show_value
 from flywheel.params_production import Evaluate, Gate, Promotion, Retrain, Serve, Simulate
 from flywheel.params_section import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.search_space import Choices, Domain, PerArchitecture
@@ -262,4 +262,4 @@ class Params(Section):
         try:
             self.complete_recipe({key[-1]: value}, epochs=1)
         except ValidationError as error:
-            raise KeyedError(key, explain(error.errors()[0])) from None
+            raise KeyedError(key, either(map(explain, error.errors()))) from None

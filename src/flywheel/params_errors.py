@@ -52,6 +52,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
+def either(reasons: Iterable[str]) -> str:
+    """Return in one sentence what keeps a value from being any of the things that it may be."""
+    return ", or ".join(dict.fromkeys(reasons))
+
+
 def explain(error: Any) -> str:
     """Return what is wrong with a value, from one entry of ValidationError.errors()."""
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")

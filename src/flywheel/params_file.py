@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from flywheel import FlywheelError
 from flywheel.params import Params, Sweep
-from flywheel.params_errors import dotted, explain, nearest, show, show_value
+from flywheel.params_errors import dotted, either, explain, nearest, show, show_value
 from flywheel.params_section import Section
 
 Key = tuple[str, ...]
@@ -145,7 +145,7 @@ def _lines(error: ValidationError, path: str, origins: Sequence[tuple[str, list[
     for key, found in reasons.items():
         # What was put over last is what is wrong: the key itself, what it lies in, or (missing) something in it.
         origin = next((o for o, keys in origins if any(k == key[: len(k)] or key == k[: len(key)] for k in keys)), "")
-        lines.append(f"{origin or f'{path}: '}{dotted(key)}: {', or '.join(dict.fromkeys(found))}")
+        lines.append(f"{origin or f'{path}: '}{dotted(key)}: {either(found)}")
     return lines
 
 
