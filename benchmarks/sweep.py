@@ -5,8 +5,9 @@
 
 *Textbook* is Optuna's TPE over the cifar10 profile's space (three ResNet-18s), one trial after the other with the
 textbook loop (benchmarks/training.py), no early stopping, validated after each epoch. *ResNets* is `make sweep` with
-that space, *with compact* the same with `compact` in it and tried first. All have as many trials and epochs. The clock
-of the textbook starts with its first trial; ours with the command, so the start of Ray and the workers is in it.
+that space, *with compact* the same with `compact` and Muon in it and the laptop profile's recipe tried first. All have
+as many trials and epochs. The clock of the textbook starts with its first trial; ours with the command, so the start of
+Ray and the workers is in it.
 
 Reads   the sections data, recipe and sweep of params.yaml
 Writes  benchmarks/results/sweep.json after each of the three, docs/sweep.svg and its table in docs/training.md
@@ -15,6 +16,7 @@ Writes  benchmarks/results/sweep.json after each of the three, docs/sweep.svg an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -44,11 +46,6 @@ from flywheel.training import TrainingData
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "sweep.json"
 NAMES = ("textbook", "ResNets", "with compact")
-SPACES = {
-    "ResNets": "",
-    "with compact": "sweep.first=[{architecture: compact}] "
-    "sweep.space.architecture=[compact, standard, upsample, modified]",
-}
 
 
 def main() -> None:
@@ -80,7 +77,7 @@ def main() -> None:
                 if name == "textbook":
                     trials, counts = textbook(overrides, arguments.trials, arguments.epochs, arguments.seed)
                 else:
-                    trials = ours(f"{overrides} {SPACES[name]}")
+                    trials = ours(f"{overrides} {with_compact() if name == 'with compact' else ''}")
                 searches[name] = {"load_before": round(load, 1), "trials": trials}
             files.write_json(RESULT, {**origin, "images": counts, "searches": searches})
     result = files.read_json(RESULT)
@@ -88,6 +85,16 @@ def main() -> None:
     draw(result, picture)
     pages.write(ROOT / "docs" / "training.md", "sweep", table(result))
     print(f"{table(result)}\n\npicture: {picture}")
+
+
+def with_compact() -> str:
+    """Return the overrides that put `compact` and Muon into the cifar10 profile's space, the laptop's recipe first."""
+    base, laptop = (params_file.load(ROOT / "params.yaml", name).recipe.model_dump() for name in ("cifar10", "laptop"))
+    first = {key: value for key, value in laptop.items() if value != base[key]}
+    return (
+        f"sweep.first=[{json.dumps(first)}] sweep.space.optimizer=[sgd, adam, muon] "
+        "sweep.space.architecture=[compact, standard, upsample, modified]"
+    )
 
 
 def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> None:

@@ -21,7 +21,7 @@ from scipy import stats
 from shades import two_shades
 
 import sweep
-from flywheel import files
+from flywheel import files, params_file
 from flywheel.params import Params
 from flywheel.training import TrainingData
 
@@ -87,6 +87,14 @@ def test_a_search_is_drawn_and_told_by_when_it_found_something_better() -> None:
         "| ResNets | 50.0% | 9 s | not reached | |",
         "| with compact | 70.0% | 1 s | 1 s | 20% |",
     ]
+
+
+def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
+    searched = params_file.load(sweep.ROOT / "params.yaml", "cifar10", sweep.with_compact())
+    laptop = params_file.load(sweep.ROOT / "params.yaml", "laptop", "")
+    first, *others = searched.sweep.first
+    assert not others
+    assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
 
 
 def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random: np.random.Generator) -> None:
