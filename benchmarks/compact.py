@@ -63,6 +63,7 @@ def main() -> None:
         "command": pages.command(),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
+        "code": pages.code_of("flywheel.training"),
         "machine": workers.machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flywheel import files
+from flywheel import code, files
 
 
 def between(page: str, name: str, text: str) -> str:
@@ -39,8 +40,13 @@ def command() -> str:
     return " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
+def code_of(*modules: str) -> str:
+    """Return a digest of what modules of the package and all that they import do: other code, other figures."""
+    return hashlib.sha256("".join(code.digests(*modules).values()).encode()).hexdigest()[:16]
+
+
 def resumed(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an earlier result of the same origin (command, machine, versions) to go on from, or nothing."""
+    """Return an earlier result of the same origin (command, code, params, machine, …) to go on from, or nothing."""
     earlier: dict[str, Any] = files.read_json(path) if path.exists() else {}
     return earlier if {key: earlier.get(key) for key in origin} == origin else {}
 

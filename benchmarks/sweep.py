@@ -58,6 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     origin = {
         "command": pages.command(),
+        "code": pages.code_of("flywheel.stages.data", "flywheel.stages.sweep"),
         "trials": arguments.trials, "epochs": arguments.epochs, "seed": arguments.seed,
         "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

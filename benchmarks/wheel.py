@@ -11,14 +11,12 @@ accuracy on the holdout images before they were corrupted, less that after.
 Reads   params.yaml
 Writes  benchmarks/results/wheel_<name>.json after every seed; its table into docs/retraining.md
 
-A study that was cut short goes on: seeds in the result file of the same command and versions are kept. Delete the file
-to begin anew.
+A study that was cut short goes on: seeds in the result file of the same command, params, code and versions are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import tempfile
@@ -29,6 +27,7 @@ from typing import Any
 import numpy as np
 import pages
 import torch
+import workers
 
 from flywheel import feedback, files, params_file
 from flywheel.data import build, dataset, sources
@@ -46,8 +45,16 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "retraining.md"
 
 
-def seed_row(source: Path, profile: str, overrides: str, seed: int, turns: int, folder: Path) -> dict[str, Any]:
-    """Turn the wheel `turns` times with everything seeded by `seed` and return what happened."""
+def seed_row(choice: tuple[Path, str, str], turns: int, seed: int) -> dict[str, Any]:
+    """Turn the wheel `turns` times with everything seeded by `seed` and return what happened.
+
+    `choice` is the file of params, the profile and the overrides.
+    """
+    with tempfile.TemporaryDirectory(prefix="fw-wheel-") as folder:
+        return _turned(*choice, seed, turns, Path(folder))
+
+
+def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, folder: Path) -> dict[str, Any]:
     params = params_file.load(
         source, profile,
         f"{overrides} paths.store={folder / 'store'} paths.reports={folder / 'reports'} data.seed={seed} "
@@ -178,23 +185,24 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="of the wheel, for each seed (default: 3)")
     arguments = parser.parse_args()
     source = Path("params.yaml").absolute()
+    params = params_file.load(source, arguments.profile, arguments.set)
     name = arguments.name or arguments.profile
     place = RESULTS / f"wheel_{name}.json"
     origin = {
         "command": pages.command(),
-        "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {devices.pick().type}",
+        "params": {part: getattr(params, part).identity() for part in ("data", "recipe", "gate", "retrain")},
+        "code": pages.code_of("flywheel.stages.data", "flywheel.stages.retrain", "flywheel.feedback"),
+        "machine": workers.machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     rows: list[dict[str, Any]] = pages.resumed(place, origin).get("rows", [])
-    for seed in range(len(rows), arguments.seeds):
-        with tempfile.TemporaryDirectory(prefix="fw-wheel-") as folder:
-            rows.append(seed_row(source, arguments.profile, arguments.set, seed, arguments.turns, Path(folder)))
-        last = rows[-1]
-        shown = ", ".join(f"{turn['production_holdout']:.1%}" for turn in last["turns"])
-        print(
-            f"seed {seed}: holdout {last['clean_holdout']:.1%} clean, {last['drifted_holdout']:.1%} drifted; {shown}",
-            flush=True,
-        )
+    missing = [seed for seed in range(arguments.seeds) if seed not in {row["seed"] for row in rows}]
+    choice = (source, arguments.profile, arguments.set)
+    for last in workers.each(seed_row, choice, [(arguments.turns, seed) for seed in missing]):
+        rows = sorted([*rows, last], key=lambda row: row["seed"])
+        holdout = [last["clean_holdout"], last["drifted_holdout"], *(t["production_holdout"] for t in last["turns"])]
+        shown = ", ".join(f"{accuracy:.1%}" for accuracy in holdout)
+        print(f"seed {last['seed']}: holdout clean, drifted and after each turn {shown}", flush=True)
         files.write_json(place, {**origin, "summary": summary(rows), "rows": rows})
     print(text := table(files.read_json(place)))
     pages.write(PAGE, f"wheel_{name}", text)

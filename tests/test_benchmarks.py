@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,12 @@ def test_a_study_goes_on_only_from_what_the_same_command_wrote(tmp_path: Path) -
     files.write_json(place, {**origin, "rows": [1]})
     assert pages.resumed(place, origin)["rows"] == [1]
     assert pages.resumed(place, {**origin, "machine": "another"}) == {}
+
+
+def test_a_study_knows_other_code_by_its_digest() -> None:
+    found = pages.code_of("flywheel.training")
+    assert re.fullmatch("[0-9a-f]{16}", found)
+    assert found == pages.code_of("flywheel.training") != pages.code_of("flywheel.data.batches")
 
 
 def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
