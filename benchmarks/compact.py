@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -60,12 +59,9 @@ def main() -> None:
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     data = everything(params)
     origin = {
-        "command": pages.command(),
+        **pages.origin(params, ["data"], ["flywheel.training"], workers.machine()),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
-        "code": pages.code_of("flywheel.training"),
-        "machine": workers.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
     rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
     known = {(row["network"], row["seed"]) for row in rows}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.gate.rules import Answers, Exam, decide
 
 ROOT = Path(__file__).parents[1]
@@ -216,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pages
 
-from flywheel import files
+from flywheel import command, files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -69,4 +69,4 @@ def _result(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

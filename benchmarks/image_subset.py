@@ -13,6 +13,8 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 
+from flywheel import command
+
 
 def main() -> None:
     """Copy the images and print how many there are."""
@@ -38,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

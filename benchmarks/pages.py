@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import code, files
+from flywheel.params import Params
 
 
 def between(page: str, name: str, text: str) -> str:
@@ -45,8 +47,21 @@ def code_of(*modules: str) -> str:
     return hashlib.sha256("".join(code.digests(*modules).values()).encode()).hexdigest()[:16]
 
 
+def origin(params: Params, sections: Sequence[str], modules: Sequence[str], machine: str) -> dict[str, Any]:
+    """Return what decides the figures of a study: command, params, code of the package, machine and versions."""
+    import torch  # seconds that a study without it does not need
+
+    return {
+        "command": command(),
+        "params": {section: getattr(params, section).identity() for section in sections},
+        "code": code_of(*modules),
+        "machine": machine,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
 def resumed(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an earlier result of the same origin (command, code, params, machine, …) to go on from, or nothing."""
+    """Return an earlier result of the same origin to go on from, or nothing."""
     earlier: dict[str, Any] = files.read_json(path) if path.exists() else {}
     return earlier if {key: earlier.get(key) for key in origin} == origin else {}
 

@@ -26,7 +26,7 @@ import numpy as np
 import pages
 import torch
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
@@ -166,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

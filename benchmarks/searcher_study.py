@@ -34,7 +34,7 @@ import numpy as np
 import optuna
 import pages
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.params import Params
 from flywheel.search_space import Choices
 from flywheel.sweep.halving import Asha
@@ -232,4 +232,4 @@ class Stock:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

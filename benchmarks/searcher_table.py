@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import pages
-import torch
 import workers
 from numpy.typing import NDArray
 from precision import some_of
@@ -62,7 +61,7 @@ def main() -> None:
     """Measure the curves if asked to, replay and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, choices=sorted(T_95), default=20, help="sweeps a kind (default: 20)")
-    parser.add_argument("--measure", action="store_true", help="train the grid anew; what is in the file already stays")
+    parser.add_argument("--measure", action="store_true", help="train the grid; one that was cut short goes on")
     parser.add_argument("--set", default="", help="overrides of params.yaml for --measure, such as data.source")
     arguments = parser.parse_args()
     if arguments.measure:
@@ -78,7 +77,11 @@ def main() -> None:
 
 def measure(params: Params) -> None:
     """Train every recipe of the grid; rows are written as they come."""
-    rows = files.read_json(CURVES)["rows"] if CURVES.exists() else []
+    origin = {
+        **pages.origin(params, ["data", "recipe"], ["flywheel.training"], workers.machine()),
+        "images": IMAGES, "epochs": EPOCHS, "seed": 0,
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = pages.resumed(CURVES, origin).get("rows", [])
     known = {tuple(row[name] for name in GRID) for row in rows}
     missing = [point for point in itertools.product(*GRID.values()) if point not in known]
     with tempfile.TemporaryDirectory() as folder:
@@ -86,16 +89,7 @@ def measure(params: Params) -> None:
     tasks = [(params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS),) for point in missing]
     for number, row in enumerate(workers.each(curve, small, tasks), 1):
         rows.append(row)
-        files.write_json(
-            CURVES,
-            {
-                "command": pages.command(),
-                "images": IMAGES, "validation_images": len(small.validation_labels), "epochs": EPOCHS, "seed": 0,
-                "machine": workers.machine(),
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                "rows": rows,
-            },
-        )  # fmt: skip
+        files.write_json(CURVES, {**origin, "validation_images": len(small.validation_labels), "rows": rows})
         print(f"{number}/{len(tasks)} {row}", flush=True)
 
 

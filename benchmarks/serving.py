@@ -35,7 +35,7 @@ import requests
 import torch
 from PIL import Image
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.data.images import decode
 from flywheel.models import classifier
 from flywheel.params import Params
@@ -290,4 +290,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

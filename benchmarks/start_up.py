@@ -33,7 +33,7 @@ from typing import Any
 
 import pages
 
-from flywheel import files
+from flywheel import command, files
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "start_up.json"
@@ -70,7 +70,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             commands = {"python -c pass": ["-c", "pass"]}
             commands |= {f"{name} --help": [f"scripts/{name}.py", "--help"] for name in scripts}
-            commands |= {f"{name}, up to date": command(name, overrides) for name in UP_TO_DATE}
+            commands |= {f"{name}, up to date": script_words(name, overrides) for name in UP_TO_DATE}
             for name, words in commands.items():
                 times.setdefault(name, []).append(seconds(words))
             for name in FIRST_WORK:
@@ -94,14 +94,16 @@ def main() -> None:
     print(table(result))
 
 
-def command(name: str, overrides: str) -> list[str]:
+def script_words(name: str, overrides: str) -> list[str]:
     """Return the words after `python` that run a script on the demo."""
     return [f"scripts/{name}.py", "--profile", "demo", "--set", overrides]
 
 
 def script(name: str, overrides: str, *more: str) -> None:
     """Run a script to its end. Raises CalledProcessError."""
-    subprocess.run([sys.executable, *command(name, overrides), *more], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *script_words(name, overrides), *more], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def served(overrides: str) -> None:
@@ -175,7 +177,7 @@ def until(name: str, overrides: str) -> None:
     for one in outer:
         owner = getattr(owner, one)
     setattr(owner, function, stop)
-    sys.argv = [*command(name, overrides), "--force"]
+    sys.argv = [*script_words(name, overrides), "--force"]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -212,4 +214,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

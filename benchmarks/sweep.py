@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -56,12 +55,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of a trial (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    params = params_file.load(ROOT / "params.yaml", "cifar10", arguments.set)
+    modules = ["flywheel.stages.data", "flywheel.stages.sweep"]
+    machine = f"{devices.pick().type}, {os.cpu_count()} CPUs"
     origin = {
-        "command": pages.command(),
-        "code": pages.code_of("flywheel.stages.data", "flywheel.stages.sweep"),
+        **pages.origin(params, ["data", "recipe", "sweep"], modules, machine),
+        "with_compact": with_compact(),
         "trials": arguments.trials, "epochs": arguments.epochs, "seed": arguments.seed,
-        "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip
     earlier = pages.resumed(RESULT, origin)
     searches: dict[str, Any] = earlier.get("searches", {})

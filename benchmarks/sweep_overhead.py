@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.sweep import cluster, runner
 from flywheel.sweep.campaign import Campaign
 from flywheel.sweep.checkpoints import Place
@@ -120,4 +120,4 @@ def nothing(config: Mapping[str, Any], **_: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

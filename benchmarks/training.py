@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from flywheel import files, params_file
+from flywheel import command, files, params_file
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
 from flywheel.optimizers import make_optimizers
@@ -240,4 +240,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -17,7 +17,6 @@ A study that was cut short goes on: seeds in the result file of the same command
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -26,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import pages
-import torch
 import workers
 
-from flywheel import feedback, files, params_file
+from flywheel import command, feedback, files, params_file
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
@@ -188,13 +186,9 @@ def main() -> None:
     params = params_file.load(source, arguments.profile, arguments.set)
     name = arguments.name or arguments.profile
     place = RESULTS / f"wheel_{name}.json"
-    origin = {
-        "command": pages.command(),
-        "params": {part: getattr(params, part).identity() for part in ("data", "recipe", "gate", "retrain")},
-        "code": pages.code_of("flywheel.stages.data", "flywheel.stages.retrain", "flywheel.feedback"),
-        "machine": workers.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
+    sections = ["data", "recipe", "gate", "retrain"]
+    modules = ["flywheel.stages.data", "flywheel.stages.retrain", "flywheel.feedback"]
+    origin = pages.origin(params, sections, modules, workers.machine())
     rows: list[dict[str, Any]] = pages.resumed(place, origin).get("rows", [])
     missing = [seed for seed in range(arguments.seeds) if seed not in {row["seed"] for row in rows}]
     choice = (source, arguments.profile, arguments.set)
@@ -209,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from scipy import stats
 from shades import two_shades
 
 import sweep
-from flywheel import files, params_file
+from flywheel import code, files, params_file
 from flywheel.params import Params
 from flywheel.training import TrainingData
 
@@ -184,10 +184,28 @@ def test_a_study_goes_on_only_from_what_the_same_command_wrote(tmp_path: Path) -
     assert pages.resumed(place, {**origin, "machine": "another"}) == {}
 
 
-def test_a_study_knows_other_code_by_its_digest() -> None:
-    found = pages.code_of("flywheel.training")
-    assert re.fullmatch("[0-9a-f]{16}", found)
-    assert found == pages.code_of("flywheel.training") != pages.code_of("flywheel.data.batches")
+def test_a_study_knows_other_code_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    found = []
+    for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
+        (tmp_path / "work.py").write_text(text)
+        found.append(pages.code_of("flywheel.work"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_study_begins_anew_with_other_params_code_or_machine(
+    tmp_path: Path, make_params: Callable[..., Params]
+) -> None:
+    def origin(overrides: str = "", module: str = "flywheel.training", machine: str = "m") -> dict[str, Any]:
+        return pages.origin(make_params(overrides), ["data", "recipe"], [module], machine)
+
+    place = tmp_path / "result.json"
+    files.write_json(place, {**origin(), "rows": [1]})
+    assert pages.resumed(place, origin("sweep.trials=3"))["rows"] == [1]  # a section that this study does not read
+    for other in (
+        origin("data.seed=1"), origin("recipe.batch_size=32"), origin(module="flywheel.files"), origin(machine="n"),
+    ):  # fmt: skip
+        assert pages.resumed(place, other) == {}
 
 
 def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:

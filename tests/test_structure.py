@@ -15,6 +15,8 @@ from flywheel import code, overview
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "flywheel"
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+ENDING = 'if __name__ == "__main__":\n    command.main(main)'
 
 # From the ground up; a module may import from its own room and the rooms below.
 LAYERS = (
@@ -135,7 +137,13 @@ def test_scripts_are_thin_and_say_what_they_read_and_write(script: Path) -> None
     docstring = ast.get_docstring(ast.parse(text)) or ""
     for part in (f"python scripts/{script.name}", "(make ", "Reads ", "Writes "):
         assert part in docstring
-    assert text.rstrip().endswith('if __name__ == "__main__":\n    command.main(main)')
+    assert text.rstrip().endswith(ENDING)
+
+
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
+def test_benchmarks_tell_a_mistake_in_one_line_as_scripts_do(script: Path) -> None:
+    text = script.read_text()
+    assert "def main(" not in text or text.rstrip().endswith(ENDING)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -148,10 +148,11 @@ def test_with_muon_every_weight_decays_by_a_share_of_the_rate(data: TrainingData
         torch.testing.assert_close(p.detach(), before[name] * share)
 
 
+@pytest.mark.parametrize("architecture", ["compact", "standard"])
 def test_muon_takes_the_inner_convolutions_and_adamw_the_first_and_the_last_layer(
-    data: TrainingData, recipe: Recipe
+    data: TrainingData, recipe: Recipe, architecture: str
 ) -> None:
-    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": "compact", "momentum": 0.8})
+    recipe = recipe.model_copy(update={"optimizer": "muon", "architecture": architecture, "momentum": 0.8})
     classifier = data.classifier(recipe)
     first, *inner = (p for p in classifier.parameters() if p.ndim == 4)
     adam, muon = make_optimizers(classifier, recipe)
