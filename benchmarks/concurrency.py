@@ -1,7 +1,7 @@
 """Two trials at a time with a thread each, or one with two? The same sweep, its CPUs shared out in several ways.
 
     python benchmarks/concurrency.py --set "data.source=folder data.name=… data.path=…"
-                                                                        (make bench BENCH=concurrency, 10 minutes)
+                                                             (make bench-long BENCH_LONG=concurrency, 10 minutes)
 
 Random search of the laptop profile's space without early stopping: every way trains the same recipes for the same
 epochs. Ways in turn, so that other work on the machine meets all of them; the time is that of `make sweep`'s own clock,

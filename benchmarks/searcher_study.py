@@ -1,6 +1,6 @@
 """Our searcher and ASHA against Ray's stock coupling of OptunaSearch with ASHA, on synthetic learning curves.
 
-    python benchmarks/searcher_study.py [--seeds 20]        (make bench BENCH=searcher_study)
+    python benchmarks/searcher_study.py [--seeds 20]        (make bench-long BENCH_LONG=searcher_study)
 
 Trials of the cifar10 profile (24 trials, 30 epochs), 4 at a time in simulated time, with the order of calls that Tune
 makes. The figure is the regret: the best possible final accuracy less the final accuracy of the trial that the sweep

@@ -7,7 +7,8 @@ while they are up to date, and the stages with --force until their first useful 
 the first trial to Tune (and that trial's first epoch begins), evaluate predicts, retrain trains. Of that time, what
 imports and the start of Ray took; W&B (offline) is told by a thread that nobody waits for.
 
-Writes  benchmarks/results/start_up.json and its table in docs/operate.md
+Writes  the entry `start_up` of reports/bench.json; with --publish also benchmarks/results/start_up.json and its table
+        in docs/operate.md
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     """Time everything in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     parser.add_argument("--until", nargs=2, metavar=("SCRIPT", "SET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.until:
@@ -89,9 +91,10 @@ def main() -> None:
         "commands": {name: [round(value, 3) for value in found] for name, found in shown.items()},
         "first_work": firsts,
     }
-    files.write_json(RESULT, result)
-    pages.write(ROOT / "docs" / "operate.md", "start_up", table(result))
-    print(table(result))
+    print(f"{table(result)}\n\nreports: {pages.add_to_report({'start_up': result})}")
+    if arguments.publish:
+        files.write_json(RESULT, result)
+        pages.write(ROOT / "docs" / "operate.md", "start_up", table(result))
 
 
 def script_words(name: str, overrides: str) -> list[str]:

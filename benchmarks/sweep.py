@@ -10,7 +10,8 @@ as many trials and epochs. The clock of the textbook starts with its first trial
 Ray and the workers is in it.
 
 Reads   the sections data, recipe and sweep of params.yaml
-Writes  benchmarks/results/sweep.json after each of the three, docs/sweep.svg and its table in docs/training.md
+Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep` of reports/bench.json, docs/sweep.svg
+        and its table in docs/training.md
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def main() -> None:
     result = files.read_json(RESULT)
     picture = ROOT / "docs" / "sweep.svg"
     draw(result, picture)
+    pages.add_to_report({"sweep": result})
     pages.write(ROOT / "docs" / "training.md", "sweep", table(result))
     print(f"{table(result)}\n\npicture: {picture}")
 

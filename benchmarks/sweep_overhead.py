@@ -7,7 +7,7 @@ an event, on disk when it returns), Ray Tune, actors that are reused. `replay` o
 interrupted sweep does. `propose` and `journal` are parts of `wall`.
 
 Reads   params.yaml
-Writes  benchmarks/results/sweep_overhead.json
+Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also benchmarks/results/sweep_overhead.json
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import pages
 
 from flywheel import command, files, params_file
 from flywheel.sweep import cluster, runner
@@ -39,22 +41,23 @@ def main() -> None:
     """Run the sweeps and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[50, 200], help="of each sweep (default: 50 200)")
+    parser.add_argument("--publish", action="store_true", help="keep the figures")
+    arguments = parser.parse_args()
     rows = []
-    counts = parser.parse_args().trials
-    for trials in counts:
+    for trials in arguments.trials:
         rows.append(measure(trials))
         print(rows[-1], flush=True)
-    files.write_json(
-        RESULT,
-        {
-            "command": f"python benchmarks/sweep_overhead.py --trials {' '.join(map(str, counts))}",
-            "n": 1,
-            "cpus": os.cpu_count(),
-            "load_average": round(os.getloadavg()[0], 1),
-            "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
-            "rows": rows,
-        },
-    )
+    result = {
+        "command": pages.command(),
+        "n": 1,
+        "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
+        "rows": rows,
+    }
+    print(f"reports: {pages.add_to_report({'sweep_overhead': result})}")
+    if arguments.publish:
+        files.write_json(RESULT, result)
 
 
 def measure(trials: int) -> dict[str, Any]:

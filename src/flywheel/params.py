@@ -83,16 +83,18 @@ class RecipeDefaults(Section):
 
     architecture: Architecture = Field(description="a name in models/architectures.py")
     optimizer: Literal["sgd", "adam", "muon"] = Field(
-        description="SGD with Nesterov momentum; Adam; or Muon for the convolutions and AdamW for the rest"
+        description="SGD with Nesterov momentum; Adam; or Muon for convolutions, AdamW for the rest (docs/training.md)"
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(description="peak, reached after the warm-up")
     batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images a step")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="of SGD and Muon; beta1 of Adam and AdamW")
     weight_decay: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
-        description="of weights, not of biases and norms; auto: 0.0005, with Muon (where it is decoupled) 0.1"
+        description="of weights, not of biases and norms; auto: 0.0005; with Muon 0.1, of what AdamW moves"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(description="mass moved from the label to all classes")
-    warmup_fraction: Annotated[float, Field(ge=0, le=0.9)] = Field(description="of all steps; cosine decay follows")
+    warmup_fraction: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        description="of all steps; then the rate falls in a line to zero"
+    )
     flip: bool = Field(description="mirror images at random (never digits)")
     translate: Annotated[int, Field(ge=0, le=64)] = Field(description="shift by up to so many pixels")
     precision: Literal["auto", "float32", "bfloat16"] = Field(description="auto: bfloat16 where the hardware has it")

@@ -126,16 +126,16 @@ class Training:
             started = time.perf_counter()
             self.classifier.train()
             total = torch.zeros((), device=self.device)
-            learning_rate = 0.0
+            factor = 0.0
             for step, (images, labels) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
                 logits = self.classifier(images)
                 loss = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
                 self.classifier.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                learning_rate = recipe.learning_rate * learning_rate_factor(step, steps, recipe.warmup_fraction)
+                factor = learning_rate_factor(step, steps, recipe.warmup_fraction)
                 for optimizer in self._optimizers:
                     for group in optimizer.param_groups:
-                        group["lr"] = learning_rate
+                        group["lr"] = factor * group["initial_lr"]
                     optimizer.step()
                 total += loss.detach()
             train_loss = total.item() / len(batches)
@@ -147,6 +147,7 @@ class Training:
                 raise TrainingDiverged(f"the network gives {loss_value} after epoch {epoch}; try a lower learning rate")
             trained = len(batches) * batches.batch_size
             self.epoch = epoch
+            learning_rate = factor * recipe.learning_rate
             yield EpochResult(epoch, train_loss, loss_value, accuracy, learning_rate, trained / seconds)
 
 
@@ -156,15 +157,14 @@ def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torc
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the part of the peak learning rate at a step (from 0): linear warm-up, then cosine to zero.
+    """Return the part of the peak learning rate at a step (from 0): up in a line during warm-up, then down to zero.
 
-    Source of the cosine: Loshchilov & Hutter, arXiv 1608.03983.
+    Source of the straight way down: Defazio et al., arXiv 2310.07831.
     """
     warmup = round(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return 1 - (step - warmup) / max(steps - warmup, 1)
 
 
 def validate(classifier: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:

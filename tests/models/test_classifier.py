@@ -13,6 +13,7 @@ from flywheel.models import ModelError, classifier
 from flywheel.models import device as devices
 from flywheel.models.architectures import ARCHITECTURES, architecture
 from flywheel.models.classifier import Classifier
+from flywheel.models.compact import Halve, compact
 
 CPU = torch.device("cpu")
 NAMES = tuple("abc")
@@ -163,3 +164,21 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path, damage: str) -> None:
     with pytest.raises(ModelError) as caught:
         classifier.load(tmp_path, CPU)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(8, [7, 3, 1, 1]), (32, [31, 15, 7, 3])])
+def test_compact_halves_its_maps_until_one_pixel_is_left(size: int, sides: list[int]) -> None:
+    network = compact(10)
+    seen: list[int] = []
+    for layer in network:
+        if isinstance(layer, torch.nn.Conv2d | Halve):
+            layer.register_forward_hook(lambda _, __, out: seen.append(out.shape[-1]))
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 10)
+    assert seen == [sides[0], *[side for k in range(3) for side in (sides[k], sides[k + 1], sides[k + 1])]]
+    pixels = torch.arange(2.0 * 3 * 4 * 4).view(2, 3, 4, 4)
+    assert torch.equal(Halve()(pixels), pixels[..., 1::2, 1::2])
+    assert torch.equal(Halve()(pixels[..., :1, :1]), pixels[..., :1, :1])
+
+
+def test_a_fresh_compact_is_nearly_undecided(images: np.ndarray) -> None:
+    assert np.abs(make("compact").predict(images) - 1 / 3).max() < 0.1
