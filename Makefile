@@ -126,16 +126,20 @@ BENCHES := training serving sweep_overhead start_up
 STUDIES := wheel retrain_rate gate_power precision concurrency compact sweep searcher_table searcher_study
 BENCH ?= $(BENCHES)
 BENCH_LONG ?= wheel
-# One command a line that was asked for, in turn; the first that fails ends it.
-BENCHMARKS = $(if $(filter-out $2,$($1)),echo 'error: $1=$(filter-out $2,$($1)): unknown; choose of $2' >&2; exit 1,\
-  set -e; $(foreach name,$($1),$(VENV_PYTHON) benchmarks/$(name).py $(ARGS);))
+# A line for each that was asked for; the first that fails ends the recipe.
+define BENCHMARK
+@exec $(VENV_PYTHON) benchmarks/$(1).py $(ARGS)
+
+endef
+BENCHMARKS = $(if $(or $(filter-out $2,$($1)),$(if $($1),,none)),@echo 'error: $1=$($1): choose of $2' >&2; exit 1,\
+  $(foreach name,$($1),$(call BENCHMARK,$(name))))
 .PHONY: bench
 bench: $(READY) ## speed against the textbook baselines, under 20 minutes (BENCH=training|serving|… for one)
-	@$(call BENCHMARKS,BENCH,$(BENCHES))
+	$(call BENCHMARKS,BENCH,$(BENCHES))
 
 .PHONY: bench-long
 bench-long: $(READY) ## the studies behind the defaults, minutes to hours (BENCH_LONG=wheel|compact|sweep|…)
-	@$(call BENCHMARKS,BENCH_LONG,$(STUDIES))
+	$(call BENCHMARKS,BENCH_LONG,$(STUDIES))
 
 .PHONY: setup lock format docs
 setup: $(READY) ## create or refresh .venv (every target does)

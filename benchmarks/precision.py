@@ -3,9 +3,10 @@
     python benchmarks/precision.py --set "data.source=folder data.name=… data.path=…"
                                                                       (make bench-long BENCH_LONG=precision)
 
-Every seed trains on the same 5,000 images drawn from all, once in each precision, one after the other: weights, order
-and augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the cifar10 profile's
-(SGD). Accuracy is that of the last epoch on the test images, in the precision that the network was trained in.
+Every seed trains on the same 5,000 images drawn from all, once in each precision, on CPUs side by side with one thread
+each: weights, order and augmentation begin alike. `compact` has the laptop profile's recipe (Muon), other networks the
+cifar10 profile's (SGD). Accuracy is that of the last epoch on the test images, in the precision that the network was
+trained in.
 
 Reads   the sections data and recipe of params.yaml
 Writes  benchmarks/results/precision.json after every training, and its table in docs/training.md
@@ -14,8 +15,6 @@ Writes  benchmarks/results/precision.json after every training, and its table in
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pages
-import torch
+import workers
 from retrain_rate import opened
 
 from flywheel import command, files, params_file
@@ -57,22 +56,27 @@ def main() -> None:
         test = dataset.split("test")
         everything = replace(TrainingData.of(dataset), validation_images=test.images, validation_labels=test.labels)
         data = some_of(everything, arguments.images, len(test.labels))
-    rows: list[dict[str, Any]] = []
-    for name in arguments.architectures:
-        params = params_file.load(ROOT / "params.yaml", PROFILES.get(name, "cifar10"), arguments.set)
-        for seed in arguments.seeds:
-            for precision in PRECISIONS:
-                changes = {"architecture": name, "precision": precision, "seed": seed}
-                rows.append(trained(data, params.complete_recipe(changes, arguments.epochs)))
-                print(rows[-1], flush=True)
-                result = {
-                    "command": pages.command(),
-                    "images": len(data.labels), "test_images": len(data.validation_labels), "epochs": arguments.epochs,
-                    "machine": f"{devices.pick().type}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                    "rows": rows,
-                }  # fmt: skip
-                files.write_json(RESULT, result)
+    recipes = [
+        params_file.load(ROOT / "params.yaml", PROFILES.get(name, "cifar10"), arguments.set).complete_recipe(
+            {"architecture": name, "seed": seed, "precision": precision}, arguments.epochs
+        )
+        for name in arguments.architectures
+        for seed in arguments.seeds
+        for precision in PRECISIONS
+    ]
+    origin = {
+        **pages.origin(params, ["data"], ["flywheel.training"], workers.machine()),
+        "recipes": [recipe.model_dump() for recipe in recipes],
+        "images": len(data.labels), "test_images": len(data.validation_labels), "epochs": arguments.epochs,
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
+    known = {(row["architecture"], row["seed"], row["precision"]) for row in rows}
+    tasks = [(recipe,) for recipe in recipes if (recipe.architecture, recipe.seed, recipe.precision) not in known]
+    for row in workers.each(trained, data, tasks):
+        rows.append(row)
+        print(row, flush=True)
+        files.write_json(RESULT, {**origin, "rows": rows})
+    result = files.read_json(RESULT)
     pages.write(ROOT / "docs" / "training.md", "precision", table(result))
     print(table(result))
 
@@ -110,10 +114,8 @@ def table(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["architecture"] for row in result["rows"]):
-        found = {
-            kind: [row for row in result["rows"] if (row["architecture"], row["precision"]) == (name, kind)]
-            for kind in PRECISIONS
-        }
+        of_seeds = sorted((row for row in result["rows"] if row["architecture"] == name), key=lambda row: row["seed"])
+        found = {kind: [row for row in of_seeds if row["precision"] == kind] for kind in PRECISIONS}
         cells = [
             pages.spread([100 * row["accuracy"] for row in rows], ".2f", statistics.mean) for rows in found.values()
         ]

@@ -156,6 +156,21 @@ def test_the_table_of_networks_pairs_seeds_and_keeps_the_networks_apart() -> Non
     assert lines[3] == "| compact | 85.00 (80.00 to 90.00) | 440 | 80% (80% to 80%) | 0.200 | 138% |"
 
 
+def test_the_table_of_precisions_pairs_seeds_whatever_order_they_ended_in() -> None:
+    rows = [
+        {"architecture": "compact", "seed": seed, "precision": kind, "accuracy": accuracy, "images_per_s": rate}
+        for seed, kind, accuracy, rate in (
+            (1, "float32", 0.69, 10), (0, "bfloat16", 0.60, 40), (1, "bfloat16", 0.71, 30), (0, "float32", 0.61, 20),
+        )
+    ]  # fmt: skip
+    result = {
+        "rows": rows, "images": 5000, "test_images": 8000, "epochs": 8, "command": "c", "machine": "m",
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    expected = "| compact | 65.50 (60.00 to 71.00) | 65.00 (61.00 to 69.00) | +0.50 (-1.00 to +2.00) | 2.50x |"
+    assert precision.table(result).splitlines()[2] == expected
+
+
 def test_a_step_of_a_convolution_is_counted_forward_and_back() -> None:
     layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
     forward = 2 * 4 * 32 * 32 * 3 * 8 * 9

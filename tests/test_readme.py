@@ -85,6 +85,13 @@ def makefile() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(re.findall(r"^([a-z-]+):", text, re.M)), frozenset(re.findall(r"\b([A-Z_]+)\b", text))
 
 
+def benchmarks() -> dict[str, list[str]]:
+    """Return what `make bench BENCH=` and `make bench-long BENCH_LONG=` take."""
+    text = (ROOT / "Makefile").read_text()
+    lists = {"BENCH": "BENCHES", "BENCH_LONG": "STUDIES"}
+    return {name: re.findall(rf"^{kept} := (.*)$", text, re.M)[0].split() for name, kept in lists.items()}
+
+
 @functools.cache
 def help_of(script: str) -> str:
     return subprocess.run(
@@ -118,9 +125,8 @@ def mistakes(command: Command) -> Iterator[str]:
             params_file.load(ROOT / "params.yaml", profile, overrides)
         except params_file.ParamsError as error:
             yield str(error)
-    for name in ("BENCH", "BENCH_LONG"):
-        if name in values and not (ROOT / "benchmarks" / f"{values[name]}.py").exists():
-            yield f"no benchmark {values[name]}"
+    for name, kept in benchmarks().items():
+        yield from (f"no benchmark {word}" for word in values.get(name, "").split() if word not in kept)
     for goal in goals:
         if (ROOT / "scripts" / f"{goal}.py").exists() and "ARGS" in values:
             yield from wrong_flags(goal, shlex.split(values["ARGS"]))
@@ -133,6 +139,27 @@ def wrong_flags(script: str, arguments: tuple[str, ...] | list[str]) -> Iterator
     for flag in (word for word in arguments if word.startswith("-")):
         if not re.search(rf"(?<!\S){flag}(?![\w-])", help_of(script)):
             yield f"{script} has no {flag}"
+
+
+def test_make_bench_runs_the_benchmarks_that_were_asked_for_in_turn() -> None:
+    def shown(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(["make", "-n", "READY=", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    kept = benchmarks()
+    for name in (*kept["BENCH"], *kept["BENCH_LONG"]):
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+    whole = "".join(f"exec .venv/bin/python benchmarks/{name}.py \n" for name in kept["BENCH"])
+    assert shown("bench") == (0, whole, "")
+    two = ("bench-long", "BENCH_LONG=wheel compact", "ARGS=--seeds 2")
+    assert shown(*two)[1].splitlines() == [
+        f"exec .venv/bin/python benchmarks/{name}.py --seeds 2" for name in ("wheel", "compact")
+    ]
+    for wrong in ("BENCH=", "BENCH=serving srving"):
+        done = subprocess.run(["make", "bench", "READY=", wrong], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {wrong}: choose of {' '.join(kept['BENCH'])}\n")
+        assert done.stdout == ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -155,6 +182,7 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
         ('make data SET="sweep.trails=4"', "SET: sweep.trails: unknown key; did you mean sweep.trials?"),
         ("make artifacts ARGS=--verfy", "artifacts has no --verfy"),
         ("make bench BENCH=srving", "no benchmark srving"),
+        ('make bench BENCH="training compact"', "no benchmark compact"),
         ("cd /srv && make promote MODEL=a/b > /dev/null", "MODEL=a/b is no artifact"),
         (".venv/bin/wnadb login", ".venv/bin/wnadb is not there"),
         ("RAY_ADDRESS=host:6379 mke sweep", "mke: unknown program"),

@@ -134,9 +134,11 @@ def test_what_a_network_holds_fixed_is_not_moved(data: TrainingData, recipe: Rec
     for kind in ("sgd", "adam", "muon"):
         one = recipe.model_copy(update={"optimizer": kind, "architecture": "compact"})
         classifier = data.classifier(one)
+        inner = next(p for p in classifier.parameters() if p.ndim == 4 and p.shape[1] > 3)
+        inner.requires_grad = False
         fixed = {name: p.detach().clone() for name, p in classifier.named_parameters() if not p.requires_grad}
         moved = {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
-        assert {p.ndim for p in fixed.values()} == {1}  # the gains of the norms
+        assert {p.ndim for p in fixed.values()} == {1, 4}  # the gains of the norms, and that convolution
         list(fit(classifier, data, one, CPU))
         now = dict(classifier.named_parameters())
         assert all(torch.equal(now[name], before) for name, before in fixed.items())
@@ -187,6 +189,15 @@ def test_muon_takes_the_inner_convolutions_and_adamw_the_first_and_the_last_laye
     assert [muon.param_groups[0]["momentum"], *(group["betas"][0] for group in adam.param_groups)] == [0.8] * 4
     taken = sum(p.numel() for one in (adam, muon) for group in one.param_groups for p in group["params"])
     assert taken == sum(p.numel() for p in trained)
+
+
+def test_with_muon_whatever_is_trained_is_moved(data: TrainingData, recipe: Recipe) -> None:
+    recipe = recipe.model_copy(update={"optimizer": "muon"})
+    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Conv1d(5, 6, 1), torch.nn.Linear(6, 2))
+    (adam,) = make_optimizers(network, recipe)
+    rates = {id(p): group["lr"] for group in adam.param_groups for p in group["params"]}
+    expected = {p: recipe.learning_rate / (90 if p is network[2].weight else 10) for p in network.parameters()}
+    assert rates == {id(p): pytest.approx(rate) for p, rate in expected.items()}
 
 
 @pytest.mark.parametrize("cut", [0, 1])

@@ -12,32 +12,32 @@ from flywheel.params import Recipe
 # What `weight_decay: auto` stands for. AdamW's is a share of the rate, SGD's and Adam's a term of the loss.
 WEIGHT_DECAY = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}
 # Parts of the rate by which AdamW moves what Muon leaves: Muon's rate is a share of a weight's length, AdamW's the
-# step of every single number, and those of the last layer are small.
+# step of every single number, and those of a last layer are small.
 ADAMW_PART, LAST_LAYER_PART = 1 / 10, 1 / 90
 
 
 def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return the recipe's optimizer; with `muon` AdamW, and Muon for the convolutions but the first.
 
-    A param group keeps its peak rate as `initial_lr`, as torch's schedulers do. Biases and norms take no weight decay.
-    Fused: one pass over the weights instead of six; ResNet-18's are 45 MB.
+    The rate of a param group is its peak. Biases and norms take no weight decay, what is held fixed is left out. Fused:
+    one pass over the weights instead of six; ResNet-18's are 45 MB.
     """
     decay = WEIGHT_DECAY[recipe.optimizer] if recipe.weight_decay == "auto" else recipe.weight_decay
-    trained = [p for p in network.parameters() if p.requires_grad]
     rate, momentum = recipe.learning_rate, recipe.momentum
+    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     if recipe.optimizer != "muon":
-        groups = [
-            _group([p for p in trained if p.ndim > 1], rate, decay),
-            _group([p for p in trained if p.ndim <= 1], rate, 0.0),
-        ]
+        groups = [_group(weights, rate, decay), _group(others, rate, 0.0)]
         if recipe.optimizer == "sgd":
             return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)]
         return [torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True)]
-    inner = [p for p in trained if p.ndim == 4 and p.shape[1] > 3]
+    inner = [p for p in weights if p.ndim == 4 and p.shape[1] > 3]
+    last = [p for p in weights if p.ndim == 2][-1:]
+    taken = {id(p) for p in (*inner, *last)}
     groups = [
-        _group([p for p in trained if p.ndim == 4 and p.shape[1] <= 3], ADAMW_PART * rate, decay),
-        _group([p for p in trained if p.ndim == 2], LAST_LAYER_PART * rate, decay),
-        _group([p for p in trained if p.ndim <= 1], ADAMW_PART * rate, 0.0),
+        _group([p for p in weights if id(p) not in taken], ADAMW_PART * rate, decay),
+        _group(last, LAST_LAYER_PART * rate, decay),
+        _group(others, ADAMW_PART * rate, 0.0),
     ]
     adam = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True)
     return [adam, *([Muon(inner, rate, momentum)] if inner else [])]
@@ -58,7 +58,6 @@ class Muon(torch.optim.Muon):
         matrices = [_as_stored(weight.detach()).view(len(weight), -1) for weight in weights]  # the same memory
         super().__init__([_group(matrices, learning_rate, 0.0)], momentum=momentum, ns_steps=3, adjust_lr_fn="original")
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take the gradients of the convolutions and move their weights."""
         for matrix, weight in zip(self.param_groups[0]["params"], self._weights, strict=True):
@@ -68,7 +67,7 @@ class Muon(torch.optim.Muon):
 
 
 def _group(params: Sequence[Tensor], learning_rate: float, weight_decay: float) -> dict[str, object]:
-    return {"params": params, "lr": learning_rate, "initial_lr": learning_rate, "weight_decay": weight_decay}
+    return {"params": params, "lr": learning_rate, "weight_decay": weight_decay}
 
 
 def _as_stored(weight: Tensor) -> Tensor:

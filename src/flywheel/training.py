@@ -99,6 +99,7 @@ class Training:
         self._validation_images = resident(data.validation_images, device)
         self._validation_labels = data.validation_labels
         self._optimizers = make_optimizers(classifier, recipe)
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def state(self) -> dict[str, Any]:
         """Return weights, optimizers, random state and epoch; tensors are not copied."""
@@ -133,9 +134,9 @@ class Training:
                 self.classifier.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 factor = learning_rate_factor(step, steps, recipe.warmup_fraction)
-                for optimizer in self._optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = factor * group["initial_lr"]
+                for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = factor * rate
                     optimizer.step()
                 total += loss.detach()
             train_loss = total.item() / len(batches)
@@ -164,7 +165,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     warmup = round(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
-    return 1 - (step - warmup) / max(steps - warmup, 1)
+    return 1 - (step - warmup) / (steps - warmup)
 
 
 def validate(classifier: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
