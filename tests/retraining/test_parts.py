@@ -130,7 +130,8 @@ def test_the_scale_does_not_compound_over_turns(
     scaled = make("retrain.learning_rate_scale=0.1 retrain.epochs=7 retrain.seed=3")
     parent = registry.resolve("model-1")
     recipe, base = recipe_of(scaled, parent, parent.metadata["recipe"])
-    assert (recipe.learning_rate, base) == (pytest.approx(0.005), 0.05)
+    rate = parent.metadata["recipe"]["learning_rate"]
+    assert (recipe.learning_rate, base) == (pytest.approx(0.1 * rate), rate)
     assert (recipe.epochs, recipe.seed) == (7, 3)
     second = replace(parent, metadata={"recipe": recipe.model_dump(), "base_learning_rate": base})
     assert recipe_of(scaled, second, recipe.model_dump()) == (recipe, base)

@@ -191,7 +191,8 @@ def test_a_turn_on_drifted_digits_helps_where_production_failed(
     assert candidate.inputs == (
         registry.resolve("digits_dataset").ref, version.ref, registry.resolve("model-1").ref,
     )  # fmt: skip
-    assert candidate.metadata["recipe"]["learning_rate"] == pytest.approx(0.05 * params.retrain.learning_rate_scale)
+    rate = registry.resolve("model-1").metadata["recipe"]["learning_rate"]
+    assert candidate.metadata["recipe"]["learning_rate"] == pytest.approx(rate * params.retrain.learning_rate_scale)
     model = classifier.load(registry.open(candidate))
     split = opened.split("test")
     right = model.predict(split.images).argmax(axis=1) == split.labels

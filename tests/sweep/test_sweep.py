@@ -32,7 +32,7 @@ SMALL = (
     "sweep.space.batch_size=[16, 64] gate.floor_accuracy=0.1 "
 )
 # The weights grow ninefold a step (1 - learning_rate * weight_decay = -9): infinite within the first epoch's 40.
-DIVERGING = "{learning_rate: 10.0, weight_decay: 1.0, momentum: 0.0, batch_size: 16}"
+DIVERGING = "{optimizer: sgd, learning_rate: 10.0, weight_decay: 1.0, momentum: 0.0, batch_size: 16}"
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -22,7 +22,7 @@ def compact(classes: int) -> nn.Module:
         layers += [_convolution(channels, width), Halve(), *_norm(width), _convolution(width, width), *_norm(width)]
         channels = width
     head = nn.Linear(channels, classes, bias=False)
-    # The first logits tell little, so that the first steps are not spent on taking chance back.
+    # A ninth: so small that the first steps are not spent on taking chance back (airbench94 divides the logits).
     with torch.no_grad():
         head.weight.div_(9)
     return nn.Sequential(*layers, GlobalMax(), head)
