@@ -47,8 +47,9 @@ def estimate(
         measured = ray.get(asked, timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
         raise SweepError(
-            f"no worker with {resources.cpus:g} CPUs and {resources.gpus:g} GPUs came free within {TIMEOUT_S} s; "
-            "see ray status for what holds the cluster"
+            f"no worker with {resources.cpus:g} CPUs and {resources.gpus:g} GPUs came free and tried a few steps "
+            f"within {TIMEOUT_S} s: the machine is busy with other work (Ray's workers stand back: nice 15), or the "
+            "cluster is full (ray status shows what holds it); type the same command again later"
         ) from None
     per_image = [max(one[index][0] for one in measured) for index in range(len(recipes))]
     images = counts["train"] + VALIDATION_COST * counts["validation"]
