@@ -134,7 +134,7 @@ endef
 BENCHMARKS = $(if $(or $(filter-out $2,$($1)),$(if $($1),,none)),@echo 'error: $1=$($1): choose of $2' >&2; exit 1,\
   $(foreach name,$($1),$(call BENCHMARK,$(name))))
 .PHONY: bench
-bench: $(READY) ## speed against the textbook baselines, under 20 minutes (BENCH=training|serving|… for one)
+bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=training|serving|… for one)
 	$(call BENCHMARKS,BENCH,$(BENCHES))
 
 .PHONY: bench-long
