@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FIRST, WIDTHS = 24, (48, 192, 256)
+FIRST, WIDTHS = 16, (48, 160, 256)
 
 
 def compact(classes: int) -> nn.Module:
