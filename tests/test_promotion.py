@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             pass
         models[name] = folder / name
         model.save(models[name], recipe.model_dump())
-    gentle = recipe.model_copy(update={"learning_rate": 0.01, "seed": 1, "epochs": 2})
+    gentle = recipe.model_copy(update={"learning_rate": 0.002, "seed": 1, "epochs": 2})
     for _ in fit(model, training, gentle, torch.device("cpu")):
         pass
     models["b"] = folder / "b"
