@@ -41,7 +41,7 @@ from flywheel.training import Training, TrainingData
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-STEPS = {"standard": (128, 20), "modified": (128, 4), "upsample": (32, 4), "compact": (128, 20)}  # batch size, steps
+STEPS = {"standard": (128, 40), "modified": (128, 4), "upsample": (32, 4), "compact": (128, 40)}  # batch size, steps
 NAMES = ("textbook, 0 workers", "textbook, 2 workers", "ours", "ready")
 
 
