@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from flywheel.params import Recipe
 
-# What `weight_decay: auto` stands for. AdamW's is a share of the rate, SGD's and Adam's a term of the loss.
-WEIGHT_DECAY = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}
 # Parts of the rate by which AdamW moves what Muon leaves: Muon's rate is a share of a weight's length, AdamW's the
 # step of every single number, and those of a last layer are small.
 ADAMW_PART, LAST_LAYER_PART = 1 / 10, 1 / 90
@@ -22,8 +20,7 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     The rate of a param group is its peak. Biases and norms take no weight decay, what is held fixed is left out. Fused:
     one pass over the weights instead of six; ResNet-18's are 45 MB.
     """
-    decay = WEIGHT_DECAY[recipe.optimizer] if recipe.weight_decay == "auto" else recipe.weight_decay
-    rate, momentum = recipe.learning_rate, recipe.momentum
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.decay()
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     if recipe.optimizer != "muon":

@@ -78,6 +78,10 @@ Architecture = Literal["standard", "upsample", "modified", "compact"]  # the nam
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
 
+# What `weight_decay: auto` stands for. AdamW's is a share of the rate, SGD's and Adam's a term of the loss.
+WEIGHT_DECAY = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}
+
+
 class RecipeDefaults(Section):
     """How a network is trained. Each of these can be searched: see sweep.space."""
 
@@ -100,6 +104,10 @@ class RecipeDefaults(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(description="auto: bfloat16 where the hardware has it")
     compile: bool = Field(description="torch.compile; pays on a GPU where training takes longer than compiling")
     seed: Seed = Field(description="of the weights, the order of images and the augmentation")
+
+    def decay(self) -> float:
+        """Return the weight decay as a number, also where it is `auto`."""
+        return WEIGHT_DECAY[self.optimizer] if self.weight_decay == "auto" else self.weight_decay
 
 
 class Recipe(RecipeDefaults):

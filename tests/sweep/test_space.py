@@ -63,6 +63,23 @@ def test_a_first_trial_is_exactly_what_was_asked_for(rate: float, batch: int, ar
     assert (recipe.batch_size, recipe.architecture) == (batch, architecture)
 
 
+@pytest.mark.parametrize(("optimizer", "tried"), [("sgd", 0.0005), ("adam", 0.0005), ("muon", 0.1)])
+@pytest.mark.parametrize("domain", ["{uniform: [0, 1]}", "{per_architecture: {others: {log_uniform: [0.0001, 1]}}}"])
+def test_an_automatic_weight_decay_has_a_place_in_a_range(
+    make_params: Make, domain: str, optimizer: str, tried: float
+) -> None:
+    made = make_params(f"sweep.space.weight_decay={domain}")
+    assert made.recipe.weight_decay == "auto"
+    recipe = space.to_recipe(made, space.to_point(made, {"optimizer": optimizer}))
+    assert recipe.weight_decay == pytest.approx(tried, rel=1e-9)
+
+
+def test_an_automatic_weight_decay_can_be_a_choice(make_params: Make) -> None:
+    for domain in ("[0.01, auto]", "{per_architecture: {others: [0.01, auto]}}"):
+        made = make_params(f"sweep.space.weight_decay={domain}")
+        assert space.to_recipe(made, space.to_point(made, {})).weight_decay == "auto"
+
+
 def test_defaults_outside_the_space_move_to_its_nearest_end(make_params: Make) -> None:
     made = make_params("sweep.space.learning_rate={log_uniform: [0.1, 0.2]} sweep.space.batch_size=[16, 32]")
     recipe = space.to_recipe(made, space.to_point(made, {}))

@@ -46,7 +46,8 @@ def to_recipe(params: Params, point: Mapping[str, Any]) -> Recipe:
 
 def to_point(params: Params, first: Mapping[str, Any]) -> Point:
     """Return the point of a trial of sweep.first; defaults that lie outside the space move to its nearest end."""
-    values = {**params.recipe.model_dump(), **first}
+    recipe = params.recipe.model_copy(update=dict(first))
+    values = recipe.model_dump()
     architectures = searched_architectures(params)
     if values["architecture"] not in architectures:
         values["architecture"] = architectures[0]
@@ -57,6 +58,8 @@ def to_point(params: Params, first: Mapping[str, Any]) -> Point:
             point[name] = values[name] if values[name] in choices else choices[0]
         else:
             inner = _of(domain, str(values["architecture"]))
+            if name == "weight_decay" and isinstance(inner, Range):
+                values[name] = recipe.decay()  # `auto` has no place in a range
             point[name] = inner.position(values[name]) if inner else 0.5
     return point
 
