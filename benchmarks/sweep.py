@@ -34,7 +34,7 @@ import pages
 import torch
 from compact import prepared
 from torch import nn
-from training import textbook_epoch, textbook_loader
+from training import textbook_epoch, textbook_loader, textbook_network
 
 from flywheel import command, files, params_file, pictures
 from flywheel.data import dataset
@@ -124,7 +124,7 @@ def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[
             "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
             "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
         }
-        model = architecture(recipe["architecture"]).build(len(data.class_names)).to(devices.pick())
+        model = textbook_network(recipe["architecture"], len(data.class_names)).to(devices.pick())
         kinds = {"sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-4), "adam": torch.optim.Adam}
         optimizer = kinds[recipe["optimizer"]](model.parameters(), lr=recipe["learning_rate"])
         loader = textbook_loader(recipe["architecture"], data.images, data.labels, recipe["batch_size"], workers=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.models import resnet18
 
 from flywheel import files, params
 from flywheel.models import ModelError, classifier
@@ -14,6 +15,7 @@ from flywheel.models import device as devices
 from flywheel.models.architectures import ARCHITECTURES, architecture
 from flywheel.models.classifier import Classifier
 from flywheel.models.compact import Halve, compact
+from flywheel.models.resnet import resnet
 
 CPU = torch.device("cpu")
 NAMES = tuple("abc")
@@ -63,6 +65,20 @@ def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
         )
         model.predict(np.zeros((1, 32, 32, 3), np.uint8))
     assert shapes == {"standard": (8, 8), "modified": (32, 32)}
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 48])
+def test_standard_computes_what_torchvisions_network_computes(size: int) -> None:
+    ours, published = resnet(3), resnet18(num_classes=3)
+    published.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    results = []
+    for network in (ours, published):
+        logits = network(x)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(weights.grad for weights in network.parameters())])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_preprocessing_is_the_textbooks(images: np.ndarray) -> None:

@@ -4,39 +4,53 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18
+from torchvision.models import ResNet, resnet18
+from torchvision.models.resnet import BasicBlock
 
 
 def resnet(classes: int) -> nn.Module:
     """Return the network as published, for images of any size (3, h, w) -> (classes,)."""
-    model = resnet18(weights=None, num_classes=classes)
-    for layer in (model.layer2, model.layer3, model.layer4):
-        first = layer[0].conv1
-        layer[0].conv1 = Halving(first.in_channels, first.out_channels, kernel_size=3, stride=2, padding=1, bias=False)
-        layer[0].conv1.weight = first.weight
-    whole: nn.Module = model
-    return whole
+    return _resnet18(classes)
 
 
 def resnet_small_images(classes: int) -> nn.Module:
     """Return the network with a 3x3 first convolution and no max-pool, so that 32x32 images keep their detail."""
-    model = resnet18(weights=None, num_classes=classes)
+    model = _resnet18(classes)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
-    small: nn.Module = model
-    return small
+    return model
 
 
-class Halving(nn.Conv2d):
-    """A 3x3 convolution of stride 2; of a single pixel only the kernel's centre sees anything, so only that is used.
+def _resnet18(classes: int) -> ResNet:
+    model = resnet18(weights=None, num_classes=classes)
+    for block in [module for module in model.modules() if isinstance(module, BasicBlock)]:
+        block.conv1, block.conv2 = Conv3x3.like(block.conv1), Conv3x3.like(block.conv2)
+    return model
 
-    In bfloat16 oneDNN leaves the gradient of the other eight weights unset: whatever was in that memory, NaN included
-    (torch 2.14.1). Images of 16 pixels or fewer come to that.
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution without bias, padded by one; of a single pixel only the kernel's centre sees anything.
+
+    So only that is used there: an eighth of the work where ResNet-18 ends on 32 pixels, and of stride 2 the right
+    gradient. In bfloat16 oneDNN leaves that of the other eight weights unset: whatever was in that memory, NaN included
+    (torch 2.14.1).
     """
 
+    @classmethod
+    def like(cls, other: nn.Conv2d) -> Conv3x3:
+        """Return one with the channels, stride and weights of a 3x3 convolution."""
+        new = cls(other.in_channels, other.out_channels, kernel_size=3, stride=other.stride[0], padding=1, bias=False)
+        new.weight = other.weight
+        return new
+
+    @property
+    def centre(self) -> Tensor:
+        """What of the weights sees a single pixel, (outputs, inputs, 1, 1)."""
+        return self.weight[:, :, 1:2, 1:2]
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return (n, outputs, ceil(h / 2), ceil(w / 2)) of (n, inputs, h, w)."""
+        """Return (n, outputs, ceil(h / stride), ceil(w / stride)) of (n, inputs, h, w)."""
         if x.shape[-2:] == (1, 1):
-            return functional.conv2d(x, self.weight[:, :, 1:2, 1:2])
+            return functional.conv2d(x, self.centre)
         return super().forward(x)

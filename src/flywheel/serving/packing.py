@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flywheel.models import device as devices
+from flywheel.models.resnet import Conv3x3
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -27,7 +28,7 @@ def pack(network: nn.Module, example: Tensor) -> None:
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs: sizes.__setitem__(module, list(inputs[0].shape)))
         for module in network.modules()
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+        if type(module) in (nn.Conv2d, Conv3x3) and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
     ]
     with torch.inference_mode():
         network(example)
@@ -44,10 +45,12 @@ class PackedConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, size: list[int]):
         super().__init__()
-        self._form = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        weight = convolution.weight.detach().to_mkldnn()
+        weight, padding = convolution.weight, convolution.padding
+        if isinstance(convolution, Conv3x3) and size[2:] == [1, 1]:
+            weight, padding = convolution.centre.contiguous(), (0, 0)
+        self._form = (padding, convolution.stride, convolution.dilation, convolution.groups)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self._weight = reorder(weight, *self._form, size)
+        self._weight = reorder(weight.detach().to_mkldnn(), *self._form, size)
         self._bias = None if convolution.bias is None else convolution.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
