@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import ResNet, resnet18
+from torchvision.models import resnet18
 from torchvision.models.resnet import BasicBlock
 
 
@@ -22,8 +22,8 @@ def resnet_small_images(classes: int) -> nn.Module:
     return model
 
 
-def _resnet18(classes: int) -> ResNet:
-    model = resnet18(weights=None, num_classes=classes)
+def _resnet18(classes: int) -> nn.Module:
+    model: nn.Module = resnet18(weights=None, num_classes=classes)
     for block in [module for module in model.modules() if isinstance(module, BasicBlock)]:
         block.conv1, block.conv2 = Conv3x3.like(block.conv1), Conv3x3.like(block.conv2)
     return model
@@ -32,7 +32,7 @@ def _resnet18(classes: int) -> ResNet:
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution without bias, padded by one; of a single pixel only the kernel's centre sees anything.
 
-    So only that is used there: an eighth of the work where ResNet-18 ends on 32 pixels, and of stride 2 the right
+    So only that is used there: a ninth of the work where ResNet-18 ends on 32 pixels, and of stride 2 the right
     gradient. In bfloat16 oneDNN leaves that of the other eight weights unset: whatever was in that memory, NaN included
     (torch 2.14.1).
     """
