@@ -86,16 +86,20 @@ def _measure(
         batch = recipe.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.batch_size)
         images = torch.zeros(batch, image_size, image_size, 3, dtype=torch.uint8, device=device)
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
+        computing = updating = 0.0
         for step in range(MEASURED_STEPS + 1):
-            if step == 1:  # the first step pays for start-up
-                _wait(device)
-                started = time.perf_counter()
+            started = time.perf_counter()
             classifier.zero_grad(set_to_none=True)
             functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
+            _wait(device)
+            computed = time.perf_counter()
             for optimizer in optimizers:
                 optimizer.step()
-        _wait(device)
-        seconds = (time.perf_counter() - started) / (MEASURED_STEPS * batch)
+            _wait(device)
+            if step > 0:  # the first step pays for start-up
+                computing += computed - started
+                updating += time.perf_counter() - computed
+        seconds = (computing / batch + updating / recipe.batch_size) / MEASURED_STEPS
         results.append((seconds, sum(p.numel() * p.element_size() for p in classifier.parameters())))
     return results
 
