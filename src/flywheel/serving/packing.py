@@ -21,8 +21,9 @@ def pack(network: nn.Module, example: Tensor) -> None:
     """Replace the 2-d convolutions of a network, in place, by packed ones that give the same numbers.
 
     The packed layout is the one that oneDNN prefers for `example`, an input (n, 3, h, w) of the network's dtype on the
-    CPU; other batch sizes work too. These are the operators that torch.compile uses on the CPU (torch/_inductor,
-    mkldnn_fusion); they are private, so torch is pinned and a test compares.
+    CPU; other batch sizes work too, other heights and widths do not: what sees only padding is left out. These are the
+    operators that torch.compile uses on the CPU (torch/_inductor, mkldnn_fusion); they are private, so torch is pinned
+    and a test compares.
     """
     sizes: dict[nn.Module, list[int]] = {}
     hooks = [
