@@ -10,7 +10,7 @@ as many trials and epochs. The clock of the textbook starts with its first trial
 Ray and the workers is in it.
 
 Reads   the sections data, recipe and sweep of params.yaml
-Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep` of reports/bench.json, docs/sweep.svg
+Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep` of reports/bench.json, docs/sweep.png
         and its table in docs/training.md
 """
 
@@ -83,7 +83,7 @@ def main() -> None:
                 searches[name] = {"load_before": round(load, 1), "trials": trials}
             files.write_json(RESULT, {**origin, "images": counts, "searches": searches})
     result = files.read_json(RESULT)
-    picture = ROOT / "docs" / "sweep.svg"
+    picture = ROOT / "docs" / "sweep.png"
     draw(result, picture)
     pages.add_to_report({"sweep": result})
     pages.write(ROOT / "docs" / "training.md", "sweep", table(result))
@@ -180,7 +180,7 @@ def best_so_far(search: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw the best accuracy over time of the three searches."""
-    ends = {name: max(p[0] for t in s["trials"] for p in t["curve"]) for name, s in result["searches"].items()}
+    ends = ended(result)
     with pictures.drawing(path, 7.2, 4.2) as figure:
         axis = figure.subplots()
         colours = (pictures.MUTED, pictures.GOOD, pictures.ACCENT)
@@ -198,26 +198,37 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         axis.legend()
 
 
+def reached(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the seconds in which each search had the textbook's best, None where it never did."""
+    goal = best_so_far(result["searches"]["textbook"])[-1][1]
+    return {
+        name: next((at for at, accuracy in best_so_far(search) if accuracy >= goal), None)
+        for name, search in result["searches"].items()
+    }
+
+
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
-    textbooks = best_so_far(result["searches"]["textbook"])
-    goal_at, goal = textbooks[-1]
-    ended = max(point[0] for trial in result["searches"]["textbook"]["trials"] for point in trial["curve"])
+    after, ends = reached(result), ended(result)
+    textbook_s = best_so_far(result["searches"]["textbook"])[-1][0]
     lines = ["| search | best validation accuracy | whole search | the textbook's best after | of its time |"]
     lines += ["|---|---|---|---|---|"]
     for name, search in result["searches"].items():
-        best = best_so_far(search)
-        whole = max(point[0] for trial in search["trials"] for point in trial["curve"])
-        reached = goal_at if name == "textbook" else next((at for at, accuracy in best if accuracy >= goal), None)
-        after = "not reached |" if reached is None else f"{reached:,.0f} s | {reached / goal_at:.0%}"
-        lines.append(f"| {name} | {best[-1][1]:.1%} | {whole:,.0f} s | {after} |")
+        seconds = after[name]
+        when = "not reached |" if seconds is None else f"{seconds:,.0f} s | {seconds / textbook_s:.0%}"
+        lines.append(f"| {name} | {best_so_far(search)[-1][1]:.1%} | {ends[name]:,.0f} s | {when} |")
     note = (
         f"{result['trials']} trials of {result['epochs']} epochs, {result['images']['train']:,} training and "
         f"{result['images']['validation']:,} validation images, one run each, seed {result['seed']}; the textbook had "
-        f"its best after {goal_at:,.0f} of {ended:,.0f} s. `{result['command']}`; {result['machine']}, torch "
-        f"{result['versions']['torch']}."
+        f"its best after {textbook_s:,.0f} of {ends['textbook']:,.0f} s. `{result['command']}`; "
+        f"{result['machine']}, torch {result['versions']['torch']}."
     )
     return "\n".join([*lines, "", note])
+
+
+def ended(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the seconds after which each search had its last epoch."""
+    return {name: max(p[0] for t in s["trials"] for p in t["curve"]) for name, s in result["searches"].items()}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import searcher_study
 import searcher_table
 import torch
 import workers
+from PIL import Image
 from scipy import stats
 from shades import two_shades
 
@@ -72,7 +73,7 @@ def test_the_row_of_tpe_with_asha_is_what_the_others_are_compared_with(curves: d
     assert all(row["lost_points"] <= row["lost_at_equal_time_points"] for row in rows if not row["asha"])
 
 
-def test_a_search_is_drawn_and_told_by_when_it_found_something_better() -> None:
+def test_a_search_is_drawn_and_told_by_when_it_found_something_better(tmp_path: Path) -> None:
     trials = [{"curve": [[2.0, 0.3], [5.0, 0.6]]}, {"curve": [[3.0, 0.2], [4.0, 0.5]]}]
     assert sweep.best_so_far({"trials": trials}) == [(2.0, 0.3), (4.0, 0.5), (5.0, 0.6)]
     quick = {"trials": [{"curve": [[1.0, 0.7]]}]}
@@ -88,6 +89,9 @@ def test_a_search_is_drawn_and_told_by_when_it_found_something_better() -> None:
         "| ResNets | 50.0% | 9 s | not reached | |",
         "| with compact | 70.0% | 1 s | 1 s | 20% |",
     ]
+    sweep.draw(result, tmp_path / "sweep.png")
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > picture.height > 500
 
 
 def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
