@@ -119,7 +119,7 @@ test: lint ## lint, types and tests (about 15 minutes on two cores)
 test-gpu: $(READY) ## the tests of the code that a GPU runs, on this machine's GPU
 	@FLYWHEEL_TEST_DEVICE=cuda exec $(VENV_PYTHON) -m pytest -m gpu $(ARGS)
 
-test-all: lint ## the same and the long tests
+test-all: lint ## the same and the long tests (an hour and a half)
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
 BENCHES := training serving sweep_overhead start_up
