@@ -111,7 +111,8 @@ clean: $(READY) ## remove the profile's reports and what killed runs left; artif
 
 .PHONY: lint test test-gpu test-all
 lint: $(READY) ## ruff (lint and format) and mypy
-	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy
+	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy \
+	  && $(VENV_PYTHON) -m mypy benchmarks
 
 test: lint ## lint, types and tests (about 15 minutes on two cores)
 	@exec $(VENV_PYTHON) -m pytest -m "not long" $(ARGS)
@@ -134,7 +135,7 @@ endef
 BENCHMARKS = $(if $(or $(filter-out $2,$($1)),$(if $($1),,none)),@echo 'error: $1=$($1): choose of $2' >&2; exit 1,\
   $(foreach name,$($1),$(call BENCHMARK,$(name))))
 .PHONY: bench
-bench: $(READY) ## speed against the textbook baselines, in one run (BENCH=training|serving|… for one)
+bench: $(READY) ## speed against the textbook baselines, under 20 minutes (BENCH=training|serving|… for one)
 	$(call BENCHMARKS,BENCH,$(BENCHES))
 
 .PHONY: bench-long

@@ -104,7 +104,8 @@ def one(data: TrainingData, name: str, recipe: Recipe) -> dict[str, Any]:
         seconds += epoch_s
         print(f"{name}, seed {recipe.seed}, epoch {len(accuracies)}: {accuracy:.2%}, {seconds:.0f} s", flush=True)
     if name == NAMES[0]:
-        network, batch, whole = Airbench94(data).network, BATCH, EPOCHS
+        network: nn.Module = Airbench94(data).network
+        batch, whole = BATCH, EPOCHS
     else:
         network, batch, whole = data.classifier(recipe).network, recipe.batch_size, recipe.epochs
     steps = math.ceil(whole * (len(data.labels) // batch))
@@ -248,7 +249,7 @@ def step_flops(network: nn.Module, side: int, batch: int) -> int:
     images = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         network.cpu().train()(images).sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def table(result: Mapping[str, Any]) -> str:

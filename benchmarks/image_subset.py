@@ -26,15 +26,15 @@ def main() -> None:
     classes: dict[tuple[str, str], list[tuple[str, bytes]]] = defaultdict(list)
     with tarfile.open(arguments.archive) as archive:
         for member in archive:
-            content = archive.extractfile(member)
-            if content is not None and len(parts := Path(member.name).parts) >= 3 and parts[-3] in ("train", "test"):
-                classes[parts[-3], parts[-2]].append((parts[-1], content.read()))
+            file = archive.extractfile(member)
+            if file is not None and len(parts := Path(member.name).parts) >= 3 and parts[-3] in ("train", "test"):
+                classes[parts[-3], parts[-2]].append((parts[-1], file.read()))
     counts: dict[str, int] = defaultdict(int)
     for (part, name), images in classes.items():
         folder = arguments.directory / part / name
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in sorted(images)[: arguments.train if part == "train" else None]:
-            (folder / file).write_bytes(content)
+        for image, content in sorted(images)[: arguments.train if part == "train" else None]:
+            (folder / image).write_bytes(content)
             counts[part] += 1
     print(f"{arguments.directory}: {counts['train']:,} training and {counts['test']:,} test images")
 

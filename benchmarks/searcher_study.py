@@ -36,7 +36,7 @@ import pages
 
 from flywheel import command, files, params_file
 from flywheel.params import Params
-from flywheel.search_space import Choices
+from flywheel.search_space import Choices, Range
 from flywheel.sweep.halving import Asha
 from flywheel.sweep.searcher import Searcher
 
@@ -117,7 +117,7 @@ def final_accuracy(recipe: Mapping[str, Any]) -> float:
     best *= math.sqrt(recipe["batch_size"] / 128)
     off = math.log10(recipe["learning_rate"] / best)
     penalty = 0.004 * (recipe["optimizer"] == "adam") + 0.003 * abs(math.log2(recipe["batch_size"] / 128))
-    return max(0.1, CEILING[recipe["architecture"]] - 0.06 * off**2 - penalty)
+    return float(max(0.1, CEILING[recipe["architecture"]] - 0.06 * off**2 - penalty))
 
 
 def curve(recipe: Mapping[str, Any], curves: str, epochs: int, random: np.random.Generator) -> list[float]:
@@ -199,16 +199,17 @@ class Stock:
         from ray.tune.schedulers import AsyncHyperBandScheduler
         from ray.tune.search.optuna import OptunaSearch
 
-        space = {
-            name: optuna.distributions.CategoricalDistribution(domain.choices)
-            if isinstance(domain, Choices)
-            else optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
-            for name, domain in params.sweep.space.items()
-        }
+        space: dict[str, Any] = {}
+        for name, domain in params.sweep.space.items():
+            if isinstance(domain, Choices):
+                space[name] = optuna.distributions.CategoricalDistribution(domain.choices)
+            else:
+                assert isinstance(domain, Range)
+                space[name] = optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
         self.epochs = params.sweep.epochs
         self.search = OptunaSearch(space=space, metric="accuracy", mode="max", seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.scheduler = AsyncHyperBandScheduler(
+        self.scheduler: Any = AsyncHyperBandScheduler(
             time_attr="training_iteration", metric="accuracy", mode="max", max_t=self.epochs,
             grace_period=-(-self.epochs // 3), reduction_factor=2,
         )  # fmt: skip
@@ -218,7 +219,9 @@ class Stock:
         """Return a recipe."""
         self.trials[name] = SimpleNamespace(trial_id=name, stopping_criterion={})
         self.scheduler.on_trial_add(None, self.trials[name])
-        return self.search.suggest(name)
+        suggested = self.search.suggest(name)
+        assert suggested is not None
+        return suggested
 
     def result(self, name: str, epoch: int, accuracy: float) -> bool:
         """Take an epoch; returns whether the trial ends there."""

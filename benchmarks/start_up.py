@@ -1,6 +1,6 @@
 """How long a command takes before it does something useful: `--help`, a stage that is up to date, a stage's first work.
 
-    python benchmarks/start_up.py [--rounds 5]                                  (make bench BENCH=start_up, 5 minutes)
+    python benchmarks/start_up.py [--rounds 3]                                  (make bench BENCH=start_up, 5 minutes)
 
 A small demo is made in a temporary folder. Then, in turn: a bare start of Python, `--help` of every script, the stages
 while they are up to date, and the stages with --force until their first useful work: data reads its source, sweep hands
@@ -51,7 +51,7 @@ PARTS = {"ray": ("ray", "init")}
 def main() -> None:
     """Time everything in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of everything (default: 3)")
     parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     parser.add_argument("--until", nargs=2, metavar=("SCRIPT", "SET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -78,6 +78,7 @@ def main() -> None:
             for name in FIRST_WORK:
                 firsts[name].append(first_work(name, overrides))
             firsts["sweep, first epoch"].append(first_epoch(f"{overrides} sweep.seed={number + 1}", Path(folder)))
+            script("sweep", overrides)  # back to what the next round finds up to date
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
     helps = {name: statistics.median(found) for name, found in times.items() if name.endswith("--help")}
     slowest = max(helps, key=lambda name: helps[name])

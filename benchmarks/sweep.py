@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,13 @@ def with_compact() -> str:
     )
 
 
+def make_optimizer(name: str, weights: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Return what the textbook search tries."""
+    if name == "adam":
+        return torch.optim.Adam(weights, learning_rate)
+    return torch.optim.SGD(weights, learning_rate, momentum=0.9, weight_decay=5e-4)
+
+
 def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> None:
     """Run a stage's script, which says itself what is wrong. Raises SystemExit then."""
     words = [sys.executable, f"scripts/{script}.py", "--profile", profile, "--set", overrides, *more]
@@ -118,15 +125,14 @@ def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[
     started, found = time.monotonic(), []
     for number in range(trials):
         trial = study.ask()
-        recipe = {
+        recipe: dict[str, Any] = {
             "architecture": trial.suggest_categorical("architecture", ["standard", "upsample", "modified"]),
             "optimizer": trial.suggest_categorical("optimizer", ["sgd", "adam"]),
             "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
             "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
         }
         model = textbook_network(recipe["architecture"], len(data.class_names)).to(devices.pick())
-        kinds = {"sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-4), "adam": torch.optim.Adam}
-        optimizer = kinds[recipe["optimizer"]](model.parameters(), lr=recipe["learning_rate"])
+        optimizer = make_optimizer(recipe["optimizer"], model.parameters(), recipe["learning_rate"])
         loader = textbook_loader(recipe["architecture"], data.images, data.labels, recipe["batch_size"], workers=0)
         curve = []
         for _ in range(epochs):

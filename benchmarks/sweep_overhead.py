@@ -7,7 +7,8 @@ an event, on disk when it returns), Ray Tune, actors that are reused. `replay` o
 interrupted sweep does. `propose` and `journal` are parts of `wall`.
 
 Reads   params.yaml
-Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also benchmarks/results/sweep_overhead.json
+Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also benchmarks/results/sweep_overhead.json and
+        its table in docs/scaling.md
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import pages
 
 from flywheel import command, files, params_file
+from flywheel.registry import Registry
 from flywheel.sweep import cluster, runner
 from flywheel.sweep.campaign import Campaign
 from flywheel.sweep.checkpoints import Place
@@ -41,7 +43,7 @@ def main() -> None:
     """Run the sweeps and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[50, 200], help="of each sweep (default: 50 200)")
-    parser.add_argument("--publish", action="store_true", help="keep the figures")
+    parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
     arguments = parser.parse_args()
     rows = []
     for trials in arguments.trials:
@@ -50,14 +52,14 @@ def main() -> None:
     result = {
         "command": pages.command(),
         "n": 1,
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),
+        "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
         "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
         "rows": rows,
     }
-    print(f"reports: {pages.add_to_report({'sweep_overhead': result})}")
+    print(f"\n{table(result)}\n\nreports: {pages.add_to_report({'sweep_overhead': result})}")
     if arguments.publish:
         files.write_json(RESULT, result)
+        pages.write(ROOT / "docs" / "scaling.md", "sweep_overhead", table(result))
 
 
 def measure(trials: int) -> dict[str, Any]:
@@ -74,9 +76,8 @@ def measure(trials: int) -> dict[str, Any]:
         campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
         said: list[tuple[float, str]] = []
-        recorder = Recorder(
-            params, campaign, place, Tracker(params, "bench"), lambda line: said.append((time.monotonic(), line))
-        )
+        tracker = Tracker(params, Registry(params.store), "bench")
+        recorder = Recorder(params, campaign, place, tracker, lambda line: said.append((time.monotonic(), line)))
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
             started = time.monotonic()
@@ -96,6 +97,22 @@ def measure(trials: int) -> dict[str, Any]:
             "replay_s": round(time.monotonic() - clock, 2),
             "journal_bytes": journal.path.stat().st_size,
         }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    lines = [
+        "| trials | whole sweep | first trial ended after | a trial after that | proposing | journal | read again |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        after = f"{row['s_a_trial_after_the_first']:.3f} s"
+        parts = [f"{row[part]:.2f} s" for part in ("propose_s", "journal_s", "replay_s")]
+        lines.append(
+            f"| {row['trials']} | {row['wall_s']} s | {row['first_trial_s']} s | {after} | {' | '.join(parts)} |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return "\n".join([*lines, "", f"n = {result['n']} each. `{result['command']}`; {result['machine']}; {versions}."])
 
 
 def timed(action: Callable[..., Any], name: str, parts: dict[str, float]) -> Callable[..., Any]:

@@ -138,7 +138,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return f"{sum(flags)} of {len(flags)}"
 
     def recovered(row: dict[str, Any], turn: dict[str, Any]) -> float:
-        return (turn["production_holdout"] - row["drifted_holdout"]) / (row["clean_holdout"] - row["drifted_holdout"])
+        lost = row["clean_holdout"] - row["drifted_holdout"]
+        return float((turn["production_holdout"] - row["drifted_holdout"]) / lost)
 
     result = {
         "seeds": len(rows),

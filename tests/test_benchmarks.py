@@ -16,6 +16,7 @@ import precision
 import pytest
 import searcher_study
 import searcher_table
+import sweep_overhead
 import torch
 import workers
 from PIL import Image
@@ -100,6 +101,17 @@ def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
     first, *others = searched.sweep.first
     assert not others
     assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_sweep_costs_beside_its_training_is_measured_by_a_real_one() -> None:
+    row = sweep_overhead.measure(3)
+    assert row["trials"] == 3
+    assert 0 < row["first_trial_s"] < row["wall_s"]
+    assert row["wall_s"] > row["propose_s"] + row["journal_s"]
+    assert row["journal_bytes"] > 3 * 3 * 100
+    lines = sweep_overhead.table({"rows": [row], "n": 1, "command": "c", "machine": "m", "versions": {"ray": "2"}})
+    assert lines.splitlines()[2].startswith(f"| 3 | {row['wall_s']} s | {row['first_trial_s']} s | ")
 
 
 def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random: np.random.Generator) -> None:
