@@ -103,6 +103,7 @@ def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
     assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_a_sweep_costs_beside_its_training_is_measured_by_a_real_one() -> None:
     row = sweep_overhead.measure(3)
@@ -128,6 +129,7 @@ def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random
     assert np.array_equal(first.images, again.images)
 
 
+@pytest.mark.long
 def test_trainings_side_by_side_give_what_one_after_the_other_gives(
     random: np.random.Generator, params: Params
 ) -> None:

@@ -114,6 +114,7 @@ def test_models_of_other_data_or_classes_are_refused(
         compare.versions(make_params("data.name=empty"), registry, first, "retrained-model")
 
 
+@pytest.mark.long
 def test_the_script_prints_a_table_or_json(wheel: Any, first: str) -> None:
     command = [sys.executable, "scripts/compare.py", *wheel.arguments, first, "retrained-model:v0"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -280,7 +280,14 @@ def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
     assert any("unseen images cannot be told: model-2:v0 was trained on digits-feedback@000" in line for line in said)
 
 
-@pytest.mark.parametrize("change", ["weight=4", "epochs=2", "learning_rate_scale=0.5", "seed=1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "weight=4",
+        "epochs=2",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("learning_rate_scale=0.5", "seed=1")),
+    ],
+)
 def test_every_param_that_counts_as_identity_changes_the_candidate(
     make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any, change: str
 ) -> None:

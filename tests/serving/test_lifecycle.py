@@ -102,6 +102,7 @@ def test_a_busy_port_is_named(fresh: Server) -> None:
     assert processes.of(fresh.params.store) == []
 
 
+@pytest.mark.long
 def test_more_than_the_machine_has_is_refused(fresh: Server) -> None:
     printed = fresh.run("serve", extra="serve.cpus_per_replica=1000")
     assert "serve.cpus_per_replica" in printed

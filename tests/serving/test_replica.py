@@ -22,7 +22,14 @@ def untrained(architecture: str, precision: str, seed: int = 0) -> Classifier:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "upsample"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name == "modified" else name
+        for name in ARCHITECTURES
+        if name != "upsample"
+    ],
+)
 def test_serving_and_evaluation_agree(architecture: str, precision: str, random: np.random.Generator) -> None:
     model = untrained(architecture, precision)
     images = random.integers(0, 255, (200, 32, 32, 3), dtype=np.uint8)
