@@ -100,7 +100,7 @@ def with_compact() -> str:
     )
 
 
-def make_optimizer(name: str, weights: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def textbook_optimizer(name: str, weights: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """Return what the textbook search tries."""
     if name == "adam":
         return torch.optim.Adam(weights, learning_rate)
@@ -132,7 +132,7 @@ def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[
             "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
         }
         model = textbook_network(recipe["architecture"], len(data.class_names)).to(devices.pick())
-        optimizer = make_optimizer(recipe["optimizer"], model.parameters(), recipe["learning_rate"])
+        optimizer = textbook_optimizer(recipe["optimizer"], model.parameters(), recipe["learning_rate"])
         loader = textbook_loader(recipe["architecture"], data.images, data.labels, recipe["batch_size"], workers=0)
         curve = []
         for _ in range(epochs):
