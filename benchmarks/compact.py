@@ -36,11 +36,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training import MEAN, STD, peak_flops
 
-from flywheel import command, files, params_file
-from flywheel.data.batches import Batches
+from flywheel import cli, files
 from flywheel.models import device as devices
 from flywheel.params import Params, Recipe
-from flywheel.training import TrainingData, fit
+from flywheel.params import file as params_file
+from flywheel.training.batches import Batches
+from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "compact.json"
@@ -60,7 +61,7 @@ def main() -> None:
     params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
     data = everything(params)
     origin = {
-        **pages.origin(params, ["data"], ["flywheel.training"], workers.machine()),
+        **pages.origin(params, ["data"], ["flywheel.training.loop"], workers.machine()),
         "images": len(data.labels), "test_images": len(data.validation_labels),
         "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
     }  # fmt: skip
@@ -276,4 +277,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -25,7 +25,8 @@ from typing import Any
 import pages
 import torch
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
+from flywheel.params import file as params_file
 from sweep import run
 
 ROOT = Path(__file__).parents[1]
@@ -93,4 +94,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.gate.rules import Answers, Exam, decide
+from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks/results/gate_power.json", ROOT / "docs/gate.md"
@@ -216,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

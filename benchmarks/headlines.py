@@ -14,7 +14,7 @@ from typing import Any
 
 import pages
 
-from flywheel import command, files
+from flywheel import cli, files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -82,4 +82,4 @@ def _result(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

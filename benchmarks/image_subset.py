@@ -13,7 +13,7 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 
-from flywheel import command
+from flywheel import cli
 
 
 def main() -> None:
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flywheel import code, files
+from flywheel import files
 from flywheel.params import Params
+from flywheel.pipeline import fingerprint
 
 
 def between(page: str, name: str, text: str) -> str:
@@ -44,7 +45,7 @@ def command() -> str:
 
 def code_of(*modules: str) -> str:
     """Return a digest of what modules of the package and all that they import do: other code, other figures."""
-    return hashlib.sha256("".join(code.digests(*modules).values()).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(fingerprint.digests(*modules).values()).encode()).hexdigest()[:16]
 
 
 def origin(params: Params, sections: Sequence[str], modules: Sequence[str], machine: str) -> dict[str, Any]:

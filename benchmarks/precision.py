@@ -27,11 +27,12 @@ import pages
 import workers
 from retrain_rate import opened
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.models import device as devices
 from flywheel.models.architectures import ARCHITECTURES
 from flywheel.params import Recipe
-from flywheel.training import TrainingData, fit
+from flywheel.params import file as params_file
+from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "precision.json"
@@ -65,7 +66,7 @@ def main() -> None:
         for precision in PRECISIONS
     ]
     origin = {
-        **pages.origin(params, ["data"], ["flywheel.training"], workers.machine()),
+        **pages.origin(params, ["data"], ["flywheel.training.loop"], workers.machine()),
         "recipes": [recipe.model_dump() for recipe in recipes],
         "images": len(data.labels), "test_images": len(data.validation_labels), "epochs": arguments.epochs,
     }  # fmt: skip
@@ -134,4 +135,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -26,15 +26,16 @@ import numpy as np
 import pages
 import torch
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.params import Params
-from flywheel.retraining import arms, figures
+from flywheel.params import file as params_file
+from flywheel.retraining import arms, scores
 from flywheel.retraining.examples import mix
-from flywheel.training import TrainingData, fit
+from flywheel.training.loop import TrainingData, fit
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "retraining.md"
@@ -62,7 +63,7 @@ def rows_of_seed(
     for result in fit(parent, data, recipe, device):
         print(f"seed {seed}, parent, epoch {result.epoch}: {result.accuracy:.2%}", flush=True)
     parent.save(folder, recipe.model_dump())
-    before = figures.Predictions.of(parent, images)
+    before = scores.Predictions.of(parent, images)
     index = images.indices["simulation"]
     wrong = (before.simulation != images.labels[index]) & ~images.holdout
     right = (before.simulation == images.labels[index]) & ~images.holdout
@@ -76,7 +77,7 @@ def rows_of_seed(
             started = time.monotonic()
             mixed = mix(data, images.images[chosen], images.labels[chosen], params.retrain.weight, seed)
             arm = arms.train(classifier.load(folder, device), mixed, recipe.model_copy(update=changes), device)
-            after = figures.Predictions.of(arm.classifier, images)
+            after = scores.Predictions.of(arm.classifier, images)
             rows.append(
                 {
                     "seed": seed, "arm": name, "scale": scale, "kept_epoch": arm.kept_epoch,
@@ -90,9 +91,9 @@ def rows_of_seed(
     return rows
 
 
-def scored(images: Dataset, unseen: Any, after: figures.Predictions, before: Any = None) -> dict[str, Any]:
+def scored(images: Dataset, unseen: Any, after: scores.Predictions, before: Any = None) -> dict[str, Any]:
     """Return accuracy on test and holdout, with the images fixed and broken on test."""
-    found = figures.scores(images, unseen, after, before)
+    found = scores.scores(images, unseen, after, before)
     row = {part: found[part]["accuracy"] for part in ("test", "holdout")}
     return row | {key: found["test"][key] for key in ("fixed", "broken") if key in found["test"]}
 
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

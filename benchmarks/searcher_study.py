@@ -34,10 +34,11 @@ import numpy as np
 import optuna
 import pages
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.params import Params
-from flywheel.search_space import Choices, Range
-from flywheel.sweep.halving import Asha
+from flywheel.params import file as params_file
+from flywheel.params.space import Choices, Range
+from flywheel.sweep.asha import Asha
 from flywheel.sweep.searcher import Searcher
 
 ROOT = Path(__file__).parents[1]
@@ -235,4 +236,4 @@ class Stock:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -37,10 +37,11 @@ from precision import some_of
 from retrain_rate import opened
 from searcher_study import T_95, Ours
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.models import device as devices
 from flywheel.params import Params, Recipe
-from flywheel.training import TrainingData, TrainingDiverged, fit
+from flywheel.params import file as params_file
+from flywheel.training.loop import TrainingData, TrainingDiverged, fit
 
 ROOT = Path(__file__).parents[1]
 CURVES = ROOT / "benchmarks" / "results" / "learning_curves.json"
@@ -78,7 +79,7 @@ def main() -> None:
 def measure(params: Params) -> None:
     """Train every recipe of the grid; rows are written as they come."""
     origin = {
-        **pages.origin(params, ["data", "recipe"], ["flywheel.training"], workers.machine()),
+        **pages.origin(params, ["data", "recipe"], ["flywheel.training.loop"], workers.machine()),
         "images": IMAGES, "epochs": EPOCHS, "seed": 0,
     }  # fmt: skip
     rows: list[dict[str, Any]] = pages.resumed(CURVES, origin).get("rows", [])
@@ -213,4 +214,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

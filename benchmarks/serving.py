@@ -35,10 +35,11 @@ import requests
 import torch
 from PIL import Image
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.data.images import decode
 from flywheel.models import classifier
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
 from flywheel.serving import replica
 
@@ -290,4 +291,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -34,14 +34,14 @@ from typing import Any
 
 import pages
 
-from flywheel import command, files
+from flywheel import cli, files
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "start_up.json"
 UP_TO_DATE = ("data", "sweep", "evaluate", "status")
 FIRST_WORK = {  # stage: module, and the function in it whose first call is the first useful work
     "data": ("flywheel.data.sources", "load"),
-    "sweep": ("flywheel.sweep.runner", "run"),
+    "sweep": ("flywheel.sweep.tune_runner", "run"),
     "evaluate": ("flywheel.models.classifier", "Classifier.predict"),
     "retrain": ("flywheel.retraining.arms", "train"),
 }
@@ -218,4 +218,4 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

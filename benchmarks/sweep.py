@@ -36,12 +36,14 @@ from compact import prepared
 from torch import nn
 from training import textbook_epoch, textbook_loader, textbook_network
 
-from flywheel import command, files, params_file, pictures
+from flywheel import cli, files
 from flywheel.data import dataset
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
+from flywheel.params import file as params_file
+from flywheel.pipeline import plotting
 from flywheel.registry import Registry
-from flywheel.training import TrainingData
+from flywheel.training.loop import TrainingData
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "sweep.json"
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     params = params_file.load(ROOT / "params.yaml", "cifar10", arguments.set)
-    modules = ["flywheel.stages.data", "flywheel.stages.sweep"]
+    modules = ["flywheel.data.stage", "flywheel.sweep.stage"]
     machine = f"{devices.pick().type}, {os.cpu_count()} CPUs"
     origin = {
         **pages.origin(params, ["data", "recipe", "sweep"], modules, machine),
@@ -187,9 +189,9 @@ def best_so_far(search: Mapping[str, Any]) -> list[tuple[float, float]]:
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw the best accuracy over time of the three searches."""
     ends = ended(result)
-    with pictures.drawing(path, 7.2, 4.2) as figure:
+    with plotting.drawing(path, 7.2, 4.2) as figure:
         axis = figure.subplots()
-        colours = (pictures.MUTED, pictures.GOOD, pictures.ACCENT)
+        colours = (plotting.MUTED, plotting.GOOD, plotting.ACCENT)
         for (name, search), colour in zip(result["searches"].items(), colours, strict=True):
             seconds, accuracies = zip(*best_so_far(search), strict=True)
             axis.step(
@@ -238,4 +240,4 @@ def ended(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -25,14 +25,15 @@ from typing import Any
 
 import pages
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
-from flywheel.sweep import cluster, runner
-from flywheel.sweep.campaign import Campaign
+from flywheel.sweep import cluster, tune_runner
 from flywheel.sweep.checkpoints import Place
 from flywheel.sweep.journal import Journal
-from flywheel.sweep.recorder import Recorder
-from flywheel.tracking import Tracker
+from flywheel.sweep.reporting import Recorder
+from flywheel.sweep.state import Campaign
+from flywheel.tracking.runs import Tracker
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
@@ -81,7 +82,7 @@ def measure(trials: int) -> dict[str, Any]:
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
             started = time.monotonic()
-            assert runner.run(params, {}, campaign, place, slots, recorder, function=nothing)
+            assert tune_runner.run(params, {}, campaign, place, slots, recorder, function=nothing)
             wall_s = time.monotonic() - started
         first = next(at for at, line in said if line.startswith("sweep: 1/")) - started
         clock = time.monotonic()
@@ -140,4 +141,4 @@ def nothing(config: Mapping[str, Any], **_: object) -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -32,12 +32,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from flywheel import command, files, params_file
+from flywheel import cli, files
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
-from flywheel.optimizers import make_optimizers
 from flywheel.params import Recipe
-from flywheel.training import Training, TrainingData
+from flywheel.params import file as params_file
+from flywheel.training.loop import Training, TrainingData
+from flywheel.training.optimizers import make_optimizers
 
 ROOT = Path(__file__).parents[1]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -252,4 +253,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

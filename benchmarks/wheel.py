@@ -27,17 +27,19 @@ import numpy as np
 import pages
 import workers
 
-from flywheel import command, feedback, files, params_file
+from flywheel import cli, files
 from flywheel.data import build, dataset, sources
+from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
+from flywheel.retraining import stage as retraining_stage
 from flywheel.simulation.result import examples
-from flywheel.stages import data as data_stage
-from flywheel.stages import retrain
-from flywheel.training import TrainingData, fit
+from flywheel.traffic import feedback
+from flywheel.training.loop import TrainingData, fit
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "retraining.md"
@@ -79,7 +81,7 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
         wrong = np.flatnonzero(answers(registry, serving, images) != truth(images))
         inputs = (data.ref, serving.ref)
         _, new = feedback.publish(params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {})
-        report = retrain.run(params, registry, say=quiet)
+        report = retraining_stage.run(params, registry, say=quiet)
         now = registry.resolve(f"{params.registered_model}:production")
         holdout = answers(registry, now, images)[images.holdout] == truth(images)[images.holdout]
         found: dict[str, Any] = {
@@ -188,7 +190,7 @@ def main() -> None:
     name = arguments.name or arguments.profile
     place = RESULTS / f"wheel_{name}.json"
     sections = ["data", "recipe", "gate", "retrain"]
-    modules = ["flywheel.stages.data", "flywheel.stages.retrain", "flywheel.feedback"]
+    modules = ["flywheel.data.stage", "flywheel.retraining.stage", "flywheel.traffic.feedback"]
     origin = pages.origin(params, sections, modules, workers.machine())
     rows: list[dict[str, Any]] = pages.resumed(place, origin).get("rows", [])
     missing = [seed for seed in range(arguments.seeds) if seed not in {row["seed"] for row in rows}]
@@ -204,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

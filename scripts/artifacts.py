@@ -7,19 +7,20 @@ Reads   the registry
 Writes  nothing
 """
 
-from flywheel import command, overview
+from flywheel import cli
+from flywheel.commands import status
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print a line a version."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--verify", action="store_true", help="read every byte; exit 1 if a version is damaged")
     arguments = parser.parse_args()
-    registry = Registry(command.load_params(arguments).store)
-    for line in overview.verify(registry) if arguments.verify else overview.artifacts(registry):
+    registry = Registry(cli.load_params(arguments).store)
+    for line in status.verify(registry) if arguments.verify else status.artifacts(registry):
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -6,12 +6,13 @@ Reads   params.yaml
 Writes  nothing; removes reports/<profile> and leftovers in store/<profile>; artifacts, receipts and journals stay
 """
 
-from flywheel import command, housekeeping
+from flywheel import cli
+from flywheel.commands import housekeeping
 
 
 def main() -> None:
     """Remove and print what was removed."""
-    params = command.load_params(command.parser(__doc__).parse_args())
+    params = cli.load_params(cli.parser(__doc__).parse_args())
     removed = housekeeping.clean(params)
     for path in removed:
         print(f"clean: removed {path}")
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

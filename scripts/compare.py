@@ -7,21 +7,22 @@ Reads   the registry and, for models, the data set
 Writes  nothing
 """
 
-from flywheel import command, compare, files
+from flywheel import cli, files
+from flywheel.commands import compare
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print the table, or JSON."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("a", nargs="?", default="", help="name:vN, name:alias or name@digest")
     parser.add_argument("b", nargs="?", default="", help="the other; differences are B minus A")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
+    params = cli.load_params(arguments)
     result = compare.versions(params, Registry(params.store), arguments.a, arguments.b)
     print(files.json_text(result).rstrip() if arguments.json else "\n".join(compare.table(result)))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

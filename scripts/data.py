@@ -6,18 +6,18 @@ Reads   the section data of params.yaml; CIFAR-10's archive, data.path, or sciki
 Writes  the artifact <data.name>_dataset; reports/<profile>/samples_<split>.png
 """
 
-from flywheel import command
-from flywheel.registry.shared import SharedRegistry
-from flywheel.stages import data
+from flywheel import cli
+from flywheel.data import stage as data_stage
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Run the stage and print what it made."""
-    arguments = command.stage_parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "data") as say:
+    arguments = cli.stage_parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    with cli.logged(params, "data") as say:
         registry = SharedRegistry(params, say)
-        receipt = data.run(params, registry, force=arguments.force, say=say)
+        receipt = data_stage.run(params, registry, force=arguments.force, say=say)
         counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
         say(f"data: {registry.resolve(receipt['outputs'][0]).label}: {counts}")
         for split, count in receipt["metrics"]["duplicates"]["within"].items():
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

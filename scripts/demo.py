@@ -8,17 +8,17 @@ Writes  what the commands write; ends the server, also at Ctrl-C
 
 import sys
 
-from flywheel import command
+from flywheel import cli
 
 
 def main() -> None:
     """Run the commands and print what the turn changed."""
-    arguments = command.parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    from flywheel import demo
+    arguments = cli.parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    from flywheel.commands import demo
 
     demo.run(params, sys.argv[1:])
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -9,7 +9,7 @@ Writes  docs/params.md
 import argparse
 from pathlib import Path
 
-from flywheel import command, files
+from flywheel import cli, files
 
 
 def main() -> None:
@@ -18,11 +18,11 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
     parser.add_argument("--out", type=Path, default=Path("docs/params.md"), help="the page")
     arguments = parser.parse_args()
-    from flywheel import params_reference
+    from flywheel.params import reference
 
-    files.write_text(arguments.out, params_reference.page(arguments.params))
+    files.write_text(arguments.out, reference.page(arguments.params))
     print(f"docs: {arguments.out}")
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

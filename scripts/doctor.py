@@ -8,13 +8,14 @@ Writes  nothing; exits 1 if there is a trouble
 
 import sys
 
-from flywheel import command, doctor
+from flywheel import cli
+from flywheel.commands import doctor
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print a line a finding, the fix beside each trouble."""
-    params = command.load_params(command.parser(__doc__).parse_args())
+    params = cli.load_params(cli.parser(__doc__).parse_args())
     troubles = 0
     for finding in doctor.examine(params, Registry(params.store)):
         troubles += bool(finding.fix)
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

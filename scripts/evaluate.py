@@ -7,18 +7,18 @@ Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst
         the alias production of <data.name>-classifier
 """
 
-from flywheel import command
-from flywheel.registry.shared import SharedRegistry
-from flywheel.stages import evaluate
+from flywheel import cli
+from flywheel.evaluation import stage as evaluation_stage
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Run the stage and print accuracy and decision."""
-    arguments = command.stage_parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "evaluate") as say:
+    arguments = cli.stage_parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    with cli.logged(params, "evaluate") as say:
         registry = SharedRegistry(params, say)
-        receipt = evaluate.run(params, registry, force=arguments.force, say=say)
+        receipt = evaluation_stage.run(params, registry, force=arguments.force, say=say)
         metrics = receipt["metrics"]
         low, high = metrics["interval"]
         say(
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -7,18 +7,19 @@ Reads   store/<profile>/audit.jsonl
 Writes  nothing
 """
 
-from flywheel import command, overview
+from flywheel import cli
+from flywheel.commands import status
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print a line a move."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--all", action="store_true", help="the moves of every alias, not only of production")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    print("\n".join(overview.history(params, Registry(params.store), arguments.all)))
+    params = cli.load_params(arguments)
+    print("\n".join(status.history(params, Registry(params.store), arguments.all)))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

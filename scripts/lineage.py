@@ -7,18 +7,19 @@ Reads   the registry
 Writes  nothing
 """
 
-from flywheel import command, overview
+from flywheel import cli
+from flywheel.commands import status
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print the tree."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("artifact", nargs="?", help="name, name:alias, name:vN or name@digest")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    print("\n".join(overview.lineage(params, Registry(params.store), arguments.artifact)))
+    params = cli.load_params(arguments)
+    print("\n".join(status.lineage(params, Registry(params.store), arguments.artifact)))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -6,17 +6,18 @@ Reads   store/<profile>/logs
 Writes  nothing
 """
 
-from flywheel import command, overview
+from flywheel import cli
+from flywheel.commands import status
 
 
 def main() -> None:
     """Print the end of each log."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--lines", type=int, default=8, help="lines of each log (default: 8)")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    print("\n".join(overview.logs([command.log_path(params, name) for name in overview.LOGS], arguments.lines)))
+    params = cli.load_params(arguments)
+    print("\n".join(status.logs([params.store_paths.log(name) for name in status.LOGS], arguments.lines)))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

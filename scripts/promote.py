@@ -9,19 +9,20 @@ Writes  the aliases production and previous of <data.name>-classifier, with a li
         gate.json and gate.png in reports/<profile>
 """
 
-from flywheel import command, promotion
-from flywheel.registry.shared import SharedRegistry
+from flywheel import cli
+from flywheel.gate import promotion
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Judge and promote."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("model", nargs="?", default="", help="name:vN, name:alias or name@digest")
     parser.add_argument("--force", action="store_true", help="promote though the gate says no; needs --reason")
     parser.add_argument("--reason", default="", help="why, for the audit log")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "promote") as say:
+    params = cli.load_params(arguments)
+    with cli.logged(params, "promote") as say:
         promotion.promote(
             params,
             SharedRegistry(params, say),
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

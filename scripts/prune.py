@@ -7,17 +7,18 @@ Reads   the registry, the audit log, the receipts
 Writes  nothing; with --yes removes versions from the registry
 """
 
-from flywheel import command, housekeeping
+from flywheel import cli
+from flywheel.commands import housekeeping
 from flywheel.files import human_size
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """List what nothing needs, or remove it."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--yes", action="store_true", help="remove them")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
+    params = cli.load_params(arguments)
     registry = Registry(params.store)
     if arguments.yes:
         versions, freed = housekeeping.prune(params, registry)
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

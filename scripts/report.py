@@ -6,16 +6,16 @@ Reads   the reports of the stages, their receipts, the registry and the sweep's 
 Writes  reports/<profile>/index.html, which needs no network
 """
 
-from flywheel import command
+from flywheel import cli
+from flywheel.commands.report import page
 from flywheel.registry import Registry
-from flywheel.report import page
 
 
 def main() -> None:
     """Write the page and print where it is."""
-    params = command.load_params(command.parser(__doc__).parse_args())
+    params = cli.load_params(cli.parser(__doc__).parse_args())
     print(f"report: {page.write(params, Registry(params.store))}")
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -7,18 +7,18 @@ Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.js
         the alias production of <data.name>-classifier when the gate lets it pass
 """
 
-from flywheel import command
-from flywheel.registry.shared import SharedRegistry
-from flywheel.stages import retrain
+from flywheel import cli
+from flywheel.retraining import stage as retraining_stage
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Run the stage and print before, after, control and decision."""
-    arguments = command.stage_parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "retrain") as say:
+    arguments = cli.stage_parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    with cli.logged(params, "retrain") as say:
         registry = SharedRegistry(params, say)
-        report = retrain.run(params, registry, force=arguments.force, say=say)
+        report = retraining_stage.run(params, registry, force=arguments.force, say=say)
         if report is None:
             return
         for name in ("before", "after", "control"):
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -6,20 +6,21 @@ Reads   the aliases of <data.name>-classifier; every byte of the previous model 
 Writes  the aliases production and previous, with a line in store/<profile>/audit.jsonl
 """
 
-from flywheel import command, promotion
-from flywheel.registry.shared import SharedRegistry
+from flywheel import cli
+from flywheel.gate import promotion
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Roll back and say what moved."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--reason", default="", help="why, for the audit log")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "rollback") as say:
+    params = cli.load_params(arguments)
+    with cli.logged(params, "rollback") as say:
         registry = SharedRegistry(params, say)
         say(promotion.rollback(params, registry, reason=arguments.reason, say=say))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -10,18 +10,18 @@ Writes  store/<profile>/serve.json while it serves; store/<profile>/logs/serve.l
 
 import sys
 
-from flywheel import command, ray_address
+from flywheel import cli, ray_address
 
 
 def main() -> None:
     """Start the server, or be it."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--foreground", action="store_true", help="stay, for containers and systemd; SIGTERM drains")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
+    params = cli.load_params(arguments)
     from flywheel.serving import host, remote
 
-    with command.logged(params, "serve") as say:
+    with cli.logged(params, "serve") as say:
         address = ray_address.wanted()
         if arguments.foreground and address is None:
             host.run(params, say)
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

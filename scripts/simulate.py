@@ -7,17 +7,17 @@ Writes  the artifact <data.name>-feedback; store/<profile>/feedback.jsonl; simul
         reports/<profile>
 """
 
-from flywheel import command
-from flywheel.registry.shared import SharedRegistry
-from flywheel.stages import simulate
+from flywheel import cli
+from flywheel.simulation import stage as simulation_stage
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Play the traffic and print what came of it."""
-    params = command.load_params(command.parser(__doc__).parse_args())
-    with command.logged(params, "simulate") as say:
+    params = cli.load_params(cli.parser(__doc__).parse_args())
+    with cli.logged(params, "simulate") as say:
         registry = SharedRegistry(params, say)
-        report = simulate.run(params, registry, say=say)
+        report = simulation_stage.run(params, registry, say=say)
         low, high = report["interval"]
         parts = [
             f"{report[f'accuracy_{part}']:.2%} of {report[f'n_{part}']:,} {part}, "
@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

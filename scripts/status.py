@@ -6,15 +6,16 @@ Reads   params.yaml, the receipts and the registry
 Writes  nothing
 """
 
-from flywheel import command, overview
+from flywheel import cli
+from flywheel.commands import status
 from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print a line a stage."""
-    params = command.load_params(command.parser(__doc__).parse_args())
-    print("\n".join(overview.status(params, Registry(params.store))))
+    params = cli.load_params(cli.parser(__doc__).parse_args())
+    print("\n".join(status.status(params, Registry(params.store))))
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -6,17 +6,18 @@ Reads   store/<profile>/serve.json
 Writes  removes it
 """
 
-from flywheel import command
+from flywheel import cli
 
 
 def main() -> None:
     """Stop what `make serve` started."""
-    arguments = command.parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    from flywheel.serving import host, record, remote
+    arguments = cli.parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    from flywheel.pipeline import server_record
+    from flywheel.serving import host, remote
 
-    with command.logged(params, "serve") as say:
-        served = record.read(params)
+    with cli.logged(params, "serve") as say:
+        served = server_record.read(params)
         if served is not None and served.address is not None:
             remote.stop(params, served)
             say(f"stop: the application was deleted from the cluster at {served.address}")
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

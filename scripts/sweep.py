@@ -8,19 +8,19 @@ Writes  the artifact model-<run_id>, linked as best; sweep.json, sweep.csv and p
         store/<profile>/journal/<sweep_id>.jsonl
 """
 
-from flywheel import command
+from flywheel import cli
 from flywheel.files import human_size
-from flywheel.registry.shared import SharedRegistry
-from flywheel.stages import sweep
+from flywheel.sweep import stage as sweep_stage
+from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
     """Run the stage and print the best trial."""
-    arguments = command.stage_parser(__doc__).parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "sweep") as say:
+    arguments = cli.stage_parser(__doc__).parse_args()
+    params = cli.load_params(arguments)
+    with cli.logged(params, "sweep") as say:
         registry = SharedRegistry(params, say)
-        receipt = sweep.run(params, registry, force=arguments.force, say=say)
+        receipt = sweep_stage.run(params, registry, force=arguments.force, say=say)
         metrics = receipt["metrics"]
         model = registry.resolve(receipt["outputs"][0])
         say(
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

@@ -8,16 +8,17 @@ Writes  the W&B project of the profile; notes in store/<profile>/wandb what was 
         exits 1 with a list when something is missing there
 """
 
-from flywheel import command, sync
+from flywheel import cli
+from flywheel.tracking import sync
 
 
 def main() -> None:
     """Upload, compare, list."""
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--keep", choices=("ours", "theirs"), help="which aliases count where both moved them")
     arguments = parser.parse_args()
-    params = command.load_params(arguments)
-    with command.logged(params, "sync") as say:
+    params = cli.load_params(arguments)
+    with cli.logged(params, "sync") as say:
         report = sync.sync(params, keep=arguments.keep, say=say)
         for line in report.missing:
             say(f"sync: missing: {line}")
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    cli.main(main)

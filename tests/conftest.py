@@ -13,8 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests share the machine, an
 import numpy as np
 import pytest
 
-from flywheel import params_file
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
 
 if TYPE_CHECKING:

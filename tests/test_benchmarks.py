@@ -24,9 +24,11 @@ from scipy import stats
 from shades import two_shades
 
 import sweep
-from flywheel import code, files, params_file
+from flywheel import files
 from flywheel.params import Params
-from flywheel.training import TrainingData
+from flywheel.params import file as params_file
+from flywheel.pipeline import fingerprint
+from flywheel.training.loop import TrainingData
 
 
 @pytest.fixture
@@ -218,7 +220,7 @@ def test_a_study_goes_on_only_from_what_the_same_command_wrote(tmp_path: Path) -
 
 
 def test_a_study_knows_other_code_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
     found = []
     for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
         (tmp_path / "work.py").write_text(text)
@@ -229,7 +231,7 @@ def test_a_study_knows_other_code_by_what_it_does(tmp_path: Path, monkeypatch: p
 def test_a_study_begins_anew_with_other_params_code_or_machine(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
-    def origin(overrides: str = "", module: str = "flywheel.training", machine: str = "m") -> dict[str, Any]:
+    def origin(overrides: str = "", module: str = "flywheel.training.loop", machine: str = "m") -> dict[str, Any]:
         return pages.origin(make_params(overrides), ["data", "recipe"], [module], machine)
 
     place = tmp_path / "result.json"

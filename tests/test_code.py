@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import FlywheelError, code
+from flywheel import FlywheelError
+from flywheel.pipeline import fingerprint
 
 ROOTS = ("flywheel.sweep.trial", "flywheel.sweep.space")
 
@@ -24,12 +25,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (package / "helper.py").write_text('def add(a, b):\n    """Add."""\n    return a + b\n')
     (package / "files.py").write_text("x = 1\n")
-    monkeypatch.setattr(code, "PACKAGE", package)
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
     return package
 
 
 def test_imports_are_followed_also_inside_functions_and_infrastructure_is_left_out(package: Path) -> None:
-    assert set(code.digests("flywheel.root")) == {"flywheel.root", "flywheel.helper"}
+    assert set(fingerprint.digests("flywheel.root")) == {"flywheel.root", "flywheel.helper"}
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,9 @@ def test_imports_are_followed_also_inside_functions_and_infrastructure_is_left_o
     ],
 )
 def test_docstrings_comments_and_layout_count_nothing(package: Path, text: str) -> None:
-    before = code.digests("flywheel.root")
+    before = fingerprint.digests("flywheel.root")
     (package / "helper.py").write_text(text)
-    assert code.digests("flywheel.root") == before
+    assert fingerprint.digests("flywheel.root") == before
 
 
 @pytest.mark.parametrize(
@@ -57,37 +58,40 @@ def test_docstrings_comments_and_layout_count_nothing(package: Path, text: str) 
     ],
 )
 def test_an_imported_helpers_code_counts(package: Path, text: str) -> None:
-    before = code.digests("flywheel.root")
+    before = fingerprint.digests("flywheel.root")
     (package / "helper.py").write_text(text)
-    after = code.digests("flywheel.root")
+    after = fingerprint.digests("flywheel.root")
     assert after["flywheel.helper"] != before["flywheel.helper"]
     assert after["flywheel.root"] == before["flywheel.root"]
 
 
 def test_infrastructure_does_not_count(package: Path) -> None:
-    before = code.digests("flywheel.root")
+    before = fingerprint.digests("flywheel.root")
     (package / "files.py").write_text("x = 2\n")
-    assert code.digests("flywheel.root") == before
+    assert fingerprint.digests("flywheel.root") == before
 
 
 def test_what_determines_a_trial_is_found() -> None:
     expected = {
-        "flywheel.training", "flywheel.data.batches", "flywheel.models.classifier", "flywheel.models.resnet",
+        "flywheel.training.loop", "flywheel.training.batches", "flywheel.models.classifier", "flywheel.models.resnet",
         "flywheel.models.compact", "flywheel.models.architectures", "flywheel.models.device",
-        "flywheel.search_space", *ROOTS,
+        *ROOTS,
     }  # fmt: skip
-    found = set(code.digests(*ROOTS))
+    found = set(fingerprint.digests(*ROOTS))
     assert expected <= found
-    assert not found & code.INFRASTRUCTURE
+    assert not [module for module in found if fingerprint.excluded(module)]
     assert "flywheel.data.sources" not in found  # the data set's digest stands for how it was made
 
 
 def test_imports_names_modules_not_their_members() -> None:
-    tree = ast.parse("from flywheel.params import Recipe\nfrom flywheel import files, code\nimport numpy")
-    assert code.imports(tree) == ["flywheel.code", "flywheel.files", "flywheel.params"]
+    tree = ast.parse(
+        "from flywheel.params import Recipe\nfrom flywheel import files\n"
+        "from flywheel.pipeline import fingerprint\nimport numpy"
+    )
+    assert fingerprint.imports(tree) == ["flywheel.files", "flywheel.params", "flywheel.pipeline.fingerprint"]
 
 
 def test_a_syntax_error_is_one_line_with_its_place(package: Path) -> None:
     (package / "helper.py").write_text("def add(:\n")
     with pytest.raises(FlywheelError, match=r"helper\.py:1: .*; mend it and run again"):
-        code.digests("flywheel.root")
+        fingerprint.digests("flywheel.root")

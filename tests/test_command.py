@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import params_file
+from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], s
 
 
 def test_a_terminal_that_cannot_show_a_letter_is_no_reason_to_fail() -> None:
-    code = "from flywheel import command; command.main(lambda: print('└─ ±7 × 2'))"
+    code = "from flywheel import cli; cli.main(lambda: print('└─ ±7 × 2'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "?? ?7 ? 2\n")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from wandb_double import ENTITY, WandbDouble
 
-from flywheel.connection import PROBE_TIMEOUT_S, Connection, WandbError, choose_mode
 from flywheel.params import Params
+from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError, choose_mode
 
 KEY = "0" * 40
 

@@ -13,7 +13,8 @@ import processes
 import pytest
 from served import free_port
 
-from flywheel import demo, files
+from flywheel import files
+from flywheel.commands import demo
 from flywheel.params import Params
 from flywheel.registry import Registry
 

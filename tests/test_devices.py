@@ -11,13 +11,13 @@ import pytest
 import torch
 from shades import two_shades
 
-from flywheel.data.batches import Batches
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params, Recipe
 from flywheel.serving import replica
-from flywheel.training import Training, TrainingData, fit
+from flywheel.training.batches import Batches
+from flywheel.training.loop import Training, TrainingData, fit
 
 pytestmark = pytest.mark.gpu
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from flywheel import connection, doctor, ray_address
-from flywheel.doctor import Finding
+from flywheel import ray_address
+from flywheel.commands import doctor
+from flywheel.commands.doctor import Finding
 from flywheel.params import Params
+from flywheel.pipeline import server_record
+from flywheel.pipeline.server_record import Served
 from flywheel.registry import Registry
-from flywheel.serving import record
-from flywheel.serving.record import Served
+from flywheel.tracking import connection
 
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
@@ -121,7 +123,7 @@ def test_a_port_is_free_or_taken_or_our_servers(make_params: Make) -> None:
     def found(pid: int | None = None) -> Finding:
         params = make_params(f"serve.port={number}")
         if pid is not None:
-            record.write(params, Served(f"http://127.0.0.1:{number}", pid, "now", "m", "s"))
+            server_record.write(params, Served(f"http://127.0.0.1:{number}", pid, "now", "m", "s"))
         return findings(params)["port"]
 
     with listening() as taken:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import files, housekeeping
+from flywheel import files
+from flywheel.commands import housekeeping
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.sweep.checkpoints import Place

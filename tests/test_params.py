@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flywheel import params_file, params_reference
-from flywheel.params import Params
-from flywheel.params_errors import either
-from flywheel.params_file import ParamsError
-from flywheel.search_space import Choices, PerArchitecture, Range, parse
+from flywheel.params import Params, reference
+from flywheel.params import file as params_file
+from flywheel.params.errors import either
+from flywheel.params.file import ParamsError
+from flywheel.params.space import Choices, PerArchitecture, Range, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -227,21 +227,6 @@ def test_identity_leaves_out_what_does_not_change_the_result(make_params: Make) 
         assert (other.sweep.identity(), other.data.identity()) != (base.sweep.identity(), base.data.identity())
 
 
-def test_ranges_map_the_unit_interval_and_back() -> None:
-    log = Range(0.001, 1.0, log=True)
-    assert (log.at(0.0), log.at(1.0)) == (0.001, 1.0)
-    assert log.at(0.5) == pytest.approx(0.0316227766)
-    assert log.at(log.position(0.05)) == 0.05
-    assert log.position(99) == 1.0
-    assert Range(0.0, 2.0, log=False).at(0.25) == 0.5
-
-
-def test_choices_share_the_unit_interval() -> None:
-    choices = Choices((8, 16, 32))
-    assert [choices.at(unit) for unit in (0.0, 0.34, 0.999, 1.0)] == [8, 16, 32, 32]
-    assert [choices.at(choices.position(value)) for value in choices.choices] == [8, 16, 32]
-
-
 def test_a_domain_per_architecture_falls_back_to_others() -> None:
     domain = parse({"per_architecture": {"upsample": [16, 32], "others": {"uniform": [64, 256]}}})
     assert isinstance(domain, PerArchitecture)
@@ -250,10 +235,10 @@ def test_a_domain_per_architecture_falls_back_to_others() -> None:
 
 
 def test_the_reference_page_is_what_the_code_says() -> None:
-    assert (ROOT / "docs" / "params.md").read_text() == params_reference.page(ROOT / "params.yaml"), "run make docs"
+    assert (ROOT / "docs" / "params.md").read_text() == reference.page(ROOT / "params.yaml"), "run make docs"
 
 
 def test_every_param_has_a_description() -> None:
-    rows = [line for line in params_reference.page(ROOT / "params.yaml").splitlines() if line.startswith("| `")]
+    rows = [line for line in reference.page(ROOT / "params.yaml").splitlines() if line.startswith("| `")]
     assert len(rows) > 40
     assert all(row.rstrip(" |").rsplit("|", 1)[-1].strip() for row in rows)

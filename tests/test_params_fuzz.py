@@ -14,10 +14,11 @@ import hypothesis.strategies as st
 import yaml
 from hypothesis import HealthCheck, given, settings
 
-from flywheel import files, params_file
+from flywheel import files
 from flywheel.params import Params
-from flywheel.params_file import ParamsError
-from flywheel.params_section import Section
+from flywheel.params import file as params_file
+from flywheel.params.base import Section
+from flywheel.params.file import ParamsError
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from flywheel import pictures
+from flywheel.data import stage as data_stage
 from flywheel.params import Params
+from flywheel.pipeline import plotting
 from flywheel.registry import Registry
-from flywheel.simulation import pictures as simulation_pictures
-from flywheel.stages import data
+from flywheel.simulation import plots as simulation_pictures
 
 NAMES = (
     "$5",
@@ -60,9 +60,9 @@ def test_any_class_name_can_be_drawn_without_a_warning(path: Path, random: np.ra
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for made in (
-            pictures.sample_grid(images, labels, NAMES, "a title", place()),
-            pictures.confusion_matrix(matrix, NAMES, "a title", place()),
-            pictures.worst_mistakes(images, labels, *answers(probabilities), NAMES, "a title", place()),
+            plotting.sample_grid(images, labels, NAMES, "a title", place()),
+            plotting.confusion_matrix(matrix, NAMES, "a title", place()),
+            plotting.worst_mistakes(images, labels, *answers(probabilities), NAMES, "a title", place()),
             simulation_pictures.failures(images, labels, *answers(probabilities), NAMES, 99, place()),
         ):
             assert drawn(made).std() > 0
@@ -82,7 +82,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             made.append(self)
             super().savefig(*arguments, **options)
 
-    monkeypatch.setattr(pictures, "Figure", Kept)
+    monkeypatch.setattr(plotting, "Figure", Kept)
     return made
 
 
@@ -94,7 +94,7 @@ def test_mistakes_fill_the_picture_however_few(
     probabilities = np.eye(2, dtype=np.float32)[np.where(np.arange(40) < mistakes, 1 - labels, labels)]
     images = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     title = "model-1a2b3c4d:v0: most confident mistakes (true class above, prediction below)"
-    pictures.worst_mistakes(
+    plotting.worst_mistakes(
         images, labels, probabilities.argmax(axis=1), probabilities.max(axis=1), ("$5", "b"), title, path
     )
     (figure,) = figures
@@ -110,12 +110,12 @@ def test_mistakes_fill_the_picture_however_few(
 
 def test_bins_of_few_images_are_drawn_apart_and_no_label_is_a_formula(path: Path, figures: list[Figure]) -> None:
     calibration = {"confidence": [0.4, 0.9, 0.98], "accuracy": [0.0, 0.9, 0.99], "count": [1, 10, 400]}
-    pictures.reliability(calibration, "calibration", path)
+    plotting.reliability(calibration, "calibration", path)
     shown = texts(figures[0])
     assert "under 10 images" in shown
     assert "model" in shown
     assert drawn(path).std() > 0
-    pictures.reliability({key: values[1:] for key, values in calibration.items()}, "calibration", path)
+    plotting.reliability({key: values[1:] for key, values in calibration.items()}, "calibration", path)
     assert "under 10 images" not in texts(figures[1])
 
 
@@ -127,14 +127,14 @@ def trial(number: int, **values: Any) -> dict[str, Any]:
 def test_a_param_with_one_value_gets_no_panel(path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, learning_rate=0.1 / (n + 1)) for n in range(5)]
     names = ("learning_rate", "batch_size", "architecture")
-    pictures.params_against_accuracy(trials, names, ("learning_rate",), "sweep", path)
+    plotting.params_against_accuracy(trials, names, ("learning_rate",), "sweep", path)
     assert [axis.get_xlabel() for axis in figures[0].axes if axis.get_xlabel()] == ["learning rate"]
-    pictures.params_against_accuracy(trials[:1], names, ("learning_rate",), "sweep", path)  # nothing varies
+    plotting.params_against_accuracy(trials[:1], names, ("learning_rate",), "sweep", path)  # nothing varies
     assert [axis.get_xlabel() for axis in figures[1].axes if axis.get_xlabel()] == ["learning rate"]
 
 
 def test_the_legend_of_the_history_lies_over_no_trial(path: Path, figures: list[Figure]) -> None:
-    pictures.search_history([trial(n) for n in range(8)], "sweep", path)
+    plotting.search_history([trial(n) for n in range(8)], "sweep", path)
     (figure,) = figures
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"finished", "best so far", "Bayesian"}
@@ -145,7 +145,7 @@ def test_the_drift_stands_in_the_title_of_the_simulation(
     make_params: Callable[..., Params], registry: Registry, figures: list[Figure]
 ) -> None:
     params = make_params("tracking.wandb=disabled data.image_size=8 data.drift.blur=0.5")
-    data.run(params, registry, say=lambda text: None)
+    data_stage.run(params, registry, say=lambda text: None)
     titles = [figure.axes[0].get_title(loc="left") for figure in figures]
     assert titles == [
         "digits: train, 640 images", "digits: validation, 160 images", "digits: test, 450 images",

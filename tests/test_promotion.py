@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from flywheel import files, housekeeping, overview, params_file, promotion
+from flywheel import files
+from flywheel.commands import housekeeping, status
 from flywheel.data import build, dataset, sources
 from flywheel.data.dataset import Dataset
-from flywheel.gate import exam, record
+from flywheel.evaluation import stage as evaluate_stage
+from flywheel.gate import history, predictions, promotion
+from flywheel.gate.promotion import PromotionError
 from flywheel.models import classifier
 from flywheel.params import RETRAINED_NAME, Params
-from flywheel.promotion import PromotionError
+from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
-from flywheel.stages import evaluate as evaluate_stage
-from flywheel.training import TrainingData, fit
+from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[1]
 MODEL = "digits-classifier"
@@ -213,7 +215,7 @@ def test_what_cannot_answer_is_kept_out_and_no_force_helps(wheel: Wheel, kind: s
 def test_a_production_model_that_is_gone_is_said_and_makes_way(wheel: Wheel) -> None:
     first = wheel.settle("a")
     shutil.rmtree(wheel.params.store / "registry" / "versions" / first.name)
-    assert any(f"missing: {first.ref}" in line for line in overview.status(wheel.params, wheel.registry))
+    assert any(f"missing: {first.ref}" in line for line in status.status(wheel.params, wheel.registry))
     second = wheel.settle("b")
     assert wheel.production() == second.ref
     assert wheel.registry.history(MODEL)[-1]["gate"]["decision"] == "first"
@@ -291,7 +293,7 @@ def test_on_another_data_set_nobody_is_judged_on_what_he_was_trained_on(wheel: W
     assert (decision.overall.n, decision.reported["left_out"]) == (450, 100)
     assert decision.dataset == wheel.data.ref
     fresh = wheel.registry.publish("model-fresh", "model", wheel.made.models["b"], inputs=(wheel.data.ref,))
-    sheet = exam.prepare(wheel.registry, wheel.data, [fresh])
+    sheet = predictions.prepare(wheel.registry, wheel.data, [fresh])
     assert (len(sheet.exam.test), sheet.exam.left_out) == (550, 0)
 
 
@@ -312,8 +314,8 @@ def test_a_model_of_another_image_size_is_asked_as_the_server_would(wheel: Wheel
     first = wheel.settle("a")
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
     wheel.replace_data(build.build(sources.load(larger.data, tmp_path, print), larger.data), tmp_path / "larger")
-    sheet = exam.prepare(wheel.registry, wheel.data, [first])
-    answers = exam.ask(wheel.registry, first, sheet)
+    sheet = predictions.prepare(wheel.registry, wheel.data, [first])
+    answers = predictions.ask(wheel.registry, first, sheet)
     assert sheet.test.shape[1] == 24
     assert answers.accuracy(sheet.exam) > 0.9  # 16 pixels upscaled to 24 and back
 
@@ -364,16 +366,16 @@ def test_however_many_were_in_production_few_are_asked(wheel: Wheel, monkeypatch
         gate = {"dataset": wheel.data.ref, "accuracy": {version.ref: records[version.ref]}}
         wheel.registry.link(version, MODEL, ("production",), reason="x", gate=gate)
     asked: list[str] = []
-    original = exam.ask
+    original = predictions.ask
 
     def note(registry: Registry, version: Version, *arguments: Any, **options: Any) -> Any:
         asked.append(version.label)
         return original(registry, version, *arguments, **options)
 
-    monkeypatch.setattr(exam, "ask", note)
+    monkeypatch.setattr(predictions, "ask", note)
     promotion.judge(wheel.params, wheel.registry, wheel.publish("b"))
     assert asked == ["model-b:v0", "model-5:v0", "model-2:v0"]
-    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == max(records, key=records.__getitem__)
+    assert history.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == max(records, key=records.__getitem__)
     kept = housekeeping.unneeded(wheel.params, wheel.registry)
     assert "model-2" not in [version.name for version in kept]
     assert "model-1" in [version.name for version in kept]
@@ -396,9 +398,9 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
     second = retrained("short", first, 0.97, 0.96)
     wheel.registry.link(first, MODEL, ("previous",), reason="as on W&B")
     wheel.registry.link(second, MODEL, ("production",), reason="as on W&B", expected={"production": None})
-    assert set(record.ever_in_production(wheel.params, wheel.registry)) == {swept.ref, first.ref, second.ref}
-    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
-    assert record.contenders(wheel.params, wheel.registry) == [first.ref]
+    assert set(history.ever_in_production(wheel.params, wheel.registry)) == {swept.ref, first.ref, second.ref}
+    assert history.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
+    assert history.contenders(wheel.params, wheel.registry) == [first.ref]
     back = promotion.judge(wheel.params, wheel.registry, swept)
     assert (back.decision, back.checks) == ("keep", {"new": False})
     new = promotion.judge(wheel.params, wheel.registry, wheel.publish("untrained"))
@@ -409,8 +411,8 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
     moved = {"production": second.ref}
     wheel.registry.link(second, MODEL, ("previous",), reason="as on W&B")
     wheel.registry.link(other, MODEL, ("production",), reason="as on W&B", expected=moved)
-    assert {swept.ref, first.ref, second.ref} < set(record.ever_in_production(wheel.params, wheel.registry))
-    assert record.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
+    assert {swept.ref, first.ref, second.ref} < set(history.ever_in_production(wheel.params, wheel.registry))
+    assert history.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == first.ref
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------
@@ -470,7 +472,7 @@ def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(wheel: Wheel) 
     assert entry["reason"].startswith('the "test" set is wrong: on test worse than production')
     assert entry["gate"]["decision"] == "keep"
     assert "by force" in said[-1]
-    shown = list(overview.history(wheel.params, wheel.registry))
+    shown = list(status.history(wheel.params, wheel.registry))
     assert len(shown) == 2
     assert "nothing -> model-a:v0  no model to compare with" in shown[0]
     assert "model-a:v0 -> model-untrained:v0  FORCED the" in shown[1]
@@ -532,14 +534,14 @@ def test_a_model_that_is_gone_still_has_a_history(wheel: Wheel) -> None:
     first = wheel.settle("a")
     wheel.settle("b")
     shutil.rmtree(wheel.params.store / "registry/versions" / first.name)
-    (_, move) = overview.history(wheel.params, wheel.registry)
+    (_, move) = status.history(wheel.params, wheel.registry)
     assert f"model-a@{first.digest[:12]} (gone) -> model-b:v0" in move
-    everything = list(overview.history(wheel.params, wheel.registry, everything=True))
+    everything = list(status.history(wheel.params, wheel.registry, everything=True))
     assert sum(" previous: " in line for line in everything) == 1
 
 
 def test_without_any_move_the_history_says_so(params: Params, registry: Registry) -> None:
-    assert list(overview.history(params, registry)) == ["digits-classifier: nothing was promoted yet"]
+    assert list(status.history(params, registry)) == ["digits-classifier: nothing was promoted yet"]
 
 
 # -- kill -9 --------------------------------------------------------------------------------------------------
@@ -604,5 +606,5 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
 
 def test_importing_promotion_is_light() -> None:
     """Scripts import it at the top."""
-    probe = "import sys, flywheel.promotion; print({'numpy', 'torch', 'scipy', 'matplotlib'} & set(sys.modules))"
+    probe = "import sys, flywheel.gate.promotion; print({'numpy', 'torch', 'scipy', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() == "set()"

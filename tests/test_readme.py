@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from served import free_port
 
-from flywheel import params_file
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import files, stage
+from flywheel import files
 from flywheel.params import Params
+from flywheel.pipeline import stage
+from flywheel.pipeline.stage import Outcome, Stage
 from flywheel.registry import Registry, Version
-from flywheel.stage import Outcome, Stage
 
 Make = Callable[..., Params]
 
@@ -40,7 +41,7 @@ def define(params: Params, registry: Registry, **changes: object) -> Stage:
         "registry": registry,
         "identity": {"data": params.data.identity()},
         "inputs": {"data": "data@1"},
-        "roots": ("flywheel.search_space",),
+        "roots": ("flywheel.params.space",),
         **changes,
     }
     return Stage(**values)  # type: ignore[arg-type]
@@ -80,7 +81,7 @@ def test_each_change_of_the_fingerprint_is_the_reason(
         (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
         (define(params, registry, inputs={"data": "data@2"}), "its input changed: data"),
         (
-            define(params, registry, roots=("flywheel.search_space", "flywheel.evaluation")),
+            define(params, registry, roots=("flywheel.params.space", "flywheel.evaluation")),
             "code changed: flywheel.evaluation",
         ),
     ):

@@ -16,8 +16,8 @@ from PIL import Image
 from wandb_double import Run, WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
-from flywheel import run_record
 from flywheel.registry import Registry
+from flywheel.tracking import run_files
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 KEYS = {"data": "data0", "model": "train0"}
@@ -95,7 +95,7 @@ def check_all_is_there(place: Path, double: WandbDouble) -> None:
     assert double.aliases(REGISTRY, MODEL) == {
         "latest": model.digest, "best": model.digest, "production": model.digest
     }  # fmt: skip
-    assert all(record.confirmed for record in run_record.records(store_of(place)))
+    assert all(record.confirmed for record in run_files.records(store_of(place)))
 
 
 def check_pictures_and_tables(place: Path, double: WandbDouble, run: Run) -> None:
@@ -167,7 +167,7 @@ def test_versions_of_which_no_run_is_known_arrive_too(turn: Path, double: WandbD
 
 
 def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDouble) -> None:
-    file = run_record.RunFile(store_of(turn), "live")
+    file = run_files.RunFile(store_of(turn), "live")
     file.start("evaluate", "evaluate x", "turn-1", {})  # by this process, which lives
     code, said = sync(turn, double)
     assert code == 0, said

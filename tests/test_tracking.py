@@ -14,10 +14,10 @@ import pytest
 from wandb_double import WandbDouble
 from wandb_process import clean_environment, python, start, store_of, wait_until
 
-from flywheel import run_record
 from flywheel.params import Params
 from flywheel.registry import Registry
-from flywheel.tracking import Run, Tracker
+from flywheel.tracking import run_files
+from flywheel.tracking.runs import Run, Tracker
 
 Make = Callable[..., Params]
 PROJECT = "flywheel-demo"
@@ -61,8 +61,8 @@ def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(said[0]), [json.loads(line) for line in said[1].splitlines()]
 
 
-def recorded(place: Path) -> dict[str, run_record.Record]:
-    return {record.name: record for record in run_record.records(store_of(place))}
+def recorded(place: Path) -> dict[str, run_files.Record]:
+    return {record.name: record for record in run_files.records(store_of(place))}
 
 
 def test_disabled_does_not_import_wandb_and_writes_nothing(make_params: Make, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_trouble_in_mid_run_is_said_once_and_costs_under_20_s(
 
 @pytest.mark.long
 def test_w_and_bs_own_process_dying_is_said_once_and_fails_nothing(tmp_path: Path, double: WandbDouble) -> None:
-    kill = "time.sleep(4)\nfrom flywheel.connection import processes\n[one.kill() for one in processes()]"
+    kill = "time.sleep(4)\nfrom flywheel.tracking.connection import processes\n[one.kill() for one in processes()]"
     done = python(tmp_path, STAGE % kill, **double.environment)
     assert done.code == 0
     assert len([line for line in done.lines if line.startswith("W&B")]) == 2
@@ -220,7 +220,7 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
     said: list[str] = []
     params, broken = make_params("tracking.wandb=offline"), Broken()
     tracker = Tracker(params, Registry(params.store), "turn-1", said.append)
-    run = Run(tracker, run_record.RunFile(params.store, "abc"))
+    run = Run(tracker, run_files.RunFile(params.store, "abc"))
     run._run = broken
     run.log({"a": 1})
     run.log({"a": 2})
@@ -235,7 +235,7 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
 def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(make_params: Make, tmp_path: Path) -> None:
     said: list[str] = []
     params = make_params("tracking.wandb=offline")
-    run = Run(Tracker(params, Registry(params.store), "turn-1", said.append), run_record.RunFile(params.store, "abc"))
+    run = Run(Tracker(params, Registry(params.store), "turn-1", said.append), run_files.RunFile(params.store, "abc"))
     run.log_pictures([tmp_path / "absent.png"])
     assert len(said) == 1
     assert said[0].endswith("absent.png'; results are in the reports")

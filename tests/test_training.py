@@ -12,10 +12,10 @@ import pytest
 import torch
 from shades import two_shades
 
-from flywheel.data.batches import Batches
-from flywheel.optimizers import Muon, make_optimizers
 from flywheel.params import Params, Recipe
-from flywheel.training import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
+from flywheel.training.batches import Batches
+from flywheel.training.loop import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
+from flywheel.training.optimizers import Muon, make_optimizers
 
 CPU = torch.device("cpu")
 Make = Callable[..., Params]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flywheel.data.batches import Batches, resident
+from flywheel.training.batches import Batches, resident
 
 Pictures = Callable[..., NDArray[np.uint8]]
 Labels = NDArray[np.int64]

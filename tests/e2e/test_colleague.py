@@ -22,8 +22,8 @@ from served import free_port
 from wandb_double import WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
-from flywheel import run_record
 from flywheel.registry import Registry
+from flywheel.tracking import run_files
 
 pytestmark = pytest.mark.long
 
@@ -103,7 +103,7 @@ def test_all_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
     (model,) = runs["sweep"].logged
     assert {one.digest for one in runs["evaluate"].used} == {runs["data"].logged[0].digest, model.digest}
     assert double.aliases(REGISTRY, MODEL)["production"] == double.aliases(REGISTRY, MODEL)["best"] == model.digest
-    assert all(record.confirmed for record in run_record.records(store_of(first)))
+    assert all(record.confirmed for record in run_files.records(store_of(first)))
     here = Registry(store_of(first)).resolve(f"{MODEL}:production")
     assert here.digest == model.digest
     assert not double.mentions(os.uname().nodename)

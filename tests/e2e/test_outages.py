@@ -21,9 +21,9 @@ from served import free_port
 from wandb_double import WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, store_of, wait_until
 
-from flywheel import run_record
 from flywheel.registry import Registry
 from flywheel.sweep.journal import Journal
+from flywheel.tracking import run_files
 
 pytestmark = pytest.mark.long
 
@@ -84,8 +84,8 @@ class Script:
         return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
 
 
-def record_of(place: Path, job_type: str) -> run_record.Record:
-    (found,) = [record for record in run_record.records(store_of(place)) if record.job_type == job_type]
+def record_of(place: Path, job_type: str) -> run_files.Record:
+    (found,) = [record for record in run_files.records(store_of(place)) if record.job_type == job_type]
     return found
 
 
@@ -139,7 +139,7 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
 
 def check_all_is_there(place: Path, double: WandbDouble) -> None:
     registry = Registry(store_of(place))
-    records = list(run_record.records(store_of(place)))
+    records = list(run_files.records(store_of(place)))
     assert {record.job_type for record in records} == {*STAGES, "trial"}
     assert sum(record.job_type == "trial" for record in records) == 2
     runs = double.projects[PROJECT].runs
@@ -197,11 +197,11 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
     ]
     processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={tmp_path}", 5)
     (journal,) = (store_of(tmp_path) / "journal").glob("*.jsonl")
-    rows = {record.key: len(record.rows) for record in run_record.records(store_of(tmp_path))}
+    rows = {record.key: len(record.rows) for record in run_files.records(store_of(tmp_path))}
     for trial in Journal(journal).trials():
         assert trial.status == "running"
         assert rows[trial.id] == len(trial.epochs) >= 1
-    cut = [record for record in run_record.records(store_of(tmp_path)) if record.job_type in ("sweep", "trial")]
+    cut = [record for record in run_files.records(store_of(tmp_path)) if record.job_type in ("sweep", "trial")]
     assert [record.finished for record in cut] == ["interrupted"] * 3
     if how == "there":
         print({run.fields["jobType"]: run.state for run in double.runs(PROJECT)})

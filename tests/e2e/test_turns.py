@@ -9,10 +9,12 @@ import pytest
 import requests
 from served import ROOT, SETTINGS, Server, free_port, serving
 
-from flywheel import feedback, files, params_file
+from flywheel import files
 from flywheel.data import dataset
 from flywheel.models import classifier
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
+from flywheel.traffic import feedback
 
 SMALL = (
     "data.image_size=16 retrain.epochs=2 retrain.min_failures=1 retrain.learning_rate_scale=1 gate.margin=0.2 "

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.evaluation.comparison import compare, paired_difference
+from flywheel.metrics.comparison import compare, paired_difference
 
 # (pairs where only the first is right, only the second, all pairs) -> Tango's 95 % interval.
 # Fagerland, Lydersen & Laake, Statistics in Medicine 33 (2014), 2850-2875: airway hyper-responsiveness (Bentur et al.)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flywheel.evaluation import metrics
+from flywheel.metrics import classification
 
 NAMES = ("cat", "dog", "fox")
 
@@ -18,7 +18,7 @@ def confident(predictions: list[int], confidence: float = 0.8) -> np.ndarray:
 
 def test_a_case_worked_out_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
-    result = metrics.evaluate(confident([0, 0, 1, 1, 1, 0]), labels, NAMES)
+    result = classification.evaluate(confident([0, 0, 1, 1, 1, 0]), labels, NAMES)
     assert result["n"] == 6
     assert result["accuracy"] == pytest.approx(4 / 6)
     assert result["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
@@ -38,7 +38,7 @@ def test_a_case_worked_out_by_hand() -> None:
 
 
 def test_a_class_that_does_not_occur_keeps_its_row() -> None:
-    result = metrics.evaluate(confident([0, 1]), np.array([0, 1]), NAMES)
+    result = classification.evaluate(confident([0, 1]), np.array([0, 1]), NAMES)
     assert np.shape(result["confusion_matrix"]) == (3, 3)
     assert result["per_class"]["fox"]["support"] == 0
     assert result["most_confused"] == []
@@ -46,14 +46,14 @@ def test_a_class_that_does_not_occur_keeps_its_row() -> None:
 
 def test_the_interval_is_wilsons() -> None:
     """81 of 263: 0.2553 to 0.3662 (Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3)."""
-    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert classification.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert classification.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 def test_calibration_is_perfect_when_confidence_is_accuracy() -> None:
     labels = np.zeros(1000, np.int64)
     predictions = [0] * 800 + [1] * 200
-    result = metrics.calibration(confident(predictions, 0.8), labels)
+    result = classification.calibration(confident(predictions, 0.8), labels)
     assert result["ece"] == pytest.approx(0, abs=1e-6)
     assert result["count"] == [1000]
 
@@ -61,18 +61,18 @@ def test_calibration_is_perfect_when_confidence_is_accuracy() -> None:
 def test_mistakes_come_most_confident_first_with_the_images_own_ids() -> None:
     probabilities = np.concatenate([confident([1], 0.6), confident([0]), confident([2], 0.9), confident([1], 0.7)])
     labels, ids = np.array([0, 0, 1, 2]), np.array([70, 10, 50, 30])
-    found = metrics.confident_mistakes(probabilities, labels, ids, NAMES)
+    found = classification.confident_mistakes(probabilities, labels, ids, NAMES)
     assert [(one["id"], one["label"], one["prediction"]) for one in found] == [
         (50, "dog", "fox"),
         (30, "fox", "dog"),
         (70, "cat", "dog"),
     ]
     assert [one["confidence"] for one in found] == pytest.approx([0.9, 0.7, 0.6])
-    assert metrics.confident_mistakes(probabilities, labels, ids, NAMES, most=1) == found[:1]
+    assert classification.confident_mistakes(probabilities, labels, ids, NAMES, most=1) == found[:1]
 
 
 def test_certainty_falls_into_the_last_bin() -> None:
-    result = metrics.calibration(confident([0, 1], 1.0), np.array([0, 1]))
+    result = classification.calibration(confident([0, 1], 1.0), np.array([0, 1]))
     assert (result["confidence"], result["accuracy"], result["ece"]) == ([1.0], [1.0], 0.0)
 
 
@@ -87,4 +87,4 @@ def test_certainty_falls_into_the_last_bin() -> None:
 )
 def test_what_cannot_be_judged_is_refused(probabilities: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"predictions|finite"):
-        metrics.evaluate(probabilities, labels, NAMES)
+        classification.evaluate(probabilities, labels, NAMES)

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel import params_file
-from flywheel.gate import picture, table
+from flywheel.gate import plots, table
 from flywheel.gate.rules import NO_ANSWER, Answers, Decision, Exam, decide
-from flywheel.params_production import Gate
+from flywheel.params import Gate
+from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[2]
 DRAWS = 1000
@@ -308,7 +308,7 @@ def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
     labels = np.arange(1200) % 120
     old = Answers("old@0", "old:v0", names, np.where(np.arange(1200) % 7 == 0, 0, labels), labels)
     decision = decide(RULES, Exam("d@0", names, labels, labels), replace(old, model="new@1", test=labels), old, old)
-    path = picture.draw(decision.report(), tmp_path / "gate.png")
+    path = plots.draw(decision.report(), tmp_path / "gate.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flywheel.registry.comparison import _same, unlogged
+from flywheel.tracking.verify import _same, unlogged
 
 
 @pytest.mark.parametrize(

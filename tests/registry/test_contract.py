@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import files, params_file
+from flywheel import files
+from flywheel.params import file as params_file
 from flywheel.registry import Registry, RegistryError, Version
-from flywheel.registry.shared import SharedRegistry
+from flywheel.tracking.mirror import SharedRegistry
 
 
 @pytest.fixture

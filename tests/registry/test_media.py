@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from flywheel import files
-from flywheel.registry import media
-from flywheel.run_record import Medium
+from flywheel.tracking import media
+from flywheel.tracking.run_files import Medium
 
 PICTURE = Medium("picture", "gate", "ab12.png")
 TABLE = Medium("table", "right", "cd34.json")

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import feedback, files, params_file
+from flywheel import files
 from flywheel.data import dataset
+from flywheel.data import stage as data_stage
+from flywheel.evaluation import stage as evaluation_stage
 from flywheel.models import classifier
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
+from flywheel.retraining import stage as retraining_stage
 from flywheel.simulation import result as results
 from flywheel.simulation.client import Answer
 from flywheel.simulation.result import Result
-from flywheel.stages import data, evaluate, retrain
-from flywheel.sweep import report as sweep_report
+from flywheel.sweep import results as sweep_report
 from flywheel.sweep import space
 from flywheel.sweep.journal import Journal, Trial
-from flywheel.training import TrainingData, fit
+from flywheel.traffic import feedback
+from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = (
@@ -122,10 +126,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
     """data, sweep, evaluate, simulate, retrain. No test changes it."""
     params = load(tmp_path_factory.mktemp("turned"))
     registry = Registry(params.store)
-    data.run(params, registry, say=say)
+    data_stage.run(params, registry, say=say)
     sweep(params, registry)
-    evaluate.run(params, registry, say=say)
+    evaluation_stage.run(params, registry, say=say)
     simulate(params, registry)
-    retrain.run(params, registry, say=say)
+    retraining_stage.run(params, registry, say=say)
     assert registry.resolve(f"{params.registered_model}:production").label == "retrained-model:v0"
     return Wheel(params, registry)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from flywheel import FlywheelError, compare, files
+from flywheel import FlywheelError, files
+from flywheel.commands import compare
 from flywheel.params import Params
 from flywheel.registry import Registry
 

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from flywheel import files
+from flywheel.commands.report import facts, page
+from flywheel.commands.report.facts import Facts
 from flywheel.params import Params
 from flywheel.registry import Registry
-from flywheel.report import facts, page
-from flywheel.report.facts import Facts
-from flywheel.run_record import Record
 from flywheel.sweep import space
+from flywheel.tracking.run_files import Record
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = (

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from flywheel import files, run_record
-from flywheel.report import facts, importance, judging, lineage, searching, standing
-from flywheel.report.lineage import Node
-from flywheel.report.markup import Html, join, points, table, tag, text
+from flywheel import files
+from flywheel.commands.report import facts, importance, judging, lineage, searching, standing
+from flywheel.commands.report.lineage import Node
+from flywheel.commands.report.markup import Html, join, points, table, tag, text
 from flywheel.sweep.journal import Record, Trial
+from flywheel.tracking import run_files
 
 
 def test_text_is_escaped_once_and_markup_is_left() -> None:
@@ -186,13 +187,13 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
         ("ghi", "trial", None),
         ("def", "evaluate", "javascript:alert(1)"),
     ):
-        run = run_record.RunFile(tmp_path, key)
+        run = run_files.RunFile(tmp_path, key)
         run.start(job_type, key, "turn-1", {})
         run.append("folder", path="offline-run", url=address)
         time.sleep(0.002)  # they are ordered by the millisecond
-    run_record.RunFile(tmp_path, "abc").append("confirmed", where="there")
-    run_record.RunFile(tmp_path, "torn").append("log", values={}, url="javascript:alert(1)")
-    found = [*run_record.records(tmp_path)][::-1]
+    run_files.RunFile(tmp_path, "abc").append("confirmed", where="there")
+    run_files.RunFile(tmp_path, "torn").append("log", values={}, url="javascript:alert(1)")
+    found = [*run_files.records(tmp_path)][::-1]
     assert [(run.key, bool(run.confirmed), run.url) for run in found] == [
         ("def", False, None), ("ghi", False, None), ("abc", True, url)
     ]  # fmt: skip

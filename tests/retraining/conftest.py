@@ -10,13 +10,14 @@ import numpy as np
 import parents
 import pytest
 
-from flywheel import feedback, params_file
 from flywheel.data import dataset
+from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
 from flywheel.simulation.result import examples
-from flywheel.stages import data
+from flywheel.traffic import feedback
 
 ROOT = Path(__file__).parents[2]
 # Images of half the demo's size, for time; by SGD, which leaves more to the failures than Muon does (docs/log.md).
@@ -37,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     params = load(place)
     registry = Registry(params.store)
-    data.run(params, registry, say=lambda line: None)
+    data_stage.run(params, registry, say=lambda line: None)
     parents.produce(params, registry, place / "model", epochs=8)
     return place
 

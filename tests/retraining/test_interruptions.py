@@ -86,7 +86,7 @@ def test_killed_before_the_gate_it_is_judged_by_the_next_run_without_training(
     place: Path, params: Params, registry: Registry, collect: Collect, failed: list[int]
 ) -> None:
     collect(failed)
-    run_until(place, "flywheel.promotion.judge", "retrain.epochs=1")
+    run_until(place, "flywheel.gate.promotion.judge", "retrain.epochs=1")
     (made,) = registry.versions("retrained-model")
     assert not (params.reports / "retrain.json").exists()
     again = run(place)
@@ -107,7 +107,7 @@ def test_killed_after_the_promotion_it_is_not_judged_again(
     (params.store / "audit.jsonl").unlink()
     parent = registry.resolve("model-1")
     registry.link(parent, params.registered_model, ("best",), reason="nothing is in production")
-    run_until(place, "flywheel.retraining.figures.picture", "retrain.epochs=1 gate.floor_accuracy=0.1")
+    run_until(place, "flywheel.retraining.scores.picture", "retrain.epochs=1 gate.floor_accuracy=0.1")
     (made,) = registry.versions("retrained-model")
     assert registry.aliases(params.registered_model)["production"] == made.ref
     registry.link(parent, params.registered_model, ("production",), reason="rolled back by hand")

@@ -16,17 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel import feedback
 from flywheel.data.dataset import Dataset
-from flywheel.feedback import Example
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError, arms
 from flywheel.retraining.examples import choose, find, mix, repeats
+from flywheel.retraining.stage import recipe_of
 from flywheel.simulation.result import examples
-from flywheel.stages.retrain import recipe_of
-from flywheel.training import TrainingData
+from flywheel.traffic import feedback
+from flywheel.traffic.feedback import Example
+from flywheel.training.loop import TrainingData
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_the_kept_epochs_weights_are_put_back(
         model = classifier.load(directory, CPU)
         # Validation that falls far from epoch to epoch keeps the first, one that rises keeps the last.
         values = iter([(1.0, 0.9 - 0.3 * k if kept == 1 else 0.3 + 0.3 * k) for k in range(3)])
-        monkeypatch.setattr("flywheel.training.validate", lambda *_, values=values: next(values))
+        monkeypatch.setattr("flywheel.training.loop.validate", lambda *_, values=values: next(values))
         arm = arms.train(
             model, data, recipe, CPU, lambda r, m=model: seen.__setitem__(r.epoch, m.predict(data.images[:50]))
         )
@@ -182,11 +182,11 @@ def test_failures_of_an_older_data_set_are_found_through_the_lineage(
 ) -> None:
     """Production drifts further: the images change, and the former failures are still of use."""
     from flywheel.data import dataset
-    from flywheel.stages import data
+    from flywheel.data import stage as data_stage
 
     version = collect(failed)
     drifted = make("data.drift.rotation=4")
-    data.run(drifted, registry, say=lambda line: None)
+    data_stage.run(drifted, registry, say=lambda line: None)
     newer = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     assert not {row.tobytes() for row in newer.hashes} >= {row.tobytes() for row in opened.hashes}
     found = find(registry, version, newer)

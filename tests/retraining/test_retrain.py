@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel import files, housekeeping
+from flywheel import files
+from flywheel.commands import housekeeping
 from flywheel.data.dataset import Dataset
-from flywheel.feedback import Example
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError
-from flywheel.stages import retrain
+from flywheel.retraining import stage as retraining_stage
+from flywheel.traffic.feedback import Example
 
 Make = Callable[[str], Params]
 Collect = Callable[[Any], Version]
@@ -34,7 +35,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def run(registry: Registry, said: list[str]) -> Callable[..., Any]:
-    return lambda params, **options: retrain.run(params, registry, say=said.append, **options)
+    return lambda params, **options: retraining_stage.run(params, registry, say=said.append, **options)
 
 
 def models(registry: Registry) -> list[str]:
@@ -57,7 +58,7 @@ def test_an_empty_store_is_no_reason_to_do_nothing_for_ever(make: Make, tmp_path
     """A fresh CI runner without W&B, or cron in the wrong directory: exit 0 would hide it."""
     empty = make(f"paths.store={tmp_path / 'empty'}")
     with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
-        retrain.run(empty, Registry(empty.store))
+        retraining_stage.run(empty, Registry(empty.store))
 
 
 def test_failures_are_used_once_even_by_a_refused_candidate(
@@ -136,13 +137,13 @@ def test_without_a_model_or_data_it_is_one_sentence(
 
 
 def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, failed: list[int], run: Any) -> None:
-    from flywheel import feedback
     from flywheel.data import dataset
+    from flywheel.data import stage as data_stage
     from flywheel.simulation.result import examples
-    from flywheel.stages import data
+    from flywheel.traffic import feedback
 
     other = make("data.image_size=24")
-    data.run(other, registry, say=lambda line: None)
+    data_stage.run(other, registry, say=lambda line: None)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), (), {})
     with pytest.raises(
@@ -232,7 +233,7 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
     said: list[str],
     place: Path,
 ) -> None:
-    from flywheel import feedback
+    from flywheel.traffic import feedback
 
     collect(failed)
     row = opened.indices["test"][5]

@@ -17,17 +17,17 @@ import requests
 import torch
 from served import CLASSES, ROOT, Server, png, publish
 
-from flywheel import params_file
 from flywheel.models.classifier import Classifier
-from flywheel.serving import record
+from flywheel.params import file as params_file
+from flywheel.pipeline import server_record
 
 
 def test_serving_twice_changes_nothing(server: Server) -> None:
-    before = record.read(server.params)
+    before = server_record.read(server.params)
     printed = server.run("serve")
     assert "nothing changed since" in printed
     assert printed.endswith("[exit 0]")
-    assert record.read(server.params) == before
+    assert server_record.read(server.params) == before
 
 
 def test_serve_says_where_and_how(server: Server) -> None:
@@ -108,7 +108,7 @@ def test_more_than_the_machine_has_is_refused(fresh: Server) -> None:
     assert "serve.cpus_per_replica" in printed
     assert printed.endswith("[exit 1]")
     assert processes.gone(fresh.params.store)
-    assert record.read(fresh.params) is None
+    assert server_record.read(fresh.params) is None
 
 
 def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
@@ -119,7 +119,7 @@ def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
 def test_after_a_crash_of_the_host_stop_leaves_nothing_and_serve_starts_anew(fresh: Server) -> None:
     for victims in ("host", "all Ray processes"):
         assert "answers at" in fresh.run("serve")
-        served = record.read(fresh.params)
+        served = server_record.read(fresh.params)
         assert served is not None
         assert served.pid is not None
         os.kill(served.pid, signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_after_a_crash_of_the_host_stop_leaves_nothing_and_serve_starts_anew(fre
             assert "stop: stopped" in printed
             assert processes.gone(fresh.params.store, 5)
             assert not Path(str(served.folder)).exists()
-            assert record.read(fresh.params) is None
+            assert server_record.read(fresh.params) is None
     assert "answers at" in fresh.run("serve")  # over what the second crash left
     assert fresh.predict(png()).status_code == 200
     assert "stop: stopped" in fresh.run("stop")
@@ -143,10 +143,10 @@ def test_other_settings_start_anew_and_two_at_once_do_not_meet(fresh: Server) ->
     assert "[exit 75]" in second
     assert "another run holds serve-start" in second
     assert "answers at" in first.communicate(timeout=180)[0]
-    before = record.read(fresh.params)
+    before = server_record.read(fresh.params)
     printed = fresh.run("serve", extra="serve.max_parts=3")
     assert "starting anew" in printed
-    after = record.read(fresh.params)
+    after = server_record.read(fresh.params)
     assert before is not None
     assert after is not None
     assert after.pid != before.pid
@@ -159,7 +159,7 @@ def test_in_the_foreground_sigterm_answers_what_is_in_flight(fresh: Server) -> N
     process = subprocess.Popen(fresh.command("serve", "--foreground"), cwd=ROOT)
     try:
         until = time.monotonic() + 120
-        while (served := record.read(fresh.params)) is None or not served.answers():
+        while (served := server_record.read(fresh.params)) is None or not served.answers():
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.2)
@@ -180,7 +180,7 @@ def test_in_the_foreground_sigterm_answers_what_is_in_flight(fresh: Server) -> N
             assert 200 in {future.result() for future in pending}
         assert process.wait(timeout=60) == 0
         assert processes.gone(fresh.params.store, 10)
-        assert record.read(fresh.params) is None
+        assert server_record.read(fresh.params) is None
     finally:
         process.kill()
         process.wait()

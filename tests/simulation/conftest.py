@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from flywheel import params_file
 from flywheel.data import dataset, images
+from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
-from flywheel.stages import data
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
@@ -121,7 +121,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("built")
     params = load(place)
     registry = Registry(params.store)
-    data.run(params, registry, say=lambda line: None)
+    data_stage.run(params, registry, say=lambda line: None)
     for name in ("model-1", "model-2"):
         (place / name).write_text(name)
         registry.publish(name, "model", {"a": place / name}, inputs=(registry.resolve("digits_dataset").ref,))

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from flywheel import feedback
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -55,7 +54,11 @@ def simulating(place: Path, server: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def published(params: Params, registry: Registry) -> list[str]:
-    paths = (params.reports / "simulation.json", feedback.log_path(params), params.reports / "simulation_latency.png")
+    paths = (
+        params.reports / "simulation.json",
+        params.store_paths.feedback_log,
+        params.reports / "simulation_latency.png",
+    )
     return [*(v.label for v in registry.versions("digits-feedback")), *(p.name for p in paths if p.exists())]
 
 

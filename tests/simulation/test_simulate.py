@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flywheel import feedback, files, run_record
+from flywheel import files
 from flywheel.data.dataset import Dataset
-from flywheel.evaluation.metrics import wilson_interval
+from flywheel.metrics.classification import wilson_interval
 from flywheel.params import Params
+from flywheel.pipeline.stage import StageError
 from flywheel.registry import Registry, Version
 from flywheel.simulation import SimulationError
-from flywheel.stage import StageError
-from flywheel.stages import simulate
+from flywheel.simulation import stage as simulation_stage
+from flywheel.tracking import run_files
+from flywheel.traffic import feedback
 
 Make = Callable[[str], Params]
 Server = Any
@@ -48,7 +50,7 @@ def run(registry: Registry) -> Callable[..., Any]:
 
     def play(params: Params) -> Any:
         said.clear()
-        return simulate.run(params, registry, say=said.append)
+        return simulation_stage.run(params, registry, say=said.append)
 
     play.said = said  # type: ignore[attr-defined]
     return play
@@ -60,7 +62,7 @@ def sides(opened: Dataset, side: str, count: int) -> list[int]:
 
 
 def nothing_published(params: Params, registry: Registry) -> bool:
-    paths = (params.reports / "simulation.json", feedback.log_path(params))
+    paths = (params.reports / "simulation.json", params.store_paths.feedback_log)
     return feedback.latest(params, registry) is None and not any(path.exists() for path in paths)
 
 
@@ -150,7 +152,7 @@ def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server
         assert row[0] not in failed
         assert row[2] == row[3]
         assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
-    (recorded,) = run_record.records(place / "store" / "demo")
+    (recorded,) = run_files.records(place / "store" / "demo")
     assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 
@@ -174,7 +176,7 @@ def test_failures_become_feedback_with_their_lineage(
         assert example.hash == opened.hashes[simulation[i]].tobytes().hex()
         assert example.label == opened.class_names[opened.labels[simulation[i]]]
         assert example.side == ("holdout" if opened.holdout[i] else "train")
-    log = files.read_json_lines(feedback.log_path(params))
+    log = files.read_json_lines(params.store_paths.feedback_log)
     assert [row["event"] for row in log] == ["failure"] * 12 + ["simulation"]
     assert {row["hash"] for row in log[:12]} == {e.hash for e in listed}
     assert all(row["prediction"] != row["label"] and row["confidence"] == pytest.approx(0.9) for row in log[:12])
@@ -192,7 +194,7 @@ def test_the_same_failures_are_the_same_version_whoever_fails_and_when(
     assert second["feedback"] == first["feedback"]
     assert second["feedback_new"] == 0
     assert [v.number for v in registry.versions("digits-feedback")] == [0]
-    assert len(files.read_json_lines(feedback.log_path(params))) == 26
+    assert len(files.read_json_lines(params.store_paths.feedback_log)) == 26
 
 
 def test_feedback_accumulates_over_turns_each_image_once(
@@ -361,7 +363,7 @@ def test_no_server_is_one_sentence(make: Make, params: Params, run: Any) -> None
     with pytest.raises(SimulationError, match=r"8 .Connection refused.; is simulate.url right.$"):
         run(make("simulate.url=http://127.0.0.1:8"))
     (params.store / "serve.json").write_text("{")
-    with pytest.raises(StageError, match=r"serve.json is damaged .*; run make serve PROFILE=demo$"):
+    with pytest.raises(StageError, match=r"^nothing serves profile demo; run make serve PROFILE=demo$"):
         run(params)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from flywheel.data import dataset
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
-from flywheel.training import TrainingData, fit
+from flywheel.training.loop import TrainingData, fit
 
 
 def produce(params: Params, registry: Registry, folder: Path, epochs: int) -> Version:

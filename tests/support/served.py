@@ -16,9 +16,9 @@ import numpy as np
 import requests
 from PIL import Image
 
-from flywheel import params_file
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
+from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]

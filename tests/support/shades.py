@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flywheel.training import TrainingData
+from flywheel.training.loop import TrainingData
 
 
 def two_shades(random: np.random.Generator, side: int) -> TrainingData:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flywheel.params import Params
-from flywheel.sweep.campaign import DEATHS, Campaign
 from flywheel.sweep.journal import Journal, Trial
+from flywheel.sweep.state import DEATHS, Campaign
 
 Make = Callable[..., Params]
 

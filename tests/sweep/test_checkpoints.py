@@ -15,7 +15,7 @@ import torch
 from flywheel.params import Params
 from flywheel.sweep import trial
 from flywheel.sweep.checkpoints import Checkpoints, Place
-from flywheel.training import TrainingData
+from flywheel.training.loop import TrainingData
 
 Make = Callable[..., Params]
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from flywheel import optimizers
 from flywheel.params import Params
 from flywheel.sweep import estimate
+from flywheel.training import optimizers
 
 
 class Slow:

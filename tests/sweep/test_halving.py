@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from flywheel.sweep.halving import Asha
+from flywheel.sweep.asha import Asha
 
 
 @pytest.mark.parametrize(("epochs", "rungs"), [(1, []), (2, [1]), (3, [1, 2]), (8, [3, 6]), (30, [10, 20])])

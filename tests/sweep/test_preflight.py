@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from flywheel import code
+from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError, preflight
 from flywheel.sweep.checkpoints import Place
 
 
 def test_the_packages_code_is_small() -> None:
     assert 10_000 < preflight.check_code() < 2_000_000
-    assert preflight.check_code() < sum(p.stat().st_size for p in code.PACKAGE.rglob("*") if p.is_file()) + 1
+    assert preflight.check_code() < sum(p.stat().st_size for p in fingerprint.PACKAGE.rglob("*") if p.is_file()) + 1
 
 
 def test_a_package_that_is_too_large_names_the_largest_files(tmp_path: Path) -> None:

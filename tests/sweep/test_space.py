@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.params import Params
+from flywheel.params import WEIGHT_DECAY, Params
+from flywheel.params.space import Choices, Range
 from flywheel.sweep import space
 
 Make = Callable[..., Params]
@@ -54,7 +55,7 @@ def test_ranges_of_whole_numbers_give_whole_numbers(make_params: Make) -> None:
 
 @given(st.floats(0.002, 0.2), st.sampled_from([32, 64, 128]), st.sampled_from(["compact", "standard"]))
 def test_a_first_trial_is_exactly_what_was_asked_for(rate: float, batch: int, architecture: str) -> None:
-    from flywheel import params_file
+    from flywheel.params import file as params_file
 
     made = params_file.load(profile="demo")
     first = {"learning_rate": rate, "batch_size": batch, "architecture": architecture}
@@ -77,7 +78,8 @@ def test_an_automatic_weight_decay_has_a_place_in_a_range(
 def test_an_automatic_weight_decay_can_be_a_choice(make_params: Make) -> None:
     for domain in ("[0.01, auto]", "{per_architecture: {others: [0.01, auto]}}"):
         made = make_params(f"sweep.space.weight_decay={domain}")
-        assert space.to_recipe(made, space.to_point(made, {})).weight_decay == "auto"
+        point = space.to_point(made, {})
+        assert space.to_recipe(made, point).weight_decay == WEIGHT_DECAY[made.recipe.optimizer]
 
 
 def test_defaults_outside_the_space_move_to_its_nearest_end(make_params: Make) -> None:
@@ -94,3 +96,18 @@ def test_a_fixed_architecture_decides_the_ranges_of_the_first_trial(make_params:
 
 def test_logarithmic_ranges_are_known_to_the_pictures(make_params: Make) -> None:
     assert space.logarithmic(make_params(PER_ARCHITECTURE)) == ["learning_rate"]
+
+
+def test_ranges_map_the_unit_interval_and_back() -> None:
+    log = Range(0.001, 1.0, log=True)
+    assert (space.value_at(log, 0.0), space.value_at(log, 1.0)) == (0.001, 1.0)
+    assert space.value_at(log, 0.5) == pytest.approx(0.0316227766)
+    assert space.value_at(log, space.position_of(log, 0.05)) == 0.05
+    assert space.position_of(log, 99) == 1.0
+    assert space.value_at(Range(0.0, 2.0, log=False), 0.25) == 0.5
+
+
+def test_choices_share_the_unit_interval() -> None:
+    choices = Choices((8, 16, 32))
+    assert [space.value_at(choices, unit) for unit in (0.0, 0.34, 0.999, 1.0)] == [8, 16, 32, 32]
+    assert [space.value_at(choices, space.position_of(choices, value)) for value in choices.choices] == [8, 16, 32]

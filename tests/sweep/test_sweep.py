@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from flywheel import files, run_record, stage
+from flywheel import files
 from flywheel.data import dataset
+from flywheel.data import stage as data_stage
+from flywheel.evaluation import stage as evaluate_stage
 from flywheel.models import classifier
 from flywheel.params import Params, Recipe
+from flywheel.pipeline import stage
 from flywheel.registry import Registry
-from flywheel.stages import data as data_stage
-from flywheel.stages import evaluate as evaluate_stage
-from flywheel.stages import sweep as sweep_stage
 from flywheel.sweep import SweepError, cluster
+from flywheel.sweep import stage as sweep_stage
 from flywheel.sweep.journal import Journal
 from flywheel.sweep.trial import follow, start
-from flywheel.training import TrainingData
+from flywheel.tracking import run_files
+from flywheel.training.loop import TrainingData
 
 Make = Callable[..., Params]
 SMALL = (
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Params, Registry, list[str]]:
     """Data and a sweep of four trials, one of which diverges."""
-    from flywheel import params_file
+    from flywheel.params import file as params_file
 
     root = tmp_path_factory.mktemp("swept")
     paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
@@ -88,7 +90,7 @@ def test_a_diverging_trial_is_failed_with_its_reason_and_the_sweep_goes_on(
     assert [trial["number"] for trial in failed] == [1]
     assert failed[0]["error"].startswith("TrainingDiverged: the ")
     assert any("failed TrainingDiverged" in line for line in said)
-    told = {record.key: record.summary.get("error") for record in run_record.records(params.store)}
+    told = {record.key: record.summary.get("error") for record in run_files.records(params.store)}
     assert told[failed[0]["id"]] == "TrainingDiverged"  # W&B gets the kind: the text may name paths and hosts
 
 
@@ -185,22 +187,6 @@ def test_evaluate_judges_on_test_and_puts_a_first_model_into_production(
     assert registry.resolve("digits-classifier:production") == model
     for picture in ("confusion_matrix", "reliability", "worst"):
         assert (params.reports / f"{picture}.png").stat().st_size > 5_000
-
-
-def test_test_time_augmentation_is_told_apart_and_decides_nothing(swept: tuple[Params, Registry, list[str]]) -> None:
-    params, registry, _ = swept
-    evaluate_stage.run(params, registry, say=lambda line: None)
-    plain = files.read_json(params.reports / "evaluation.json")
-    asked = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"test_time_augmentation": True})})
-    said: list[str] = []
-    receipt = evaluate_stage.run(asked, registry, say=said.append)
-    report = files.read_json(params.reports / "evaluation.json")
-    apart = report.pop("test_time_augmentation")
-    assert report == plain
-    assert receipt["metrics"]["accuracy"] == plain["accuracy"]
-    assert apart["n"] == 450
-    assert apart["interval"][0] < apart["accuracy"] < apart["interval"][1]
-    assert f"evaluate: {apart['accuracy']:.2%} with test-time augmentation" in said
 
 
 def test_all_trials_failing_is_an_error_with_the_reason(make_params: Make) -> None:

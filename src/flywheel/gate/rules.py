@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.evaluation.comparison import Comparison, Difference, compare
-from flywheel.params_production import Gate
+from flywheel.metrics.comparison import Comparison, Difference, compare
+from flywheel.params import Gate
 
 NO_ANSWER = -1  # the class of an image for which a model gave no finite probabilities: always wrong
 

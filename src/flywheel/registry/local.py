@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import files
-from flywheel.registry import manifest, whole
+from flywheel.params import StorePaths
+from flywheel.registry import integrity, manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
-from flywheel.registry.shelf import Shelf, stamp
+from flywheel.registry.versions import Shelf, stamp
 
 __all__ = ["Registry", "RegistryError", "Version"]
 
@@ -33,10 +34,11 @@ class Registry:
     """Artifacts of one profile's store."""
 
     def __init__(self, store: Path):
-        self.root = store / "registry"
+        paths = StorePaths(store)
+        self.root = paths.registry
         self._blobs = Blobs(self.root / "blobs", self.root / "tmp")
         self._shelf = Shelf(self.root / "versions")
-        self._audit = Audit(store / "audit.jsonl")
+        self._audit = Audit(paths.audit_log)
 
     # -- publishing ------------------------------------------------------------------------------------
 
@@ -159,11 +161,11 @@ class Registry:
         Files whose size and time stamp are those last verified are taken as whole; others are read again. Raises
         RegistryError naming the damaged or missing file.
         """
-        return whole.opened(self._shelf.folder(version.name, version.number), version, self.verify)
+        return integrity.opened(self._shelf.folder(version.name, version.number), version, self.verify)
 
     def verify(self, version: Version) -> None:
         """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
-        whole.verify(self._shelf.folder(version.name, version.number), version)
+        integrity.verify(self._shelf.folder(version.name, version.number), version)
 
     def has(self, reference: str) -> bool:
         """Tell whether a reference names a version that is here."""
@@ -179,7 +181,7 @@ class Registry:
 
     def incomplete(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
-        return whole.incomplete(self._shelf.folder(version.name, version.number), version)
+        return integrity.incomplete(self._shelf.folder(version.name, version.number), version)
 
     def refresh(self) -> None:
         """Learn what others did: nothing here, see SharedRegistry."""

@@ -12,7 +12,7 @@ import torch
 from flywheel.models.classifier import Classifier
 from flywheel.params import Recipe
 from flywheel.retraining import RetrainError
-from flywheel.training import EpochResult, TrainingData, TrainingDiverged, fit
+from flywheel.training.loop import EpochResult, TrainingData, TrainingDiverged, fit
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel import feedback
 from flywheel.data import dataset as datasets
 from flywheel.data import splits
 from flywheel.data.dataset import Dataset
-from flywheel.feedback import Example
 from flywheel.registry import Registry, Version
-from flywheel.training import TrainingData
+from flywheel.traffic import feedback
+from flywheel.traffic.feedback import Example
+from flywheel.training.loop import TrainingData
 
 KEPT_APART = ("test", "validation")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from flywheel import feedback, files
+from flywheel import files
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.retraining import RetrainError
+from flywheel.traffic import feedback
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | 
         return None  # known from W&B: it was made and judged on another machine
     receipt = {}
     with contextlib.suppress(OSError, ValueError):
-        receipt = files.read_json(params.store / "receipts" / "retrain.json")
+        receipt = files.read_json(params.store_paths.receipt("retrain"))
     return made if newest.ref in made.inputs and made.ref not in receipt.get("outputs", ()) else None
 
 

@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from flywheel.data import images
 from flywheel.serving.batching import Batches, Overloaded
-from flywheel.serving.metrics import CONTENT_TYPE, Metrics
+from flywheel.serving.prometheus import CONTENT_TYPE, Metrics
 from flywheel.serving.replica import Answer, Replica
 
 log = logging.getLogger("flywheel.serving")

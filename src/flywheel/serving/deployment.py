@@ -12,7 +12,7 @@ from ray import serve
 from flywheel.params import Params
 from flywheel.serving.app import App, Limits
 from flywheel.serving.batching import Batches
-from flywheel.serving.metrics import Metrics
+from flywheel.serving.prometheus import Metrics
 from flywheel.serving.replica import Replica
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Predictor:
     def __init__(self, params: Params, threads: int, cuda: bool):
         settings = params.serve
         name = serve.get_replica_context().replica_id.unique_id
-        _log_to(params.store / "logs", name, settings.access_log)
+        _log_to(params.store_paths.logs, name, settings.access_log)
         self._replica = Replica(params.store, params.registered_model, threads, cuda, settings.max_batch_size)
         self._replica.follow(settings.poll_s)
         metrics = Metrics(name)

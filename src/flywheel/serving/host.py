@@ -23,10 +23,11 @@ from pathlib import Path
 
 import psutil
 
-from flywheel import command, files, ray_address, stage
+from flywheel import files, ray_address
 from flywheel.params import Params
-from flywheel.serving import ServingError, deploy, ingress, record
-from flywheel.serving.record import Served
+from flywheel.pipeline import server_record
+from flywheel.pipeline.server_record import Served
+from flywheel.serving import ServingError, deploy, ingress, settings
 
 MARK = "FLYWHEEL_SERVER"
 DRAIN_S = 30  # for requests in flight, at a stop
@@ -41,14 +42,14 @@ def start(params: Params, host_command: Sequence[str], say: Callable[[str], None
     `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
     and files.Locked when another process is starting one.
     """
-    with files.lock(stage.lock_path(params, "serve-start")):
+    with files.lock(params.store_paths.lock("serve-start")):
         return _start(params, host_command, say)
 
 
 def run(params: Params, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
-    model = record.production(params, None if MARK in os.environ else say)  # make serve asked W&B already
-    with files.lock(stage.lock_path(params, "serve")), _folder() as folder:
+    model = settings.production(params, None if MARK in os.environ else say)  # make serve asked W&B already
+    with files.lock(params.store_paths.lock("serve")), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
         os.environ.update(
@@ -66,19 +67,19 @@ def run(params: Params, say: Callable[[str], None] = print) -> None:
                 for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
                     signal.signal(number, lambda *_: stopping.set())
                 deploy.deploy(params)
-                url, now = record.url(params), datetime.now(UTC).isoformat(timespec="seconds")
-                record.write(
+                url, now = settings.url(params), datetime.now(UTC).isoformat(timespec="seconds")
+                server_record.write(
                     params,
-                    Served(url, os.getpid(), now, model.label, record.settings(params), folder=str(folder)),
+                    Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder)),
                 )
                 say(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
                 while not stopping.wait(1):
                     pass
                 say("serve: stopping when the requests in flight are answered")
-                record.remove(params)
+                server_record.remove(params)
                 deploy.withdraw(params)
         finally:
-            record.remove(params)
+            server_record.remove(params)
             _end_leftovers(params)
     say("serve: stopped")
 
@@ -86,8 +87,8 @@ def run(params: Params, say: Callable[[str], None] = print) -> None:
 def stop(params: Params) -> bool:
     """End the server on this machine, and whatever a crashed one left. Returns whether there was anything."""
     ended = False
-    path = stage.lock_path(params, "serve")
-    served = record.read(params)
+    path = params.store_paths.lock("serve")
+    served = server_record.read(params)
     if (pid := files.holder(path)) is not None:
         ended = True
         with contextlib.suppress(ProcessLookupError):
@@ -100,14 +101,14 @@ def stop(params: Params) -> bool:
     ended = bool(_end_leftovers(params)) or ended
     if served is not None and served.folder:
         shutil.rmtree(served.folder, ignore_errors=True)
-    record.remove(params)
+    server_record.remove(params)
     return ended
 
 
 def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
-    record.production(params, say)
-    served, wanted = record.read(params), record.settings(params)
-    if files.holder(stage.lock_path(params, "serve")) is not None:
+    settings.production(params, say)
+    served, wanted = server_record.read(params), settings.digest(params)
+    if files.holder(params.store_paths.lock("serve")) is not None:
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():
@@ -116,7 +117,7 @@ def _start(params: Params, host_command: Sequence[str], say: Callable[[str], Non
         say("serve: settings or code changed, or it does not answer; starting anew")
     stop(params)
     _check_port(params)
-    printed = command.log_path(params, "serve").with_suffix(".out")
+    printed = params.store_paths.log("serve").with_suffix(".out")
     printed.parent.mkdir(parents=True, exist_ok=True)
     with printed.open("wb") as output:
         process = subprocess.Popen(
@@ -129,7 +130,7 @@ def _start(params: Params, host_command: Sequence[str], say: Callable[[str], Non
         )
     try:
         until = time.monotonic() + params.serve.start_timeout_s
-        while (served := record.read(params)) is None or not served.answers():
+        while (served := server_record.read(params)) is None or not served.answers():
             if process.poll() is not None:
                 raise ServingError(_last_error(printed))
             if time.monotonic() > until:
@@ -179,7 +180,7 @@ def _folder() -> Iterator[Path]:
 
 def _check_port(params: Params) -> None:
     """Raise ServingError when the port cannot be had."""
-    if trouble := record.port_trouble(params):
+    if trouble := settings.port_trouble(params):
         host, port = params.serve.host, params.serve.port
         raise ServingError(
             f"serve.host={host} serve.port={port} cannot be used ({trouble}); "

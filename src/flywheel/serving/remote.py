@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from flywheel import code, ray_address
+from flywheel import ray_address
 from flywheel.params import Params
-from flywheel.serving import ServingError, deploy, record
-from flywheel.serving.record import Served
+from flywheel.pipeline import fingerprint, server_record
+from flywheel.pipeline.server_record import Served
+from flywheel.serving import ServingError, deploy, settings
 
 ANSWER_S = 30
 
@@ -22,15 +23,15 @@ def start(params: Params, address: str, say: Callable[[str], None] = print) -> S
 
     The store must be a directory that every node of the cluster shares: the replicas follow `production` there.
     """
-    model = record.production(params, say)
-    before, settings = record.read(params), record.settings(params)
-    if before is not None and before.address == address and before.settings == settings and before.answers():
+    model = settings.production(params, say)
+    before, digest = server_record.read(params), settings.digest(params)
+    if before is not None and before.address == address and before.settings == digest and before.answers():
         say(f"serve: nothing changed since {before.started}")
         return before
     with _connected(address):
         deploy.deploy(params)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    served = Served(record.url(params), None, now, model.label, settings, address=address)
+    served = Served(settings.url(params), None, now, model.label, digest, address=address)
     until = time.monotonic() + ANSWER_S
     while not served.answers():
         if time.monotonic() > until:
@@ -39,7 +40,7 @@ def start(params: Params, address: str, say: Callable[[str], None] = print) -> S
                 "set serve.host and serve.port as it does"
             )
         time.sleep(0.2)
-    record.write(params, served)
+    server_record.write(params, served)
     return served
 
 
@@ -48,7 +49,7 @@ def stop(params: Params, served: Served) -> None:
     assert served.address is not None
     with _connected(served.address):
         deploy.withdraw(params)
-    record.remove(params)
+    server_record.remove(params)
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def _connected(address: str) -> Iterator[None]:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(code.PACKAGE)]},
+            runtime_env={"py_modules": [str(fingerprint.PACKAGE)]},
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]

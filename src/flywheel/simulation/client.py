@@ -25,7 +25,7 @@ import requests
 from numpy.typing import NDArray
 from PIL import Image
 
-from flywheel.params_production import Simulate
+from flywheel.params import Simulate
 from flywheel.simulation import SimulationError
 
 RETRIED = (500, 502, 503, 504)

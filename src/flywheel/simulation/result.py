@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel import feedback
 from flywheel.data.dataset import Dataset
 from flywheel.data.splits import is_holdout
-from flywheel.evaluation import metrics
-from flywheel.feedback import Example, FeedbackError
+from flywheel.metrics import classification
 from flywheel.registry import Registry, RegistryError, Version
-from flywheel.simulation import pictures
+from flywheel.simulation import plots
 from flywheel.simulation.client import Answer, Failure
+from flywheel.traffic import feedback
+from flywheel.traffic.feedback import Example, FeedbackError
 
 PERCENTILES = (50, 95, 99)
 DETAILS = frozenset(  # of simulation.json, too long for the summary of a W&B run
@@ -97,16 +97,16 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
     unseen = _unseen(result, models, registry, say)
     holdout = is_holdout(result.dataset.hashes[result.index])
     return {
-        **metrics.evaluate(probabilities, result.labels, result.dataset.class_names),
-        "worst": metrics.confident_mistakes(
+        **classification.evaluate(probabilities, result.labels, result.dataset.class_names),
+        "worst": classification.confident_mistakes(
             probabilities, result.labels, result.dataset.ids[result.index], result.dataset.class_names
         ),
         "confidence_histogram": {
-            "edges": pictures.CONFIDENCE_EDGES,
-            "right": np.histogram(result.confidence[result.right], pictures.CONFIDENCE_EDGES)[0].tolist(),
-            "wrong": np.histogram(result.confidence[result.wrong], pictures.CONFIDENCE_EDGES)[0].tolist(),
+            "edges": plots.CONFIDENCE_EDGES,
+            "right": np.histogram(result.confidence[result.right], plots.CONFIDENCE_EDGES)[0].tolist(),
+            "wrong": np.histogram(result.confidence[result.wrong], plots.CONFIDENCE_EDGES)[0].tolist(),
         },
-        "latency_histogram_ms": _histogram(result.latency_ms, pictures.latency_edges(result.latency_ms)),
+        "latency_histogram_ms": _histogram(result.latency_ms, plots.latency_edges(result.latency_ms)),
         "accuracy_unseen": float(correct[unseen].mean()) if unseen else None,
         "n_unseen": len(unseen),
         "accuracy_holdout": float(correct[holdout].mean()) if holdout.any() else None,
@@ -137,12 +137,12 @@ def draw(result: Result, folder: Path) -> list[Path]:
     """Draw the failures, the confidence of right and wrong predictions, and the latency. Returns the files."""
     wrong, right, confidence = result.wrong, result.right, result.confidence
     return [
-        pictures.failures(
+        plots.failures(
             result.dataset.images[result.index[wrong]], result.labels[wrong], result.predictions[wrong],
             confidence[wrong], result.dataset.class_names, len(result.answers), folder / "simulation_failures.png",
         ),
-        pictures.confidence(confidence[right], confidence[wrong], folder / "simulation_confidence.png"),
-        pictures.latency(result.latency_ms, folder / "simulation_latency.png"),
+        plots.confidence(confidence[right], confidence[wrong], folder / "simulation_confidence.png"),
+        plots.latency(result.latency_ms, folder / "simulation_latency.png"),
     ]  # fmt: skip
 
 

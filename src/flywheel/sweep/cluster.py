@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flywheel import code, ray_address
+from flywheel import ray_address
 from flywheel.params import Recipe, Sweep
+from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError, preflight
 
 REFRESH_S = 2.0
@@ -53,7 +54,7 @@ def connected() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)  # ray.init sets its own, ray.shutdown leaves none
     # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
     environment: dict[str, Any] = {"env_vars": TUNE_ENVIRONMENT}
-    environment |= {"py_modules": [str(code.PACKAGE)]} if remote else ray_address.own_python()
+    environment |= {"py_modules": [str(fingerprint.PACKAGE)]} if remote else ray_address.own_python()
     options: dict[str, Any] = {} if remote else {"include_dashboard": False}
     try:
         ray.init(

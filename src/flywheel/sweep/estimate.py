@@ -72,7 +72,7 @@ def _measure(
 
     from flywheel.models import device as devices
     from flywheel.models.classifier import Classifier
-    from flywheel.optimizers import make_optimizers
+    from flywheel.training.optimizers import make_optimizers
 
     torch.set_num_threads(threads)
     device = devices.pick(cuda)

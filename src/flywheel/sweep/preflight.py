@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flywheel import code, files
+from flywheel import files
+from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError
 from flywheel.sweep.checkpoints import Place
 
@@ -23,7 +24,7 @@ PACKAGES = ("ray", "torch", "numpy", "pydantic", "safetensors")
 IDLE_SHARE = 0.1
 
 
-def check_code(package: Path = code.PACKAGE) -> int:
+def check_code(package: Path = fingerprint.PACKAGE) -> int:
     """Return the bytes of code that travel to the cluster. Raises SweepError, naming the largest, when too many."""
     sizes = {path: path.stat().st_size for path in package.rglob("*") if path.is_file()}
     total = sum(size for path, size in sizes.items() if "__pycache__" not in path.parts)

@@ -6,13 +6,14 @@ name with several ranges would drop out of multivariate TPE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from flywheel.params import Params, Recipe, RecipeDefaults
-from flywheel.search_space import Choices, Domain, Range
+from flywheel.params.space import Choices, Domain, Range, Scalar
 
-Point = dict[str, float | int | str | bool]
+Point = dict[str, Scalar]
 
 
 def dimensions(params: Params) -> dict[str, tuple[Any, ...] | None]:
@@ -40,14 +41,13 @@ def to_recipe(params: Params, point: Mapping[str, Any]) -> Recipe:
     for name, domain in params.sweep.space.items():
         inner = _of(domain, architecture)
         if inner is not None and not isinstance(domain, Choices):
-            values[name] = _in_type(name, inner.at(float(point[name])))
+            values[name] = _in_type(name, value_at(inner, float(point[name])))
     return params.complete_recipe(values, params.sweep.epochs)
 
 
 def to_point(params: Params, first: Mapping[str, Any]) -> Point:
     """Return the point of a trial of sweep.first; defaults that lie outside the space move to its nearest end."""
-    recipe = params.recipe.model_copy(update=dict(first))
-    values = recipe.model_dump()
+    values = params.recipe.model_copy(update=dict(first)).model_dump()
     architectures = searched_architectures(params)
     if values["architecture"] not in architectures:
         values["architecture"] = architectures[0]
@@ -59,9 +59,32 @@ def to_point(params: Params, first: Mapping[str, Any]) -> Point:
         else:
             inner = _of(domain, str(values["architecture"]))
             if name == "weight_decay" and isinstance(inner, Range):
-                values[name] = recipe.decay()  # `auto` has no place in a range
-            point[name] = inner.position(values[name]) if inner else 0.5
+                values[name] = params.complete_recipe(dict(first), epochs=1).weight_decay  # a number, also for `auto`
+            point[name] = position_of(inner, values[name]) if inner else 0.5
     return point
+
+
+def value_at(domain: Range | Choices, unit: float) -> Scalar:
+    """Return the value at a position in [0, 1] of a range, or of a list of choices with equal shares."""
+    if isinstance(domain, Choices):
+        return domain.choices[min(int(unit * len(domain.choices)), len(domain.choices) - 1)]
+    if domain.log:
+        value = math.exp(math.log(domain.low) + unit * (math.log(domain.high) - math.log(domain.low)))
+    else:
+        value = domain.low + unit * (domain.high - domain.low)
+    value = float(f"{value:.12g}")  # exp(log(x)) differs from x by rounding
+    return min(max(value, domain.low), domain.high)
+
+
+def position_of(domain: Range | Choices, value: Scalar) -> float:
+    """Return the position of a value in [0, 1]: the nearest end for a value outside, the middle of a choice's share."""
+    if isinstance(domain, Choices):
+        index = domain.choices.index(value) if value in domain.choices else 0
+        return (index + 0.5) / len(domain.choices)
+    number = min(max(float(value), domain.low), domain.high)
+    if domain.log:
+        return (math.log(number) - math.log(domain.low)) / (math.log(domain.high) - math.log(domain.low))
+    return (number - domain.low) / (domain.high - domain.low)
 
 
 def logarithmic(params: Params) -> list[str]:

@@ -14,7 +14,7 @@ from flywheel.models import device as devices
 from flywheel.params import Recipe
 from flywheel.sweep import SweepError
 from flywheel.sweep.checkpoints import Checkpoints, Place
-from flywheel.training import EpochResult, Training, TrainingData
+from flywheel.training.loop import EpochResult, Training, TrainingData
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ def start(recipe: Recipe, data: TrainingData, threads: int, device: torch.device
     this is how a trial is run again from its record.
     """
     torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = True
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()  # what a worker's former trial held is its neighbours' now
     return Training(data.classifier(recipe), data, recipe, device or devices.pick())

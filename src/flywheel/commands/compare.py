@@ -1,0 +1,195 @@
+"""Two versions side by side: params, data, code and metrics that differ and, of two models, who is right on what.
+
+Models are compared on the same images, those of the gate's exam: test and holdout images that neither was trained on.
+Differences are B minus A, with the paired intervals of `evaluation.comparison`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flywheel import FlywheelError
+from flywheel.params import Params
+from flywheel.registry import Registry, RegistryError, Version
+
+NOT_COMPARED = frozenset({"fingerprint", "params", "recipe", "git", "versions", "stage", "metrics"})
+WIDEST = 34  # letters of a value in the table
+
+
+class CompareError(FlywheelError):
+    """Two versions cannot be compared; the message says why and what to type."""
+
+
+def versions(params: Params, registry: Registry, first: str, second: str) -> dict[str, Any]:
+    """Return what differs between two versions of a kind, ready for JSON. `first` is A, `second` B.
+
+    Keys: a, b (label, ref, type, created), differences {params, data, made, metrics: {name: [of a, of b]}}, and of
+    models `paired`: dataset, test, holdout, per_class, accuracy, calibration_error; None for other kinds.
+    Raises CompareError.
+    """
+    if not first or not second:
+        raise CompareError(
+            f"which two? make compare A=name:version B=name:version PROFILE={params.profile}; make artifacts lists them"
+        )
+    a, b = _find(params, registry, first), _find(params, registry, second)
+    if a.type != b.type:
+        raise CompareError(f"{a.label} is a {a.type} and {b.label} a {b.type}; name two of a kind")
+    described = [_described(registry, version) for version in (a, b)]
+    differences = {
+        part: {
+            name: [one[part].get(name) for one in described]
+            for name in sorted(described[0][part].keys() | described[1][part].keys())
+            if described[0][part].get(name) != described[1][part].get(name)
+        }
+        for part in described[0]
+    }
+    return {
+        **{
+            side: {"label": one.label, "ref": one.ref, "type": one.type, "created": one.created}
+            for side, one in (("a", a), ("b", b))
+        },
+        "differences": differences,
+        "paired": _paired(params, registry, a, b) if "model.json" in a.files else None,
+    }
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a comparison for people."""
+    a, b = result["a"]["label"], result["b"]["label"]
+    if result["a"]["ref"] == result["b"]["ref"]:
+        yield f"{a} and {b} are the same version"
+        return
+    wide = max(len(name) for rows in [*result["differences"].values(), {"": ()}] for name in rows) + 4
+    yield f"{'':<{wide}}{_cut(f'A  {a}'):<{WIDEST + 2}}{_cut(f'B  {b}')}"
+    for part, rows in result["differences"].items():
+        yield part if rows else f"{part}: no difference"
+        for name, (old, new) in rows.items():
+            yield f"  {name:<{wide - 2}}{_cut(_shown(old)):<{WIDEST + 2}}{_cut(_shown(new))}"
+    if result["paired"] is not None:
+        yield from _paired_table(result["paired"])
+
+
+def _find(params: Params, registry: Registry, reference: str) -> Version:
+    try:
+        return registry.resolve(reference)
+    except RegistryError as error:
+        raise CompareError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+
+
+def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]]:
+    """Return what is known of a version: params, data, how it was made, metrics; each flat."""
+    metadata = version.metadata
+    data: dict[str, Any] = {}
+    for ref in version.inputs:
+        found = registry.resolve(ref) if registry.has(ref) else None
+        role = found.type if found else ref.partition("@")[0]
+        data["parent" if role == version.type else role] = found.label if found else ref
+    git = metadata.get("git") or {}
+    made = {"stage": metadata.get("stage"), "code": git.get("commit"), "code changed": git.get("dirty")}
+    made |= metadata.get("versions") or {}
+    metrics = {name: value for name, value in metadata.items() if name not in NOT_COMPARED}
+    metrics |= dict(metadata.get("metrics") or {})
+    return {
+        # The recipe that trained a model lies over the defaults that its sweep was given.
+        "params": _flat({**metadata.get("params", {}), **({"recipe": r} if (r := metadata.get("recipe")) else {})}, 2),
+        "data": data,
+        "made": made,
+        # Not a retraining's own figures by set and class: those of both are told by the paired comparison.
+        "metrics": {name: value for name, value in _flat(metrics, 1).items() if not isinstance(value, dict | list)},
+    }
+
+
+def _paired(params: Params, registry: Registry, a: Version, b: Version) -> dict[str, Any]:
+    try:
+        dataset = registry.resolve(params.dataset_name)
+    except RegistryError:
+        raise CompareError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    for version in (a, b):
+        sources = {ref.partition("@")[0] for ref in version.inputs if "_dataset@" in ref}
+        if sources and params.dataset_name not in sources:
+            raise CompareError(
+                f"{version.label} was made from {', '.join(sorted(sources))}, and PROFILE={params.profile} has "
+                f"{params.dataset_name}; name the profile, or SET=data.name=…, of its data"
+            )
+
+    from flywheel.gate import predictions
+    from flywheel.metrics.comparison import compare
+
+    sheet = predictions.prepare(registry, dataset, [a, b])
+    asked = [predictions.ask(registry, version, sheet, timed=False) for version in (a, b)]
+    for version, answers in zip((a, b), asked, strict=True):
+        if answers.class_names != sheet.exam.class_names:
+            raise CompareError(f"{version.label} knows other classes than {dataset.label}, so nothing can be compared")
+    if not len(sheet.exam.test):
+        raise CompareError(f"every test image of {dataset.label} was seen by one of the two; run make data anew")
+    old, new = asked
+    names = sheet.exam.class_names
+    test = compare(old.test, new.test, sheet.exam.test, names)
+    held = compare(old.holdout, new.holdout, sheet.exam.holdout, names) if len(sheet.exam.holdout) else None
+    return {
+        "dataset": dataset.ref,
+        "left_out": sheet.exam.left_out,
+        "test": {**asdict(test.overall), "p_value": test.p_value},
+        "holdout": {**asdict(held.overall), "p_value": held.p_value} if held else None,
+        "per_class": {name: asdict(difference) for name, difference in test.per_class.items()},
+        "accuracy": {
+            "test": [answers.accuracy(sheet.exam) for answers in asked],
+            "holdout": [float((one.holdout == sheet.exam.holdout).mean()) for one in asked] if held else None,
+        },
+        "calibration_error": [answers.ece for answers in asked],
+    }
+
+
+def _paired_table(paired: Mapping[str, Any]) -> Iterator[str]:
+    yield "on the same images, B minus A"
+    yield f"  {'':<14}{'images':>7}{'A':>9}{'B':>9}{'points':>9}   {'95 % interval':<20}{'verdict':<16}p"
+    for part in ("test", "holdout"):
+        one = paired[part]
+        if one is not None:
+            first, second = paired["accuracy"][part]
+            yield _row(part, one, f"{first:.2%}", f"{second:.2%}") + f"{one['p_value']:.3f}"
+    classes = paired["per_class"]
+    moved = {name: one for name, one in classes.items() if one["low"] > 0 or one["high"] < 0}
+    for name, one in moved.items():
+        yield _row(_cut(name, 12), one, "", "").rstrip()
+    told = f"{len(moved)} of {len(classes)}" if moved else f"none of {len(classes)}"
+    yield f"  classes that differ measurably on test: {told} (intervals hold for all together)"
+    test = paired["test"]
+    yield f"  test images that only B gets right: {test['fixed']}, only A: {test['broken']}"
+    errors = ["–" if value is None else f"{value:.3f}" for value in paired["calibration_error"]]
+    yield f"  calibration error: A {errors[0]}, B {errors[1]}"
+    if paired["left_out"]:
+        yield f"  {paired['left_out']} images left out: one of the two was trained on them"
+
+
+def _row(name: str, one: Mapping[str, Any], first: str, second: str) -> str:
+    verdict = "B is better" if one["low"] > 0 else "A is better" if one["high"] < 0 else "no difference"
+    interval = f"{100 * one['low']:+.2f} to {100 * one['high']:+.2f}"
+    points = f"{100 * one['difference']:+.2f}"
+    return f"  {name:<14}{one['n']:>7,}{first:>9}{second:>9}{points:>9}   {interval:<20}{verdict:<16}"
+
+
+def _flat(value: Mapping[str, Any], levels: int, prefix: str = "") -> dict[str, Any]:
+    """Return section.key -> value; what lies deeper than so many levels stays whole."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and levels > 1:
+            found |= _flat(item, levels - 1, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = item
+    return found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str, most: int = WIDEST) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,131 @@
+"""The whole wheel once, by the same commands that people type, a table of what the turn changed, and the report."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import requests
+
+from flywheel import FlywheelError, files
+from flywheel.params import Params
+from flywheel.pipeline import server_record
+from flywheel.registry import Registry
+
+TURN = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
+FOLLOW_S = 30  # beyond serve.poll_s, for the server to load what was promoted
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to us what Ctrl-C is."""
+
+
+class DemoError(FlywheelError):
+    """A command of the turn failed; its own message stands above."""
+
+
+def run(params: Params, arguments: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Turn the wheel once and stop the server, whatever happens. `arguments` go to every script.
+
+    Raises DemoError when a command fails, KeyboardInterrupt at Ctrl-C and SIGTERM.
+    """
+    seconds: list[tuple[str, float]] = []
+    before = _report(params, "retrain").get("candidate")
+    with _sigterm_interrupts():
+        try:
+            for number, name in enumerate(TURN):
+                if number == len(TURN) - 1:
+                    _wait_for_production(params)
+                say(f"\n$ make {name} PROFILE={params.profile}")
+                started = time.monotonic()
+                _script(name, arguments)
+                seconds.append((name, time.monotonic() - started))
+        finally:
+            _script("stop", arguments)
+    say("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds))
+    retrained = _report(params, "retrain")
+    if retrained.get("candidate") != before:
+        for line in table(params, Registry(params.store), retrained):
+            say(line)
+    say("")
+    _script("report", arguments)
+
+
+def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a turn changed: accuracy before, after, and of the control arm."""
+    rows = [
+        (f"before   {registry.label(retrained['parent'])}", retrained["before"]),
+        (f"after    {registry.label(retrained['candidate'])}", retrained["after"]),
+    ]
+    if retrained.get("control"):
+        rows.append(("control  as many right answers instead", retrained["control"]))
+    yield ""
+    yield f"{'accuracy':<42}{'test':>10}{'holdout':>10}{'unseen':>10}"
+    for name, scores in rows:
+        yield f"{name:<42}" + "".join(
+            f"{_percent((scores.get(part) or {}).get('accuracy')):>10}" for part in ("test", "holdout", "unseen")
+        )
+    decision = "in production" if retrained["promoted"] else "not promoted"
+    yield f"{registry.label(retrained['candidate'])} is {decision}: {'; '.join(retrained['reasons'])}"
+    served = _report(params, "simulation")
+    answered = ", ".join(served.get("models", {}))
+    yield f"served last: {_percent(served.get('accuracy'))} of {served.get('n', 0):,} simulated requests, by {answered}"
+    yield (
+        "holdout and unseen are production images that no training saw: what the failures taught shows there; "
+        "the control arm took the same steps with images that were answered rightly"
+    )
+
+
+def _script(name: str, arguments: Sequence[str]) -> None:
+    """Run a script to its end; an interrupt reaches it too, and it is waited for."""
+    process = subprocess.Popen([sys.executable, f"scripts/{name}.py", *arguments])
+    try:
+        code = process.wait()
+    except Terminated:  # only we were told
+        process.terminate()
+        process.wait()
+        raise
+    except KeyboardInterrupt:  # Ctrl-C reaches the script as well
+        process.wait()
+        raise
+    if code:
+        raise DemoError(f"make {name} failed (exit {code}); the reason is above")
+
+
+def _wait_for_production(params: Params) -> None:
+    """Wait until the server answers with the model in production."""
+    served = server_record.read(params)
+    wanted = Registry(params.store).aliases(params.registered_model).get("production")
+    until = time.monotonic() + params.serve.poll_s + FOLLOW_S
+    while served is not None and time.monotonic() < until:
+        with contextlib.suppress(requests.RequestException, ValueError):
+            if requests.get(f"{served.url}/model", timeout=5).json().get("ref") == wanted:
+                return
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(params: Params, name: str) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(files.read_json(params.reports / f"{name}.json"))
+    return {}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

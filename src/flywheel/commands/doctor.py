@@ -1,0 +1,158 @@
+"""What this machine offers and what is wrong with it, each trouble with its fix. Takes seconds and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flywheel import FlywheelError, ray_address
+from flywheel.files import human_size
+from flywheel.params import Params
+from flywheel.registry import Registry
+from flywheel.tracking import run_files
+from flywheel.tracking.connection import choose_mode
+
+PROBE_TIMEOUT_S = 1
+LOW_DISK_BYTES = 5_000_000_000
+DEPENDENCIES = ("torch", "torchvision", "ray", "wandb", "optuna")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and the fix if that is a trouble."""
+
+    name: str
+    text: str
+    fix: str = ""
+
+
+def examine(params: Params, registry: Registry) -> Iterator[Finding]:
+    """Yield a finding for everything that a run depends on."""
+    with ThreadPoolExecutor() as waiting:  # for answers over the network, while torch is imported
+        ray, wandb = waiting.submit(_ray), waiting.submit(_wandb, params)
+        yield _python()
+        yield _packages()
+        yield _device()
+        yield from _disk(params)
+        yield _store(registry)
+        yield _port(params)
+        yield ray.result()
+        yield wandb.result()
+
+
+def _port(params: Params) -> Finding:
+    from flywheel.pipeline import server_record
+    from flywheel.serving import settings
+
+    host, number, served = params.serve.host, params.serve.port, server_record.read(params)
+    if served and urlsplit(served.url).port == number:
+        with contextlib.suppress(OSError):
+            if served.pid is None:
+                return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
+            os.kill(served.pid, 0)
+            return Finding("port", f"{number}: this profile's server (pid {served.pid})")
+    if trouble := settings.port_trouble(params):
+        return Finding(
+            "port", f"{host}:{number} cannot be used ({trouble})",
+            "set serve.port (or serve.host) to another, or end what uses it",
+        )  # fmt: skip
+    return Finding("port", f"{number} is free")
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()} at {sys.prefix}"
+    return Finding("python", text, "" if sys.version_info >= (3, 11) else "make PYTHON=python3.11 setup")
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in DEPENDENCIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    text = ", ".join([*found, *(f"no {name}" for name in missing)])
+    return Finding("packages", text, "rm .venv/ready-*; make setup" if missing else "")
+
+
+def _device() -> Finding:
+    try:
+        import torch
+
+        from flywheel.models import device as devices
+    except ImportError as error:
+        return Finding("device", f"torch cannot be imported ({error})", "rm -r .venv; make setup")
+    device = devices.pick()
+    precision = "bfloat16" if devices.has_bfloat16(device) else "float32"
+    cpus = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
+    if device.type != "cuda":
+        return Finding("device", f"{device.type}, {cpus}, trains in {precision}")
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    names = ", ".join(f"{gpu.name} ({human_size(gpu.total_memory)})" for gpu in gpus)
+    return Finding("device", f"{names}, {cpus}, trains in {precision}")
+
+
+def _disk(params: Params) -> Iterator[Finding]:
+    for name, path in (("store", params.store), ("cache", params.cache)):
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK)
+        fix = "" if writable else f"make {there} writable or set paths.{name}"
+        if writable and free < LOW_DISK_BYTES:
+            fix = f"free space, or set paths.{name} to another disk"
+        text = f"{path}: {human_size(free)} free{'' if writable else ', not writable'}"
+        yield Finding(f"{name} disk", text, fix)
+
+
+def _store(registry: Registry) -> Finding:
+    damaged = registry.damaged()
+    if damaged:
+        return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify tells what else is damaged")
+    versions = sum(len(registry.versions(name)) for name in registry.collections())
+    return Finding("registry", f"{versions} versions in {registry.root}")
+
+
+def _ray() -> Finding:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        other = _other_ray()
+        beside = f" beside the one at {other} (RAY_ADDRESS={other} would use that)" if other else ", none runs now"
+        return Finding("ray", f"a sweep starts its own and stops it{beside}")
+    try:
+        ray_address.check(address)
+    except FlywheelError as error:
+        text, _, fix = str(error).partition("; ")
+        return Finding("ray", text, fix)
+    return Finding("ray", f"a sweep runs on the cluster at {address}")
+
+
+def _other_ray() -> str:
+    """Return the address of the Ray that `ray start` runs on this machine, as Ray itself finds it, or nothing."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    with contextlib.suppress(OSError, ValueError):
+        address = (folder / "ray" / "ray_current_cluster").read_text().strip()
+        host, _, number = address.rpartition(":")
+        with socket.create_connection((host, int(number)), timeout=PROBE_TIMEOUT_S):
+            return address
+    return ""
+
+
+def _wandb(params: Params) -> Finding:
+    mode = choose_mode(params.tracking.wandb)
+    waiting = sum(not record.confirmed for record in run_files.records(params.store))
+    text = f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}"
+    if params.tracking.wandb == "online" != mode.name:  # in a fresh CI runner nothing else would tell
+        key = "mend the key (.venv/bin/wandb login, or WANDB_API_KEY)"
+        return Finding("wandb", text, f"{key}, the network or WANDB_BASE_URL, or set tracking.wandb=auto")
+    return Finding("wandb", text)

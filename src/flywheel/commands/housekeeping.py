@@ -1,0 +1,69 @@
+"""What may be thrown away: versions that nothing needs, and what a command makes again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from flywheel import files
+from flywheel.gate import history
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.sweep.checkpoints import Place
+
+
+def unneeded(params: Params, registry: Registry) -> list[Version]:
+    """Return the model versions that no alias, receipt or lineage of a kept version needs, oldest first.
+
+    Data sets and feedback are kept while a kept model was made from them or they are the latest of their name; so is
+    the best model that ever was in production, to which the gate compares.
+    """
+    versions = [version for name in registry.collections() for version in registry.versions(name)]
+    kept = {ref for model in registry.registered_models() for ref in registry.aliases(model).values()}
+    for path in sorted(params.store_paths.receipts.glob("*.json")):
+        receipt = files.read_json(path)
+        kept |= {*receipt["outputs"], *receipt["inputs"].values()}
+    kept |= {version.ref for version in versions if version.type != "model" and _is_latest(registry, version)}
+    if registry.has(params.dataset_name):
+        best = history.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
+        kept |= {best} if best else set()
+    for version in versions:
+        if version.ref in kept:
+            kept |= {ref for _, ref, _ in registry.lineage(version)}
+    return sorted((v for v in versions if v.ref not in kept), key=lambda version: version.created)
+
+
+def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
+    """Remove the versions that `unneeded` names. Returns them and the bytes freed.
+
+    Raises files.Locked while a stage runs: what it is making may need what nothing else does.
+    """
+    with contextlib.ExitStack() as held:
+        for path in sorted(params.store_paths.locks.glob("*.lock")):
+            held.enter_context(files.lock(path))
+        versions = unneeded(params, registry)
+        return versions, registry.remove(versions)
+
+
+def clean(params: Params) -> list[Path]:
+    """Remove what a command makes again: the profile's reports, and what killed runs left in its store.
+
+    Checkpoints go too, unless a sweep runs: one that was interrupted then goes on without them.
+    """
+    found = [params.reports, params.store_paths.all_scratch, params.store_paths.source_digest]
+    if files.holder(params.store_paths.lock("sweep")) is None:
+        found.append(Path(params.checkpoints))
+        if "://" in params.checkpoints:
+            with contextlib.suppress(ImportError, ValueError):  # what cannot be written to holds nothing
+                Place(params.checkpoints).remove()
+    else:
+        found.remove(params.store_paths.all_scratch)
+    removed = [path for path in found if path.exists()]
+    for path in removed:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return removed
+
+
+def _is_latest(registry: Registry, version: Version) -> bool:
+    return registry.resolve(version.name).number == version.number

@@ -1,0 +1,258 @@
+"""What the page tells, read from the files that the stages wrote, the registry and the sweep's journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flywheel import files
+from flywheel.commands import status
+from flywheel.commands.report import thumbnails
+from flywheel.commands.report.importance import importance
+from flywheel.commands.report.lineage import Node, ordered
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.sweep.journal import Journal
+from flywheel.tracking import run_files
+from flywheel.tracking.run_files import Record
+
+# Report file -> the command that writes it.
+REPORTS = {
+    "sweep": "make sweep",
+    "evaluation": "make evaluate",
+    "gate": "make evaluate",
+    "simulation": "make serve simulate",
+    "retrain": "make retrain",
+}
+MOST_NODES = 24  # of the drawn lineage; older ones are counted
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A report that is not there, or cannot be read: why, and the command that writes it."""
+
+    reason: str
+    command: str
+
+
+Part = Mapping[str, Any] | Absent
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The model in production: its label, its accuracy on n test images with its interval, and how it came there."""
+
+    label: str
+    accuracy: float | None
+    n: int | None
+    interval: tuple[float, float] | None
+    since: str
+    who: str
+    reason: str
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Move:
+    """A line of the audit log for people; `before` and `to` are labels."""
+
+    at: str
+    who: str
+    alias: str
+    before: str | None
+    to: str
+    reason: str
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the page tells. `images` are data URIs by report and image id, `labels` name:vN by ref."""
+
+    profile: str
+    at: str
+    registered_model: str
+    stages: tuple[tuple[str, str, str], ...]
+    production: Standing | None
+    parts: Mapping[str, Part]
+    labels: Mapping[str, str]
+    importance: Mapping[str, float] | None
+    images: Mapping[str, Mapping[int, str]]
+    nodes: tuple[Node, ...]
+    older: int
+    moves: tuple[Move, ...]
+    runs: tuple[Record, ...]  # W&B's, newest first
+    sampled: Mapping[str, Any]  # of the newest receipt: git, versions
+
+    def command(self, text: str) -> str:
+        """Return a command as it is typed for this profile."""
+        return f"{text} PROFILE={self.profile}"
+
+
+def gather(params: Params, registry: Registry) -> Facts:
+    """Read everything. Nothing that is absent or damaged is an error: it becomes an Absent."""
+    parts = {name: _report(params, name) for name in REPORTS}
+    receipts = _receipts(params)
+    refs = _refs(list(parts.values())) | {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
+    nodes = _nodes(params, registry)
+    sweep = parts["sweep"]
+    record = None if isinstance(sweep, Absent) else Journal(_journal(params, sweep)).read()
+    return Facts(
+        profile=params.profile,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        registered_model=params.registered_model,
+        stages=tuple(_stages(params, registry, parts["simulation"])),
+        production=_standing(params, registry, parts),
+        parts=parts,
+        labels={ref: registry.label(ref) for ref in refs},
+        importance=importance(record) if record else None,
+        images={
+            name: _images(registry, parts[name], split)
+            for name, split in (("evaluation", "test"), ("simulation", "simulation"))
+        },
+        nodes=tuple(nodes[-MOST_NODES:]),
+        older=max(0, len(nodes) - MOST_NODES),
+        moves=tuple(_moves(params, registry)),
+        runs=tuple(reversed([*run_files.records(params.store)])),
+        sampled=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
+    )
+
+
+def _stages(params: Params, registry: Registry, simulation: Part) -> Iterator[tuple[str, str, str]]:
+    """Yield (stage, state, reason) as `make status` does, and of the last simulation, which always runs anew."""
+    for row in status.standing(params, registry):
+        if row[0] == "retrain":
+            if isinstance(simulation, Absent):
+                yield "simulate", "not yet", "make simulate sends the simulation images to the server"
+            else:
+                yield "simulate", "done", f"last at {simulation.get('at', 'an unknown time')}"
+        yield row
+
+
+def _report(params: Params, name: str) -> Part:
+    path = params.reports / f"{name}.json"
+    command = f"{REPORTS[name]} PROFILE={params.profile}"
+    try:
+        found = files.read_json(path)
+    except FileNotFoundError:
+        return Absent("Not yet; type", command)
+    except (OSError, ValueError) as error:
+        return Absent(f"{path} cannot be read ({error}); written anew by", _again(name, params.profile))
+    return (
+        found
+        if isinstance(found, dict)
+        else Absent(f"{path} holds no JSON object; written anew by", _again(name, params.profile))
+    )
+
+
+def _again(name: str, profile: str) -> str:
+    force = "" if name == "simulation" else " FORCE=1"
+    return f"{REPORTS[name]} PROFILE={profile}{force}"
+
+
+def _receipts(params: Params) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(params.store_paths.receipts.glob("*.json")):
+        try:
+            receipt = files.read_json(path)
+        except (OSError, ValueError):
+            continue
+        if isinstance(receipt, dict):
+            found[path.stem] = receipt
+    return found
+
+
+def _journal(params: Params, sweep: Mapping[str, Any]) -> Path:
+    return params.store_paths.journal(str(sweep.get("sweep_id")))
+
+
+def _refs(value: object) -> set[str]:
+    """Return every name@digest that stands anywhere in a report."""
+    if isinstance(value, Mapping):
+        return _refs(list(value.values())) | _refs(list(value))
+    if isinstance(value, list | tuple):
+        return set().union(*(_refs(one) for one in value))
+    return {value} if isinstance(value, str) and value.count("@") == 1 and " " not in value else set()
+
+
+def _images(registry: Registry, part: Part, split: str) -> dict[int, str]:
+    if isinstance(part, Absent) or not isinstance(part.get("worst"), list):
+        return {}
+    return thumbnails.read(registry, str(part.get("dataset")), split, [one["id"] for one in part["worst"]])
+
+
+def _standing(params: Params, registry: Registry, parts: Mapping[str, Part]) -> Standing | None:
+    ref = registry.aliases(params.registered_model).get("production")
+    if ref is None:
+        return None
+    entry = [e for e in registry.history(params.registered_model) if e["alias"] == "production"][-1]
+    accuracy, n, interval = _accuracy(params, registry, parts, ref)
+    return Standing(
+        registry.label(ref), accuracy, n, interval, entry["at"], entry["who"], entry["reason"], entry["forced"]
+    )
+
+
+def _accuracy(
+    params: Params, registry: Registry, parts: Mapping[str, Part], ref: str
+) -> tuple[float | None, int | None, tuple[float, float] | None]:
+    """Return a model's test accuracy, the number of images and the interval: from a report that tells of it, else
+    from the audit log and the size of the data set that it names."""
+    evaluation, retrain = parts["evaluation"], parts["retrain"]
+    scored: Mapping[str, Any] | None = None
+    if not isinstance(evaluation, Absent) and evaluation.get("model") == ref:
+        scored = evaluation
+    elif not isinstance(retrain, Absent) and retrain.get("candidate") == ref:
+        scored = retrain["after"]["test"]
+    elif not isinstance(retrain, Absent) and retrain.get("parent") == ref:
+        scored = retrain["before"]["test"]
+    if scored is not None:
+        low, high = scored["interval"]
+        return scored["accuracy"], scored["n"], (low, high)
+    for entry in reversed(registry.history(params.registered_model)):
+        record = entry["gate"] or {}
+        accuracy, dataset = (record.get("accuracy") or {}).get(ref), record.get("dataset")
+        if accuracy is None:
+            continue
+        known = registry.resolve(dataset).metadata if dataset and registry.has(dataset) else {}
+        n = known.get("splits", {}).get("test")
+        if not n:
+            return accuracy, None, None
+        from flywheel.metrics.classification import wilson_interval
+
+        return accuracy, n, wilson_interval(round(accuracy * n), n)
+    return None, None, None
+
+
+def _nodes(params: Params, registry: Registry) -> list[Node]:
+    aliases = registry.aliases(params.registered_model)
+    ref = aliases.get("production") or aliases.get("best")
+    if ref is None or not registry.has(ref):
+        return []
+    found: dict[str, Version | None] = {}
+    for _, name, version in registry.lineage(registry.resolve(ref)):
+        found[name] = version
+    pointing: dict[str, list[str]] = {}
+    for alias, name in aliases.items():
+        pointing.setdefault(name, []).append(alias)
+    return ordered(
+        [
+            Node(name, version.label, version.type, version.created, version.inputs, tuple(pointing.get(name, ())))
+            for name, version in found.items()
+            if version is not None
+        ]
+    )
+
+
+def _moves(params: Params, registry: Registry) -> list[Move]:
+    """Return the moves of production, newest first."""
+    return [
+        Move(
+            entry["at"], entry["who"], entry["alias"], registry.label(entry["from"]) if entry["from"] else None,
+            registry.label(entry["to"]), entry["reason"], entry["forced"],
+        )
+        for entry in reversed(registry.history(params.registered_model))
+        if entry["alias"] == "production"
+    ]  # fmt: skip

@@ -1,0 +1,180 @@
+"""Where things stand, from receipts, manifests and the audit log alone: status, artifacts, lineage, history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flywheel import FlywheelError, files
+from flywheel.data import stage as data_stage
+from flywheel.evaluation import stage as evaluation_stage
+from flywheel.files import human_size
+from flywheel.params import Params
+from flywheel.pipeline import stage
+from flywheel.registry import Registry, RegistryError, Version
+from flywheel.sweep import stage as sweep_stage
+
+STAGES = (("data", data_stage), ("sweep", sweep_stage), ("evaluate", evaluation_stage))
+LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote", "rollback", "sync")
+
+
+def status(params: Params, registry: Registry) -> Iterator[str]:
+    """Yield a line a stage with the reason, then what is in production."""
+    yield f"profile {params.profile}, store {params.store}"
+    for name, state, reason in standing(params, registry):
+        yield f"{name:<12}{state:<20} {reason}"
+    aliases = registry.aliases(params.registered_model)
+    for alias in ("best", "candidate", "production", "previous"):
+        if alias not in aliases:
+            if alias in ("best", "production"):
+                yield f"{alias:<12}none"
+        elif registry.has(aliases[alias]):
+            yield f"{alias:<12}{registry.resolve(aliases[alias]).label}"
+        else:
+            yield f"{alias:<12}missing: {aliases[alias]} is not in the store"
+
+
+def standing(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
+    """Yield (stage, state, reason) for data, sweep, evaluate, serve and retrain.
+
+    A stage is judged by what lies there; where one before it is to run, it waits for that, whatever lies there now.
+    """
+    ahead = ""  # the first stage that is not up to date
+    for name, module in STAGES:
+        state, reason = _state(name, module, params, registry)
+        if ahead and not state.startswith("running"):
+            state, reason = "waiting", f"for {ahead}"
+        elif state != "up to date":
+            ahead = ahead or name
+        yield name, state, reason
+    yield "serve", *_server(params)
+    yield "retrain", *_retraining(params, registry)
+
+
+def artifacts(registry: Registry) -> Iterator[str]:
+    """Yield a line a version: label, type, size, when, what points at it."""
+    versions = list(_versions(registry))
+    for version in versions:
+        pointers = ", ".join(registry.aliases_of(version))
+        created = version.created[:19].replace("T", " ")
+        yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
+    if not versions:
+        yield f"no artifact in {registry.root} yet; run make data"
+
+
+def verify(registry: Registry) -> Iterator[str]:
+    """Read every byte of every version and yield a line each. Raises RegistryError at the end if one is damaged."""
+    damaged = []
+    for reason in registry.damaged():
+        damaged.append("a manifest")
+        yield reason
+    for version in _versions(registry):
+        try:
+            registry.verify(version)
+            yield f"{version.label:<28}{human_size(version.size):>10}  whole"
+        except RegistryError as error:
+            damaged.append(version.label)
+            yield str(error)
+    if damaged:
+        raise RegistryError(f"damaged: {', '.join(damaged)}")
+
+
+def lineage(params: Params, registry: Registry, reference: str | None) -> Iterator[str]:
+    """Yield the tree of what a version was made from; without a reference that of production, else best."""
+    if reference is None:
+        aliases = registry.aliases(params.registered_model)
+        reference = aliases.get("production") or aliases.get("best") or params.dataset_name
+    try:
+        named = registry.resolve(reference)
+    except RegistryError as error:
+        raise RegistryError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+    for depth, ref, version in registry.lineage(named):
+        indent = "   " * depth + ("└─ " if depth else "")
+        yield indent + (_describe(version) if version else f"{ref} (not in this store)")
+
+
+def history(params: Params, registry: Registry, everything: bool = False) -> Iterator[str]:
+    """Yield, for each move of production (of every alias if `everything`), who moved what when and why; newest last."""
+    entries = [
+        entry
+        for entry in registry.history(params.registered_model)
+        if entry["alias"] == "production" or (everything and entry["alias"])
+    ]
+    for entry in entries:
+        before = _short(registry, entry["from"]) if entry["from"] else "nothing"
+        forced = "FORCED " if entry["forced"] else ""
+        yield f"{entry['at'][:19].replace('T', ' ')}  {entry['who']}  {entry['alias']}: {before} -> " + (
+            f"{_short(registry, entry['to'])}  {forced}{entry['reason']}"
+        )
+    if not entries:
+        yield f"{params.registered_model}: nothing was promoted yet"
+
+
+def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
+    """Yield each log's path and its last lines."""
+    for path in paths:
+        yield f"{path}" if path.exists() else f"{path} (none yet)"
+        if path.exists():
+            yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
+
+
+def _server(params: Params) -> tuple[str, str]:
+    """Return what serves the profile. Asks the lock, not the network."""
+    from flywheel.pipeline import server_record
+
+    served = server_record.read(params)
+    if served is not None and served.address is not None:
+        return "deployed", f"{served.url}, on the cluster at {served.address}"
+    if files.holder(params.store_paths.lock("serve")) is not None:
+        return ("running", f"{served.url} (pid {served.pid})") if served else ("starting", "or stopping")
+    return ("crashed", "make stop clears what it left") if served else ("stopped", "make serve starts it")
+
+
+def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
+    """Return whether `make retrain` has something to do."""
+    from flywheel.retraining import plan
+
+    if running := _running(params, "retrain"):
+        return running
+    try:
+        planned = plan.make(params, registry)
+    except FlywheelError as error:
+        return "waiting", str(error)
+    if isinstance(planned, str):
+        return "nothing to do", planned
+    return "to run", f"{planned.new_failures} new failures in {planned.feedback.label}"
+
+
+def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:
+    if running := _running(params, name):
+        return running
+    try:
+        defined = module.define(params, registry)
+        verdict = stage.check(defined)
+        if verdict.up_to_date:
+            return "up to date", verdict.reason
+        half_done = sweep_stage.interrupted(defined) if module is sweep_stage else None
+        return "to run", half_done or verdict.reason
+    except FlywheelError as error:
+        return "waiting", str(error)
+
+
+def _running(params: Params, name: str) -> tuple[str, str] | None:
+    pid = files.holder(params.store_paths.lock(name))
+    return (f"running (pid {pid})", f"make logs PROFILE={params.profile} shows what it says") if pid else None
+
+
+def _versions(registry: Registry) -> Iterator[Version]:
+    for name in registry.collections():
+        yield from registry.versions(name)
+
+
+def _short(registry: Registry, ref: str) -> str:
+    return registry.resolve(ref).label if registry.has(ref) else f"{ref[:-20]} (gone)"
+
+
+def _describe(version: Version) -> str:
+    git = version.metadata.get("git") or {}
+    commit = f", code {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git.get("commit") else ""
+    return f"{version.label}  ({version.type}, {version.created[:19].replace('T', ' ')}, {version.digest[:12]}{commit})"

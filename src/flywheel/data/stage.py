@@ -1,0 +1,98 @@
+"""The stage `data`: a source's images become the artifact <data.name>_dataset, with a picture of each split."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flywheel.params import Params
+from flywheel.pipeline import stage
+from flywheel.pipeline.stage import Outcome, Stage
+from flywheel.registry import Registry, Version
+
+
+def define(params: Params, registry: Registry) -> Stage:
+    """Return the stage as the params describe it. A folder's content is one of its inputs."""
+    inputs = {}
+    if params.data.path is not None:
+        from flywheel.data import folder
+
+        inputs["source"] = folder.content_digest(Path(params.data.path).expanduser(), params.store_paths.source_digest)
+    return Stage(
+        "data",
+        params,
+        registry,
+        {"data": params.data.identity()},
+        inputs,
+        ("flywheel.data.build", "flywheel.data.sources"),
+        seed=params.data.seed,
+        artifacts=params.dataset_name,
+    )
+
+
+def run(
+    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
+) -> Mapping[str, Any]:
+    """Build the data set unless it is up to date. Returns the receipt."""
+    defined = define(params, registry)
+
+    def work() -> Outcome:
+        from flywheel.data import build, dataset, sources
+        from flywheel.tracking.runs import Tracker
+
+        tracked = Tracker(params, registry, stage.turn(registry), say).start("data", "data", params.data.identity())
+        try:
+            built = build.build(sources.load(params.data, params.cache, say), params.data)
+            with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
+                dataset.save(built, Path(directory))
+                version = registry.publish(
+                    params.dataset_name, "dataset", Path(directory),
+                    metadata={**defined.provenance(), **built.description},
+                )  # fmt: skip
+            outcome = _finish(params, registry, version)
+            tracked.made(version)
+            tracked.summarize({"artifact": version.ref, **outcome.metrics})
+            tracked.log_pictures(outcome.reports)
+        except BaseException:
+            tracked.finish(failed=True)
+            raise
+        tracked.finish()
+        return outcome
+
+    def adopt(version: Version) -> Outcome:
+        registry.set_latest(version)
+        return _finish(params, registry, version)
+
+    return stage.run(defined, work, adopt=adopt, force=force, say=say)
+
+
+def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
+    from flywheel.data import dataset
+    from flywheel.data.splits import SPLITS
+    from flywheel.pipeline import plotting
+
+    # The stage is locked, so what lies here was left by one that was killed.
+    shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)
+    opened = dataset.open_directory(registry.open(version))
+    drawn = []
+    for name in SPLITS:
+        split = opened.split(name)
+        drift = {kind: severity for kind, severity in opened.description["drift"].items() if severity}
+        drifted = f" ({', '.join(f'{kind} {severity:g}' for kind, severity in drift.items())})" if drift else ""
+        title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
+        title += drifted if name == "simulation" else ""
+        path = params.reports / f"samples_{name}.png"
+        drawn.append(plotting.sample_grid(split.images, split.labels, opened.class_names, title, path))
+    description = opened.description
+    metrics = {key: description[key] for key in ("splits", "holdout", "duplicates", "skipped", "mean", "std")}
+    return Outcome((version,), tuple(drawn), metrics)
+
+
+def _scratch(params: Params) -> Path:
+    """Return a folder on the store's file system for what is about to be published."""
+    folder = params.store_paths.scratch("data")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,124 @@
+"""What the gate compares models on: the test and holdout images of a data set, and what a model answers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flywheel.data import DataError, dataset, images
+from flywheel.data.dataset import Dataset
+from flywheel.data.images import Pixels
+from flywheel.gate.rules import NO_ANSWER, Answers, Exam
+from flywheel.metrics import classification
+from flywheel.models import classifier
+from flywheel.models.classifier import Classifier
+from flywheel.registry import Registry, RegistryError, Version
+
+TIMED, WARM = 20, 3  # single images by which the latency is measured, and before
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The exam with its images: `kept` tells which of all test images (n,) it holds."""
+
+    exam: Exam
+    test: Pixels
+    holdout: Pixels
+    kept: NDArray[np.bool_]
+
+
+def prepare(registry: Registry, version: Version, models: Iterable[Version]) -> Sheet:
+    """Return the exam of a data set, without images that one of the models was trained on as part of another.
+
+    Within one data set no training sees test or holdout images; but where splits or sources changed, an image
+    that is now in test may have been in an older version's training images.
+    """
+    opened = dataset.open_directory(registry.open(version))
+    seen = _seen(registry, models, version)
+    test, simulation = opened.split("test"), opened.split("simulation")
+    kept = _unseen(opened, opened.indices["test"], seen)
+    held = opened.holdout & _unseen(opened, opened.indices["simulation"], seen)
+    left_out = int((~kept).sum() + (opened.holdout & ~held).sum())
+    exam = Exam(version.ref, opened.class_names, test.labels[kept], simulation.labels[held], left_out)
+    return Sheet(exam, test.images[kept], simulation.images[held], kept)
+
+
+def ask(
+    registry: Registry,
+    version: Version,
+    sheet: Sheet,
+    *,
+    probabilities: NDArray[np.float32] | None = None,
+    timed: bool = True,
+) -> Answers:
+    """Return what a model answers. Raises RegistryError or ModelError when it cannot be loaded.
+
+    `probabilities` of all test images (n, classes), where the caller has them, are not computed again. Images of
+    another size than the model's are scaled as the decoder does for it.
+    """
+    model = classifier.load(registry.open(version))
+    if model.class_names != sheet.exam.class_names:
+        nothing = np.zeros(0, np.int64)
+        return Answers(version.ref, version.label, model.class_names, nothing, nothing)
+    test = _predict(model, sheet.test) if probabilities is None else probabilities[sheet.kept]
+    holdout = _predict(model, sheet.holdout)
+    ece = classification.calibration(test, sheet.exam.test)["ece"] if len(test) and np.isfinite(test).all() else None
+    latency_ms = _latency_ms(model, _sized(sheet.test[:1], model)) if timed and len(test) else None
+    return Answers(version.ref, version.label, model.class_names, _classes(test), _classes(holdout), ece, latency_ms)
+
+
+def _predict(model: Classifier, pixels: Pixels) -> NDArray[np.float32]:
+    if not len(pixels):
+        return np.zeros((0, len(model.class_names)), np.float32)
+    return model.predict(_sized(pixels, model))
+
+
+def _classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+    finite = np.isfinite(probabilities).all(axis=1)
+    return np.where(finite, probabilities.argmax(axis=1), NO_ANSWER).astype(np.int64)
+
+
+def _sized(pixels: Pixels, model: Classifier) -> Pixels:
+    size = model.image_size
+    if pixels.shape[1] == size:
+        return pixels
+    return np.stack([images.from_array(image, size) for image in pixels])
+
+
+def _latency_ms(model: Classifier, image: Pixels) -> float:
+    """Return the median time of one image."""
+    times = []
+    for _ in range(WARM + TIMED):
+        started = time.perf_counter()
+        model.predict(image)
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times[WARM:]), 3)
+
+
+def _seen(registry: Registry, models: Iterable[Version], current: Version) -> set[bytes]:
+    """Return the content hashes of what other data sets in the models' ancestry hold outside test and holdout."""
+    ancestors = {
+        ancestor.ref: ancestor
+        for model in models
+        for _, _, ancestor in registry.lineage(model)
+        if ancestor is not None and ancestor.type == "dataset" and ancestor.ref != current.ref
+    }
+    seen: set[bytes] = set()
+    for ancestor in ancestors.values():
+        try:
+            other = dataset.open_directory(registry.open(ancestor))
+        except (RegistryError, DataError):
+            continue  # damaged: what it held is not known any more
+        simulation = other.indices["simulation"][~other.holdout]
+        for index in (other.indices["train"], other.indices["validation"], simulation):
+            seen |= {row.tobytes() for row in other.hashes[index]}
+    return seen
+
+
+def _unseen(opened: Dataset, index: NDArray[np.int64], seen: set[bytes]) -> NDArray[np.bool_]:
+    return np.array([row.tobytes() not in seen for row in opened.hashes[index]], bool)

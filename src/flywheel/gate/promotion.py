@@ -1,0 +1,256 @@
+"""How models reach production: the gate over real models and data, the aliases, the audit log.
+
+`judge` decides, `apply` carries out, `promote` and `rollback` are what people type. Every move is a compare-and-set
+on what was production when it was decided, and one write to the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flywheel import FlywheelError, files
+from flywheel.params import Params
+from flywheel.pipeline import stage
+from flywheel.registry import Registry, RegistryError, Version
+
+if TYPE_CHECKING:  # numpy and torch load where models are judged
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flywheel.gate.rules import Answers, Decision, Exam
+    from flywheel.tracking.runs import Run
+
+
+class PromotionError(FlywheelError):
+    """A model cannot be promoted or rolled back to; the message says why and what to type."""
+
+
+def judge(
+    params: Params,
+    registry: Registry,
+    candidate: Version,
+    *,
+    probabilities: NDArray[np.float32] | None = None,
+    by_hand: bool = False,
+) -> Decision:
+    """Decide by the gate's rules whether a candidate goes into production. Moves nothing.
+
+    `probabilities` of all test images (n, classes) spare a second run over them. What was in production before and
+    was replaced does not come back by itself, only `by_hand`. Raises PromotionError when there is no data set.
+    """
+    from flywheel.gate import history, predictions, rules
+    from flywheel.models import ModelError
+
+    alias = registry.aliases(params.registered_model).get("production")
+    here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
+    if _same(alias, candidate):
+        return rules.Decision(candidate.ref, alias, "keep", ("it is in production already",))
+    labels = {version.ref: version.label for version in (candidate, here) if version}
+    if here and not by_hand and any(_same(ref, candidate) for ref in history.ever_in_production(params, registry)):
+        reason = f"it was in production before and was replaced; {_command(params, candidate)} brings it back"
+        return rules.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
+    try:
+        dataset = registry.resolve(params.dataset_name)
+    except RegistryError:
+        raise PromotionError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    others = [
+        registry.resolve(ref) for ref in history.contenders(params, registry) if ref not in (candidate.ref, alias)
+    ]
+    sheet = predictions.prepare(registry, dataset, [candidate, *([here] if here else []), *others])
+    try:
+        answers = predictions.ask(registry, candidate, sheet, probabilities=probabilities)
+    except (ModelError, RegistryError) as error:
+        return rules.Decision(candidate.ref, alias, "keep", (str(error),), {"answers": False}, labels=labels)
+    production = None
+    if here:
+        try:
+            production = predictions.ask(registry, here, sheet)
+        except (ModelError, RegistryError) as error:
+            reason = f"{here.label}, in production, cannot be compared: {error}; {_replace(params, candidate)}"
+            return rules.Decision(candidate.ref, alias, "keep", (reason,), labels=labels)
+    asked = [production] if production else []
+    for other in others:
+        try:
+            asked.append(predictions.ask(registry, other, sheet, timed=False))
+        except (ModelError, RegistryError):
+            continue  # it was in production once; what cannot be loaded any more binds nobody
+    best = _best(asked, sheet.exam)
+    return rules.decide(params.gate, sheet.exam, answers, production, best, was_production=alias)
+
+
+def apply(params: Params, registry: Registry, candidate: Version, decision: Decision) -> bool:
+    """Carry out a decision; returns whether production moved. With promotion.auto off nothing moves.
+
+    Raises PromotionError when production was moved since the decision.
+    """
+    if decision.decision == "keep" or not params.promotion.auto:
+        return False
+    _move(params, registry, candidate, decision, "; ".join(decision.reasons), forced=False)
+    return True
+
+
+def report(
+    params: Params, decision: Decision, tracked: Run | None = None, say: Callable[[str], None] = print
+) -> tuple[Path, ...]:
+    """Say a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
+
+    Returns the files written into the reports folder.
+    """
+    from flywheel.gate import plots as gate_picture
+    from flywheel.gate import table
+
+    for line in table.table(decision):
+        say(line)
+    written = [params.reports / "gate.json"]
+    files.write_json(written[0], decision.report())
+    picture = params.reports / "gate.png"
+    if decision.per_class:
+        written.append(gate_picture.draw(decision.report(), picture))
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier decision
+    if tracked is not None:
+        tracked.summarize(decision.numbers())
+        tracked.log_pictures(written[1:])
+    return tuple(written)
+
+
+def promote(
+    params: Params,
+    registry: Registry,
+    reference: str,
+    *,
+    force: bool = False,
+    reason: str = "",
+    say: Callable[[str], None] = print,
+) -> Decision:
+    """Judge a model that somebody names and put it into production if it passes, or all the same if forced.
+
+    Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or
+    gives no finite probabilities.
+    """
+    from flywheel.tracking.runs import Tracker
+
+    reason = " ".join(reason.split())
+    if not reference:
+        raise PromotionError("which model? make promote MODEL=name:version PROFILE=…; make artifacts lists them")
+    if force and not reason:
+        raise PromotionError('FORCE=1 needs REASON="why", which the audit log keeps')
+    registry.refresh()
+    try:
+        candidate = registry.resolve(reference)
+    except RegistryError as error:
+        raise PromotionError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+    if "model.json" not in candidate.files:
+        raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
+    with files.lock(params.store_paths.lock("promote")):  # make prune removes nothing meanwhile
+        decision = judge(params, registry, candidate, by_hand=True)
+        if _same(decision.production, candidate):
+            say(f"promote: {candidate.label} is in production already")
+            return decision
+        tracked = Tracker(params, registry, stage.turn(registry), say).start(
+            "promote", f"promote {candidate.label}", {"model": candidate.ref, "forced": force, "reason": reason}
+        )
+        tracked.used(candidate)
+        try:
+            report(params, decision, tracked, say)
+            why = "; ".join(decision.reasons)
+            refused = decision.decision == "keep"
+            if refused and not force:
+                raise PromotionError(f'{candidate.label} is not promoted: {why}; FORCE=1 REASON="why" overrides')
+            if not decision.checks.get("answers", True):
+                raise PromotionError(f"{candidate.label} is not promoted, nor would it be by force: {why}")
+            _move(params, registry, candidate, decision, f"{reason}: {why}" if reason else why, forced=refused)
+        except BaseException:
+            tracked.finish(failed=True)
+            raise
+        tracked.finish()
+    forced = " by force" if refused else ""
+    say(f"promote: {candidate.label} is in production{forced}: {f'{reason}: {why}' if reason else why}")
+    return decision
+
+
+def rollback(params: Params, registry: Registry, *, reason: str = "", say: Callable[[str], None] = print) -> str:
+    """Put the previous model back into production; what was there becomes the previous one. Returns what was done.
+
+    Raises PromotionError when there is none, or when its files are not whole.
+    """
+    from flywheel.tracking.runs import Tracker
+
+    registry.refresh()
+    model = params.registered_model
+    aliases = registry.aliases(model)
+    production, previous = aliases.get("production"), aliases.get("previous")
+    if production is None or previous is None:
+        has = "has had one production model only" if production else "has no production model"
+        raise PromotionError(f"there is nothing to roll back to: {model} {has}; make history shows what moved")
+    try:
+        version = registry.resolve(previous)
+        registry.open(version)
+    except RegistryError as error:
+        raise PromotionError(
+            f"the previous model cannot be used: {error}; make promote MODEL=name:version moves to another"
+        ) from None
+    reason = " ".join(reason.split())
+    _link(
+        params, registry, version, {"production": production, "previous": previous},
+        f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
+    )  # fmt: skip
+    facts = {"model": version.ref, "from": production, "reason": reason}
+    tracked = Tracker(params, registry, stage.turn(registry), say).start("promote", f"rollback {version.label}", facts)
+    tracked.used(version)
+    tracked.finish()
+    return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
+
+
+def _best(asked: list[Answers], exam: Exam) -> Answers | None:
+    comparable = [answers for answers in asked if answers.class_names == exam.class_names and len(exam.test)]
+    return max(comparable, key=lambda answers: answers.accuracy(exam), default=None)
+
+
+def _move(
+    params: Params, registry: Registry, candidate: Version, decision: Decision, reason: str, *, forced: bool
+) -> None:
+    try:
+        _link(
+            params, registry, candidate, {"production": decision.production}, reason,
+            gate=decision.summary(), forced=forced,
+        )  # fmt: skip
+    except RegistryError:
+        now = registry.aliases(params.registered_model).get("production")
+        if now == decision.production:
+            raise
+        raise PromotionError(
+            f"production was moved to {registry.label(now) if now else 'nothing'} while {candidate.label} was "
+            f"judged, so nothing was changed; {_command(params, candidate)} judges it anew"
+        ) from None
+
+
+def _link(
+    params: Params,
+    registry: Registry,
+    version: Version,
+    expected: Mapping[str, str | None],
+    reason: str,
+    *,
+    gate: Mapping[str, Any] | None = None,
+    forced: bool = False,
+) -> None:
+    registry.link(
+        version, params.registered_model, ("production",), reason=reason, expected=expected, gate=gate, forced=forced
+    )
+
+
+def _same(ref: str | None, version: Version) -> bool:
+    """Tell whether a ref is of the same content, under whatever name."""
+    return ref is not None and ref.partition("@")[2] == version.digest
+
+
+def _command(params: Params, candidate: Version) -> str:
+    return f"make promote MODEL={candidate.label} PROFILE={params.profile}"
+
+
+def _replace(params: Params, candidate: Version) -> str:
+    rollback = f"make rollback PROFILE={params.profile}"
+    return f'{rollback}, or {_command(params, candidate)} FORCE=1 REASON="why", replaces it'

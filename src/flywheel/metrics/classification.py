@@ -1,0 +1,123 @@
+"""From probabilities and labels to the numbers of evaluation.json. The only metric function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from flywheel.metrics import MetricsError
+
+CALIBRATION_BINS = 15
+MOST_CONFUSED = 10
+MOST_MISTAKES = 40
+
+
+def evaluate(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return accuracy with its 95 % interval, per-class figures, confusion matrix, calibration, most confused pairs.
+
+    probabilities: (n, classes) float32; labels: (n,) int64. Rows of the confusion matrix are true classes. Raises
+    MetricsError when the shapes do not match or a probability is not finite.
+    """
+    n, classes = probabilities.shape
+    if labels.shape != (n,) or classes != len(class_names) or n == 0:
+        raise MetricsError(f"{n} predictions of {classes} classes for {len(labels)} labels, {len(class_names)} classes")
+    if not np.isfinite(probabilities).all():
+        raise MetricsError("the model gives probabilities that are not finite")
+    predictions = probabilities.argmax(axis=1)
+    indices = list(range(classes))
+    correct = int((predictions == labels).sum())
+    matrix = confusion_matrix(labels, predictions, labels=indices)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=indices, zero_division=0
+    )
+    calibrated = calibration(probabilities, labels)
+    return {
+        "n": n,
+        "accuracy": correct / n,
+        "interval": list(wilson_interval(correct, n)),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(class_names)
+        },
+        "confusion_matrix": matrix.tolist(),
+        "ece": calibrated["ece"],
+        "calibration": {key: calibrated[key] for key in ("confidence", "accuracy", "count")},
+        "most_confused": most_confused(matrix, class_names),
+    }
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the expected calibration error and, for each bin of confidence that is not empty, what makes it up.
+
+    Bins of equal width over [0, 1] (Naeini et al., AAAI 2015; Guo et al., arXiv 1706.04599): lists `confidence`
+    and `accuracy` (means), `count`.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    filled = counts > 0
+    mean_confidence = np.bincount(bins, confidence, CALIBRATION_BINS)[filled] / counts[filled]
+    mean_accuracy = np.bincount(bins, correct, CALIBRATION_BINS)[filled] / counts[filled]
+    gaps = np.abs(mean_confidence - mean_accuracy)
+    return {
+        "ece": float((gaps * counts[filled]).sum() / len(labels)),
+        "confidence": mean_confidence.tolist(),
+        "accuracy": mean_accuracy.tolist(),
+        "count": counts[filled].tolist(),
+    }
+
+
+def confident_mistakes(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    class_names: Sequence[str],
+    most: int = MOST_MISTAKES,
+) -> list[dict[str, Any]]:
+    """Return the mistakes by confidence, the most confident first. `ids` (n,) int64 tell the images in their split."""
+    predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    return [
+        {
+            "id": int(ids[i]),
+            "label": class_names[labels[i]],
+            "prediction": class_names[predictions[i]],
+            "confidence": float(confidence[i]),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    ]
+
+
+def most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the pairs (true class, predicted class) with the most mistakes, most first."""
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+    pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
+    return [
+        {
+            "label": class_names[true],
+            "prediction": class_names[predicted],
+            "count": int(wrong[true, predicted]),
+        }
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]

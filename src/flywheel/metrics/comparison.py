@@ -1,0 +1,100 @@
+"""Two models on the same images: is one better, worse, or is the difference within chance?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import bdtr
+
+from flywheel.metrics import MetricsError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a model minus accuracy of another on the same images, with a score interval."""
+
+    n: int
+    fixed: int
+    broken: int
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison. Differences are new minus old; `per_class` intervals hold simultaneously (95 %)."""
+
+    overall: Difference
+    p_value: float
+    per_class: dict[str, Difference]
+    fixed: tuple[int, ...]
+    broken: tuple[int, ...]
+
+
+def compare(
+    old: NDArray[np.int64],
+    new: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compare two models by their predicted classes, each (n,) int64, on images of known labels (n,) int64.
+
+    The interval is Tango's score interval for paired proportions, the test McNemar's exact one (binomial on
+    the discordant pairs), the per-class intervals are Bonferroni-corrected over the classes that occur.
+    `fixed` are the indices that only the new model gets right, `broken` those that only the old one does.
+    Raises MetricsError when lengths differ or there is no image.
+    """
+    if not len(old) == len(new) == len(labels) or len(labels) == 0:
+        raise MetricsError(f"{len(old)} and {len(new)} predictions for {len(labels)} labels")
+    fixed, broken = (new == labels) & (old != labels), (old == labels) & (new != labels)
+    count, fixed_count, broken_count = (
+        np.bincount(labels[mask], minlength=len(class_names)).tolist() for mask in (slice(None), fixed, broken)
+    )
+    present = [index for index in range(len(class_names)) if count[index]]
+    simultaneous = 1 - (1 - confidence) / len(present)
+    per_class = {
+        class_names[index]: paired_difference(fixed_count[index], broken_count[index], count[index], simultaneous)
+        for index in present
+    }
+    b, c = sum(fixed_count), sum(broken_count)
+    return Comparison(
+        paired_difference(b, c, len(labels), confidence),
+        min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0,
+        per_class,
+        tuple(np.flatnonzero(fixed).tolist()),
+        tuple(np.flatnonzero(broken).tolist()),
+    )
+
+
+def paired_difference(fixed: int, broken: int, n: int, confidence: float = 0.95) -> Difference:
+    """Return (fixed - broken) / n with Tango's asymptotic score interval for paired proportions.
+
+    Source: Tango, Statistics in Medicine 17 (1998), 891-908. The limits solve T(d) = ±z, where T is the score
+    statistic with the discordant proportion at its maximum likelihood under the difference d. Defined also
+    when no pair is discordant.
+    """
+    if not 0 <= fixed + broken <= n or n == 0 or fixed < 0 or broken < 0:
+        raise MetricsError(f"{fixed} fixed and {broken} broken of {n}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    difference = (fixed - broken) / n
+
+    def score(d: float) -> float:
+        linear = (2 * n - fixed + broken) * d - fixed - broken
+        root = math.sqrt(max(linear**2 + 8 * n * broken * d * (1 - d), 0.0))
+        probability = max((root - linear) / (4 * n), 0.0)
+        variance = n * (2 * probability + d * (1 - d))
+        return (fixed - broken - n * d) / math.sqrt(max(variance, 1e-300))
+
+    # The statistic falls from +inf at -1 to -inf at 1; the ends are limits where the discordant pairs all agree.
+    edge = 1 - 1e-12
+    low = brentq(lambda d: score(d) - z, -edge, difference, xtol=1e-10) if difference > -edge else -1.0
+    high = brentq(lambda d: score(d) + z, difference, edge, xtol=1e-10) if difference < edge else 1.0
+    return Difference(n, fixed, broken, difference, float(low), float(high))

@@ -1,0 +1,58 @@
+"""What all sections of the params share: strict, frozen, and which of them change a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from flywheel.params.errors import show_value
+
+NOT_IDENTITY = object()  # marks a param that does not change the result
+NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, strict about types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the params that change the result, as JSON values; those marked otherwise are left out."""
+        result: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            if not any(mark is NOT_IDENTITY for mark in field.metadata):
+                value = getattr(self, name)
+                result[name] = value.identity() if isinstance(value, Section) else plain(value)
+        return result
+
+
+def whole_above_one(value: float) -> float:
+    """Refuse 1.5: a share of one, or whole ones."""
+    if value > 1 and value != int(value):
+        raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
+    return value
+
+
+def _shown(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError(f"must be text that can be shown (got {show_value(value)})")
+    return value
+
+
+Severity = Annotated[float, Field(ge=0, le=5)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON would: tuples become lists, models and dataclasses mappings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,56 @@
+"""The record of the running server, store/<profile>/serve.json: what serves this profile, and how to reach it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flywheel import files
+from flywheel.params import Params
+
+PROBE_TIMEOUT_S = 3
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that was started. `pid` is its host process (None: on the cluster at `address`)."""
+
+    url: str
+    pid: int | None
+    started: str
+    model: str
+    settings: str
+    address: str | None = None
+    folder: str | None = None
+
+    def answers(self) -> bool:
+        """Tell whether it is ready."""
+        return self.health() is not None
+
+    def health(self) -> dict[str, Any] | None:
+        """Return what /healthz says, or None."""
+        import requests
+
+        with contextlib.suppress(requests.RequestException, ValueError):
+            response = requests.get(f"{self.url}/healthz", timeout=PROBE_TIMEOUT_S)
+            if response.ok:
+                return dict(response.json())
+        return None
+
+
+def read(params: Params) -> Served | None:
+    """Return the record, or None when nothing was started (or it cannot be read)."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Served(**files.read_json(params.store_paths.server))
+    return None
+
+
+def write(params: Params, served: Served) -> None:
+    """Write the record."""
+    files.write_json(params.store_paths.server, asdict(served))
+
+
+def remove(params: Params) -> None:
+    """Remove the record."""
+    params.store_paths.server.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""What a stage is: a function of its identity params, the exact versions it reads, and its code.
+
+The three make its fingerprint. A stage whose receipt shows the same fingerprint and whose outputs are
+still there is up to date; time stamps never decide. The receipt is written last and atomically, so an
+interrupted stage is never done. Receipts are a cache: where one is missing, a version in the registry that
+records the fingerprint is as good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flywheel import FlywheelError, files
+from flywheel.params import RETRAINED_NAME, Params
+from flywheel.pipeline import fingerprint
+from flywheel.registry import Registry, RegistryError, Version
+
+RECORDED_PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pillow", "wandb", "flywheel")
+
+
+class StageError(FlywheelError):
+    """A stage cannot run or failed; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made: artifact versions, files of the reports folder, metrics for the receipt."""
+
+    outputs: tuple[Version, ...]
+    reports: tuple[Path, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a stage is up to date, and why; `adopted` is a version that stands for a missing receipt."""
+
+    up_to_date: bool
+    reason: str
+    receipt: Mapping[str, Any] | None = None
+    adopted: Version | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage before it runs. `inputs` are what it reads (role -> ref), `roots` the modules that make its result.
+
+    `artifacts` are the collections whose versions may stand for a missing receipt, by prefix.
+    `unfinished` may name work that the params ask for beyond what the metrics (of the receipt, or of a version's
+    metadata) show.
+    """
+
+    name: str
+    params: Params
+    registry: Registry
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    roots: tuple[str, ...]
+    seed: int | None = None
+    artifacts: str = ""
+    unfinished: Callable[[Mapping[str, Any]], str | None] | None = None
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """Module -> digest of the modules that determine the result."""
+        return fingerprint.digests(*self.roots)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest of identity params, inputs and code."""
+        return files.digest_json({"params": self.identity, "inputs": self.inputs, "code": self.code})
+
+    @property
+    def lock_path(self) -> Path:
+        """Where the lock lies."""
+        return self.params.store_paths.lock(self.name)
+
+    @property
+    def receipt_path(self) -> Path:
+        """Where the receipt lies."""
+        return self.params.store_paths.receipt(self.name)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a version's metadata tells of how it was made, the fingerprint included."""
+        return {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "params": dict(self.identity),
+            "git": _git(),
+            "versions": _versions(),
+        }
+
+
+def check(stage: Stage) -> Verdict:
+    """Tell whether a stage is up to date, with the reason. Reads receipts, manifests and code; never W&B."""
+    receipt = None
+    with contextlib.suppress(OSError, ValueError):
+        receipt = files.read_json(stage.receipt_path)
+    if not isinstance(receipt, dict) or "fingerprint" not in receipt:
+        adopted = _version_with(stage)
+        return Verdict(
+            adopted is not None, f"made before as {adopted.label}" if adopted else "never run", None, adopted
+        )
+    if receipt["fingerprint"] != stage.fingerprint:
+        adopted = _version_with(stage)
+        reason = f"made before as {adopted.label}" if adopted else _difference(stage, receipt)
+        return Verdict(adopted is not None, reason, receipt, adopted)
+    for ref in receipt["outputs"]:
+        try:
+            damaged = stage.registry.incomplete(stage.registry.resolve(ref))
+        except RegistryError as error:
+            return Verdict(False, f"an output is missing: {error}", receipt)
+        if damaged is not None:
+            return Verdict(False, f"an output is damaged: {damaged}", receipt)
+    if stage.unfinished and (more := stage.unfinished(receipt["metrics"])):
+        return Verdict(False, more, receipt)
+    for path in receipt["reports"]:
+        if not (stage.params.reports / path).exists():
+            # What stands in the registry need not be made again for the sake of its report.
+            adopted = _version_with(stage)
+            again = f" and is made again from {adopted.label}" if adopted else ""
+            return Verdict(adopted is not None, f"{stage.params.reports / path} is missing{again}", receipt, adopted)
+    return Verdict(True, f"nothing changed since {receipt['started']}", receipt)
+
+
+def turn(registry: Registry) -> str:
+    """Return the turn of the wheel, which groups the W&B runs: each retrained model begins another."""
+    return f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"
+
+
+def run(
+    stage: Stage,
+    work: Callable[[], Outcome],
+    *,
+    adopt: Callable[[Version], Outcome] | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> Mapping[str, Any]:
+    """Run `work` unless the stage is up to date, and return the receipt.
+
+    `adopt` brings a version that was made elsewhere or earlier into use (aliases, reports) in place of
+    `work`. Raises files.Locked when another process runs the same stage.
+    """
+    with files.lock(stage.lock_path):
+        verdict = check(stage)
+        if force or not verdict.up_to_date:
+            stage.registry.refresh()  # perhaps somebody else made it; and aliases may have moved
+            verdict = check(stage)
+        if verdict.up_to_date and not force:
+            say(f"{stage.name}: up to date ({verdict.reason})")
+            if verdict.adopted is None:
+                assert verdict.receipt is not None
+                return verdict.receipt
+        else:
+            say(f"{stage.name}: running ({'forced' if force else verdict.reason})")
+        started, clock = datetime.now(UTC), time.monotonic()
+        if verdict.up_to_date and not force and verdict.adopted is not None:
+            outcome = adopt(verdict.adopted) if adopt else Outcome((verdict.adopted,))
+        else:
+            outcome = work()
+        receipt = {
+            **stage.provenance(),
+            "inputs": dict(stage.inputs),
+            "outputs": [version.ref for version in outcome.outputs],
+            "reports": [path.relative_to(stage.params.reports).as_posix() for path in outcome.reports],
+            "code": stage.code,
+            "seed": stage.seed,
+            "started": started.isoformat(timespec="seconds"),
+            "wall_s": round(time.monotonic() - clock, 3),
+            "metrics": dict(outcome.metrics),
+        }
+        files.write_json(stage.receipt_path, receipt)
+        return receipt
+
+
+def _version_with(stage: Stage) -> Version | None:
+    """Return the newest version in the registry that records the stage's fingerprint."""
+    if not stage.artifacts:
+        return None
+    names = [name for name in stage.registry.collections() if name.startswith(stage.artifacts)]
+    versions = [version for name in names for version in stage.registry.versions(name)]
+    matching = [v for v in versions if v.metadata.get("fingerprint") == stage.fingerprint]
+    if stage.unfinished:
+        matching = [v for v in matching if not stage.unfinished(v.metadata.get("metrics", {}))]
+    return max(matching, key=lambda version: version.created, default=None)
+
+
+def _difference(stage: Stage, receipt: Mapping[str, Any]) -> str:
+    """Return the first difference between a receipt and the stage as it stands now."""
+    before, now = _flatten(receipt["params"]), _flatten(stage.identity)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"{key} changed: {before.get(key)} -> {now.get(key)}"
+    for role, ref in stage.inputs.items():
+        if receipt["inputs"].get(role) != ref:
+            return f"its input changed: {role}"
+    changed = sorted(
+        module
+        for module in receipt["code"].keys() | stage.code.keys()
+        if receipt["code"].get(module) != stage.code.get(module)
+    )
+    return f"code changed: {', '.join(changed)}" if changed else "its inputs changed"
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _git() -> dict[str, Any]:
+    """Return the commit of the code and whether files differ from it; nulls outside a checkout."""
+
+    def ask(*arguments: str) -> str | None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(
+                ["git", "-C", str(fingerprint.PACKAGE), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
+            )
+            return answer.stdout.strip()
+        return None
+
+    changes = ask("status", "--porcelain", "--untracked-files=no")
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

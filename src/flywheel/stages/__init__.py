@@ -1,1 +1,0 @@
-"""One module a stage: what it is (inputs, identity params, code) and what it does, from the rooms below."""
