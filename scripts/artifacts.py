@@ -1,4 +1,4 @@
-"""Every artifact version of a profile, with what points at it.
+"""List all artifact versions of a profile with the aliases that point at them.
 
     python scripts/artifacts.py --profile demo              (make artifacts PROFILE=demo)
     python scripts/artifacts.py --profile demo --verify     (make artifacts PROFILE=demo ARGS=--verify)
@@ -13,7 +13,7 @@ from flywheel.registry import Registry
 
 
 def main() -> None:
-    """Print a line a version."""
+    """Print one line per version."""
     parser = cli.parser(__doc__)
     parser.add_argument("--verify", action="store_true", help="read every byte; exit 1 if a version is damaged")
     arguments = parser.parse_args()

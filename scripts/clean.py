@@ -1,4 +1,4 @@
-"""Remove what a command makes again: the profile's reports, and what killed runs left in its store.
+"""Remove files that a command can make again: the profile's reports, and leftovers of killed runs in its store.
 
     python scripts/clean.py --profile demo          (make clean PROFILE=demo)
 
@@ -11,7 +11,7 @@ from flywheel.commands import housekeeping
 
 
 def main() -> None:
-    """Remove and print what was removed."""
+    """Remove the files and print their paths."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     removed = housekeeping.clean(params)
     for path in removed:

@@ -1,4 +1,4 @@
-"""Two versions side by side: params, data, code and metrics that differ; of models the paired difference.
+"""Compare two versions: params, data, code and metrics; for models also the paired difference in accuracy.
 
     python scripts/compare.py model-1a2b3c:v0 retrained-model:v0 --profile demo
                             (make compare A=model-1a2b3c:v0 B=retrained-model:v0 PROFILE=demo; ARGS=--json)

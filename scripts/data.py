@@ -12,7 +12,7 @@ from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
-    """Run the stage and print what it made."""
+    """Run the stage; print the sizes of the splits and the duplicates."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "data") as say:

@@ -1,9 +1,9 @@
-"""Turn the whole wheel once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop, report.
+"""Run the whole loop once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop, report.
 
     python scripts/demo.py --profile demo       (make demo)
 
-Reads   params.yaml; each command reads what it says
-Writes  what the commands write; ends the server, also at Ctrl-C
+Reads   params.yaml
+Writes  what these commands write; stops the server at the end, also after Ctrl-C
 """
 
 import sys
@@ -12,7 +12,7 @@ from flywheel import cli
 
 
 def main() -> None:
-    """Run the commands and print what the turn changed."""
+    """Run the commands and print the accuracy before and after."""
     arguments = cli.parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     from flywheel.commands import demo

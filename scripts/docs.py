@@ -1,8 +1,8 @@
-"""Write the reference of all params from the code that checks them.
+"""Write the reference of all params, docs/params.md, from the code that checks them.
 
     python scripts/docs.py                          (make docs)
 
-Reads   params.yaml and the models in src/flywheel/params.py
+Reads   params.yaml and the models in src/flywheel/params
 Writes  docs/params.md
 """
 

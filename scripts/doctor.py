@@ -1,9 +1,9 @@
-"""What this machine offers and what is wrong with it, each trouble with its fix.
+"""Check Python, device, disks, registry, Ray and W&B on this machine; print a fix for each problem.
 
     python scripts/doctor.py --profile demo         (make doctor PROFILE=demo)
 
 Reads   the environment, params.yaml, the registry's manifests
-Writes  nothing; exits 1 if there is a trouble
+Writes  nothing; exits 1 if there is a problem
 """
 
 import sys
@@ -14,7 +14,7 @@ from flywheel.registry import Registry
 
 
 def main() -> None:
-    """Print a line a finding, the fix beside each trouble."""
+    """Print one line per check, and the fix below each problem."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     troubles = 0
     for finding in doctor.examine(params, Registry(params.store)):

@@ -1,4 +1,4 @@
-"""Judge the sweep's best model on the test set; it goes into production if it passes the gate.
+"""Evaluate the sweep's best model on the test set; promote it to production if it passes the gate.
 
     python scripts/evaluate.py --profile demo       (make evaluate PROFILE=demo)
 
@@ -13,7 +13,7 @@ from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
-    """Run the stage and print accuracy and decision."""
+    """Run the stage; print the accuracy and the gate's decision."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "evaluate") as say:

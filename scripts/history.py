@@ -1,4 +1,4 @@
-"""Who moved what into production, when and why; newest last, forced moves marked.
+"""Show which models were promoted, by whom, when and why; newest last, forced promotions marked.
 
     python scripts/history.py --profile demo                (make history PROFILE=demo)
     python scripts/history.py --profile demo --all          (make history PROFILE=demo ARGS=--all)
@@ -13,7 +13,7 @@ from flywheel.registry import Registry
 
 
 def main() -> None:
-    """Print a line a move."""
+    """Print one line per move of an alias."""
     parser = cli.parser(__doc__)
     parser.add_argument("--all", action="store_true", help="the moves of every alias, not only of production")
     arguments = parser.parse_args()

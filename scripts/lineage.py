@@ -1,4 +1,4 @@
-"""What an artifact was made from, back to the data; of the production model if none is named.
+"""Show what an artifact was made from, back to the data; by default the production model.
 
     python scripts/lineage.py digits-classifier:best --profile demo
                             (make lineage PROFILE=demo ARGS=digits-classifier:best)

@@ -1,4 +1,4 @@
-"""Where the log of each stage is, and its last lines.
+"""Show the path and the last lines of each stage's log.
 
     python scripts/logs.py --profile demo           (make logs PROFILE=demo)
 
@@ -11,7 +11,7 @@ from flywheel.commands import status
 
 
 def main() -> None:
-    """Print the end of each log."""
+    """Print the last lines of each log."""
     parser = cli.parser(__doc__)
     parser.add_argument("--lines", type=int, default=8, help="lines of each log (default: 8)")
     arguments = parser.parse_args()

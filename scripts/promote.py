@@ -1,10 +1,10 @@
-"""Put a model into production if it passes the gate, or by force with a reason.
+"""Promote a model to production if it passes the gate, or by force with a reason.
 
     python scripts/promote.py model-1a2b3c:v0 --profile demo        (make promote MODEL=model-1a2b3c:v0 PROFILE=demo)
     python scripts/promote.py retrained-model:v2 --force --reason "the test set is wrong"
                                                     (make promote MODEL=… FORCE=1 REASON="the test set is wrong")
 
-Reads   the section gate of params.yaml; the data set, the model, production and the best that ever was there
+Reads   the section gate of params.yaml; the data set, the model, production and the best model ever there
 Writes  the aliases production and previous of <data.name>-classifier, with a line in store/<profile>/audit.jsonl;
         gate.json and gate.png in reports/<profile>
 """

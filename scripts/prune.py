@@ -1,4 +1,4 @@
-"""The versions that no alias, receipt or lineage needs, and their size; removes them when told to.
+"""List the versions that no alias, receipt or lineage needs, with their size; --yes removes them.
 
     python scripts/prune.py --profile demo          (make prune PROFILE=demo)
     python scripts/prune.py --profile demo --yes    (make prune PROFILE=demo ARGS=--yes)
@@ -14,7 +14,7 @@ from flywheel.registry import Registry
 
 
 def main() -> None:
-    """List what nothing needs, or remove it."""
+    """List the versions, or remove them."""
     parser = cli.parser(__doc__)
     parser.add_argument("--yes", action="store_true", help="remove them")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""One HTML page that tells where the wheel stands: production, sweep, evaluation, traffic, gate, lineage.
+"""Write one HTML page with all results: production, sweep, evaluation, traffic, gate, lineage.
 
     python scripts/report.py --profile demo         (make report PROFILE=demo)
 
-Reads   the reports of the stages, their receipts, the registry and the sweep's journal; what is missing is said
+Reads   the reports of the stages, their receipts, the registry and the sweep's journal; all of them may be missing
 Writes  reports/<profile>/index.html, which needs no network
 """
 

@@ -1,10 +1,10 @@
-"""Continue training production's model on the original data and its failures; the gate judges the candidate.
+"""Continue training the production model on the original images and its failures; the gate judges the result.
 
     python scripts/retrain.py --profile demo        (make retrain PROFILE=demo)
 
 Reads   the sections retrain, gate and promotion of params.yaml; the data set, <data.name>-feedback, production
 Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.json, retrain.png in reports/<profile>;
-        the alias production of <data.name>-classifier when the gate lets it pass
+        the alias production of <data.name>-classifier if the model passes the gate
 """
 
 from flywheel import cli
@@ -13,7 +13,7 @@ from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
-    """Run the stage and print before, after, control and decision."""
+    """Run the stage; print the accuracy before, after and of the control arm, and the gate's decision."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "retrain") as say:

@@ -1,8 +1,8 @@
-"""Put the model that was in production before back there; a second rollback returns.
+"""Put the previous production model back into production; a second rollback undoes the first.
 
     python scripts/rollback.py --profile demo --reason "too slow"   (make rollback PROFILE=demo REASON="too slow")
 
-Reads   the aliases of <data.name>-classifier; every byte of the previous model that was not verified before
+Reads   the aliases of <data.name>-classifier; the files of the previous model, verified by digest
 Writes  the aliases production and previous, with a line in store/<profile>/audit.jsonl
 """
 
@@ -12,7 +12,7 @@ from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
-    """Roll back and say what moved."""
+    """Roll back and print the two models."""
     parser = cli.parser(__doc__)
     parser.add_argument("--reason", default="", help="why, for the audit log")
     arguments = parser.parse_args()

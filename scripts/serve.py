@@ -1,4 +1,4 @@
-"""Serve the production model with Ray Serve; it follows production by itself.
+"""Serve the production model with Ray Serve; the server loads a new production model by itself.
 
     python scripts/serve.py --profile demo                  (make serve PROFILE=demo)
     python scripts/serve.py --profile demo --foreground     (make serve PROFILE=demo FOREGROUND=1)
@@ -14,7 +14,7 @@ from flywheel import cli, ray_address
 
 
 def main() -> None:
-    """Start the server, or be it."""
+    """Start the server in the background, or run it here with --foreground."""
     parser = cli.parser(__doc__)
     parser.add_argument("--foreground", action="store_true", help="stay, for containers and systemd; SIGTERM drains")
     arguments = parser.parse_args()

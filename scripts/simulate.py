@@ -1,4 +1,4 @@
-"""Send the simulation images to the server and publish what it gets wrong as feedback.
+"""Send the simulation images to the server and publish the wrongly answered ones as feedback.
 
     python scripts/simulate.py --profile demo       (make simulate PROFILE=demo)
 
@@ -13,7 +13,7 @@ from flywheel.tracking.mirror import SharedRegistry
 
 
 def main() -> None:
-    """Play the traffic and print what came of it."""
+    """Send the traffic; print accuracy, speed and failures."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     with cli.logged(params, "simulate") as say:
         registry = SharedRegistry(params, say)

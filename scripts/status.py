@@ -1,4 +1,4 @@
-"""Where each stage stands, and why.
+"""Show whether each stage is up to date, and why.
 
     python scripts/status.py --profile demo         (make status PROFILE=demo)
 
@@ -12,7 +12,7 @@ from flywheel.registry import Registry
 
 
 def main() -> None:
-    """Print a line a stage."""
+    """Print one line per stage."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     print("\n".join(status.status(params, Registry(params.store))))
 

@@ -1,9 +1,9 @@
-"""Stop the server of this profile, also after a crash, and nothing else.
+"""Stop the server of this profile, or what is left of it after a crash.
 
     python scripts/stop.py --profile demo       (make stop PROFILE=demo)
 
 Reads   store/<profile>/serve.json
-Writes  removes it
+Writes  nothing; removes that file
 """
 
 from flywheel import cli

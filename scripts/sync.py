@@ -1,11 +1,11 @@
-"""Upload to W&B what was recorded offline or did not arrive, and compare all of it with what is here.
+"""Upload to W&B all that is missing there, then read it back and compare it with the local store.
 
     python scripts/sync.py --profile demo                    (make sync PROFILE=demo)
     python scripts/sync.py --profile demo --keep theirs      (make sync PROFILE=demo ARGS="--keep theirs")
 
-Reads   store/<profile>: what runs recorded, the artifacts, the aliases
-Writes  the W&B project of the profile; notes in store/<profile>/wandb what was seen to be there
-        exits 1 with a list when something is missing there
+Reads   store/<profile>: recorded runs, artifacts, aliases
+Writes  the W&B project of the profile; records in store/<profile>/wandb what was found there;
+        exits 1 with a list if something is still missing
 """
 
 from flywheel import cli
@@ -13,7 +13,7 @@ from flywheel.tracking import sync
 
 
 def main() -> None:
-    """Upload, compare, list."""
+    """Upload, compare, and list what is missing."""
     parser = cli.parser(__doc__)
     parser.add_argument("--keep", choices=("ours", "theirs"), help="which aliases count where both moved them")
     arguments = parser.parse_args()

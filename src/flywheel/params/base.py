@@ -1,4 +1,4 @@
-"""What all sections of the params share: strict, frozen, and which of them change a result."""
+"""The base class of all sections of the params: strict, frozen, and marked by whether they change a result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 
 
 class Section(BaseModel):
-    """A section of params.yaml: frozen, strict about types, unknown keys refused."""
+    """Base of a section of params.yaml: frozen, strict about types; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def identity(self) -> dict[str, Any]:
-        """Return the params that change the result, as JSON values; those marked otherwise are left out."""
+        """Return the params that change the result, as JSON values; leave out those marked NOT_IDENTITY."""
         result: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             if not any(mark is NOT_IDENTITY for mark in field.metadata):
@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 def whole_above_one(value: float) -> float:
-    """Refuse 1.5: a share of one, or whole ones."""
+    """Refuse 1.5: resources are a fraction below 1 or a whole number."""
     if value > 1 and value != int(value):
         raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
     return value
@@ -48,7 +48,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON would: tuples become lists, models and dataclasses mappings."""
+    """Convert a value to plain JSON types: tuples become lists, models and dataclasses become mappings."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""The params as typed, validated, frozen objects. Every knob stands in params.yaml; none has a default here."""
+"""The params as typed, validated, frozen objects. params.yaml sets every value; none has a default here."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ def _no_switch(value: Any) -> Any:
 
 
 class Drift(Section):
-    """Seeded corruptions of the simulation images, severity 0 (none) to 5."""
+    """Seeded corruptions of the simulation images, each with a severity from 0 (none) to 5."""
 
-    rotation: Severity = Field(description="by up to ±7 degrees a step")
-    noise: Severity = Field(description="Gaussian, standard deviation 0.047 of the range a step")
-    blur: Severity = Field(description="Gaussian, radius 0.3 pixels of a 32-pixel image a step")
-    brightness: Severity = Field(description="factor between 1 - 0.12 and 1 + 0.12 a step")
-    contrast: Severity = Field(description="factor between 1 - 0.15 and 1 + 0.15 a step")
+    rotation: Severity = Field(description="random rotation by up to ±7 degrees times severity")
+    noise: Severity = Field(description="Gaussian noise, standard deviation 4.7 % of the range times severity")
+    blur: Severity = Field(description="Gaussian blur, radius 0.3 pixels (at 32 pixels) times severity")
+    brightness: Severity = Field(description="random factor, up to 1 ± 0.12 times severity")
+    contrast: Severity = Field(description="random factor around the mean, up to 1 ± 0.15 times severity")
 
 
 READS_PATH = ("folder",)  # the sources that read data.path
 
 
 class Data(Section):
-    """What the `data` stage builds."""
+    """The data set that `make data` builds."""
 
-    name: str = Field(pattern=NAME, description="names the artifacts: <name>_dataset, …")
+    name: str = Field(pattern=NAME, description="prefix of the artifacts' names, such as <name>_dataset")
     source: Literal["cifar10", "folder", "digits"] = Field(description="where the images come from")
     path: Annotated[Text | None, NOT_IDENTITY] = Field(
-        description="folder: a directory, .tar, .tar.gz or .zip of train/<class>/* and test/<class>/*; "
-        "its content decides, not its place"
+        description="source folder: a directory, .tar, .tar.gz or .zip with train/<class>/* and test/<class>/*; "
+        "identified by its content, so moving it re-runs nothing"
     )
-    image_size: Annotated[int, Field(ge=8, le=512)] = Field(description="side of the stored images, in pixels")
-    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(description="of the training images, by class")
-    test_fraction: Fraction = Field(description="folder: of the test images; the rest is simulation")
-    skip_corrupt: bool = Field(description="folder: leave out files that cannot be read, and count them")
-    seed: Seed = Field(description="of the splits and of drift")
+    image_size: Annotated[int, Field(ge=8, le=512)] = Field(description="height and width, in pixels")
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(description="fraction of each class's images")
+    test_fraction: Fraction = Field(description="source folder: fraction of test images; the rest is simulation")
+    skip_corrupt: bool = Field(description="source folder: leave out unreadable files and count them")
+    seed: Seed = Field(description="seed of the splits and of the drift")
     drift: Drift
 
     @model_validator(mode="after")
@@ -89,27 +89,27 @@ WEIGHT_DECAY = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}
 
 
 class RecipeDefaults(Section):
-    """How a network is trained. Each of these can be searched: see sweep.space."""
+    """How a network is trained. `sweep.space` can search each of these."""
 
-    architecture: Architecture = Field(description="a name in models/architectures.py")
+    architecture: Architecture = Field(description="the network, by its name in models/architectures.py")
     optimizer: Literal["sgd", "adam", "muon"] = Field(
-        description="SGD with Nesterov momentum; Adam; or Muon for convolutions, AdamW for the rest (docs/training.md)"
+        description="SGD with Nesterov momentum, Adam, or Muon with AdamW beside it (docs/training.md)"
     )
     learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(description="peak, reached after the warm-up")
-    batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images a step")
+    batch_size: Annotated[int, Field(ge=2, le=16384)] = Field(description="images per optimizer step")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(description="of SGD and Muon; beta1 of Adam and AdamW")
     weight_decay: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
-        description="of weights, not of biases and norms; auto: 0.0005; with Muon 0.1, of what AdamW moves"
+        description="applied to weights, not to biases and norms; auto: 0.0005; with Muon 0.1, by AdamW only"
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(description="mass moved from the label to all classes")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(description="probability spread over all classes")
     warmup_fraction: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        description="of all steps; then the rate falls in a line to zero"
+        description="fraction of all steps in which the learning rate rises; afterwards it falls linearly to zero"
     )
-    flip: bool = Field(description="mirror images at random (never digits)")
-    translate: Annotated[int, Field(ge=0, le=64)] = Field(description="shift by up to so many pixels")
+    flip: bool = Field(description="mirror images horizontally at random; not for digits")
+    translate: Annotated[int, Field(ge=0, le=64)] = Field(description="random shift by up to this many pixels")
     precision: Literal["auto", "float32", "bfloat16"] = Field(description="auto: bfloat16 where the hardware has it")
-    compile: bool = Field(description="torch.compile; pays on a GPU where training takes longer than compiling")
-    seed: Seed = Field(description="of the weights, the order of images and the augmentation")
+    compile: bool = Field(description="use torch.compile; worth it for long trainings on a GPU")
+    seed: Seed = Field(description="seed of the initial weights, the image order and the augmentation")
 
     def identity(self) -> dict[str, Any]:
         """Return the params that change the result; for `auto` the numbers that it stands for."""
@@ -122,7 +122,7 @@ class RecipeDefaults(Section):
 class Recipe(RecipeDefaults):
     """A complete recipe, with a number for each `auto`: what a training follows and what a model records."""
 
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(description="of weights, not of biases and norms")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(description="applied to weights, not to biases and norms")
     epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over the training images")
 
     @model_validator(mode="before")
@@ -142,31 +142,34 @@ class Sweep(Section):
 
     trials: Annotated[int, Field(ge=1, le=100_000), NOT_IDENTITY] = Field(description="how many recipes to try")
     epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="of a trial that is not stopped early")
-    searcher: Literal["tpe", "gp", "random"] = Field(description="Bayesian: tpe, gp; or random")
-    early_stopping: bool = Field(description="ASHA stops the trials that fall behind")
-    seed: Seed = Field(description="of the searcher")
+    searcher: Literal["tpe", "gp", "random"] = Field(description="tpe and gp are Bayesian, random is not")
+    early_stopping: bool = Field(description="stop trials that fall behind the others (ASHA)")
+    seed: Seed = Field(description="seed of the searcher")
     max_concurrent_trials: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)], NOT_IDENTITY] = Field(
-        description="auto: as many as the resources hold"
+        description="trials at a time; auto: as many as the CPUs and GPUs allow, at most a third of all trials"
     )
     cpus_per_trial: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one), NOT_IDENTITY] = Field(
-        description="also the torch threads of a trial"
+        description="CPUs per trial, also its number of torch threads"
     )
     gpus_per_trial: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], NOT_IDENTITY
-    ] = Field(description="a fraction shares a GPU; auto: one where there is one")
+    ] = Field(description="GPUs per trial: 0.5 puts two trials on a GPU; auto: 1 if there is a GPU, otherwise 0")
     time_budget_s: Annotated[Annotated[float, Field(ge=1)] | None, NOT_IDENTITY] = Field(
-        description="of the whole sweep, over interruptions: then the best so far is published; raise it to go on"
+        description="limit on the total running time of the sweep; at the limit the best model so far is published; "
+        "raise it to continue"
     )
     checkpoint_interval_s: Annotated[float, Field(ge=0, le=86_400), NOT_IDENTITY] = Field(
-        description="a trial notes where it stands at the first epoch's end after so long; 0: at each epoch"
+        description="seconds after which a trial saves its state, at the next end of an epoch; 0: after every epoch"
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
-        description="how many of all trials that ended keep their weights; all of them are published, the best as best"
+        description="number of finished trials whose models are published; the best one gets the alias best"
     )
     first: tuple[dict[str, Any], ...] = Field(
-        description="trials before the search: recipe values that differ from the defaults"
+        description="trials to run before the search: recipe values that differ from the defaults"
     )
-    space: dict[str, Annotated[Domain, BeforeValidator(parse_domain)]] = Field(description="what is searched")
+    space: dict[str, Annotated[Domain, BeforeValidator(parse_domain)]] = Field(
+        description="what to search: choices or ranges"
+    )
 
     @model_validator(mode="after")
     def _searcher_fits(self) -> Sweep:
@@ -176,46 +179,46 @@ class Sweep(Section):
 
 
 class Gate(Section):
-    """What a model must show before it goes into production."""
+    """The rules that a model must pass before it goes into production."""
 
-    floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="test accuracy of a first model, at least")
+    floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="minimum test accuracy of the first model")
     margin: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="test accuracy that a candidate may lose to production, or to the best ever, within the 95 % "
-        "interval; 0: it must be shown better (docs/gate.md)"
+        description="how much test accuracy a candidate may lose against production and against the best model ever "
+        "there, by the lower 95 % bound; 0: it must be shown better (docs/gate.md)"
     )
     class_margin: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="a class is harmed if its interval (95 % for all classes together) lies wholly below minus this"
+        description="refuse if a class's interval (95 % for all classes together) is entirely below minus this"
     )
 
 
 class Promotion(Section):
-    """How models reach production."""
+    """Whether models go into production automatically."""
 
-    auto: bool = Field(description="promote what passes the gate")
+    auto: bool = Field(description="promote a model that passes the gate")
 
 
 class Serve(Section):
-    """The server: how much it takes, where it listens, how it grows."""
+    """The server that `make serve` starts: address, replicas and limits."""
 
-    host: Text = Field(description="where HTTP is answered; 127.0.0.1 = this machine only")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="of HTTP")
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="copies of the model, at least")
-    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="at most; more than min_replicas autoscales")
+    host: Text = Field(description="address to listen on; 127.0.0.1: this machine only")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="HTTP port")
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="minimum number of copies of the model")
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="above min_replicas, Ray Serve autoscales")
     cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one)] = Field(
-        description="also the torch threads of a replica"
+        description="CPUs per replica, also its number of torch threads"
     )
     gpus_per_replica: Annotated[
         Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], Field()
-    ] = Field(description="auto: 1 where there is one; 0.5 = two replicas a GPU")
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="images that the model takes at once")
+    ] = Field(description="GPUs per replica: 0.5 puts two replicas on a GPU; auto: 1 if there is a GPU, otherwise 0")
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="maximum size of a batch, in images")
     max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        description="images that wait in a replica; beyond them the answer is 503 with Retry-After"
+        description="maximum number of waiting images per replica; further requests get 503 with Retry-After"
     )
-    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="of a request; beyond it 413")
-    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="images of a multipart request")
-    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="how often a replica looks at production")
-    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="until the server answers, at most")
-    access_log: bool = Field(description="a line of JSON a request in store/<profile>/logs/access-<replica>.jsonl")
+    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="larger requests get 413")
+    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="maximum images in a multipart request")
+    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="time between checks of the production alias")
+    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="how long make serve waits for it")
+    access_log: bool = Field(description="log requests as JSON in store/<profile>/logs/access-<replica>.jsonl")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Serve:
@@ -230,74 +233,74 @@ class Serve(Section):
 
 
 class Simulate(Section):
-    """The client that plays production traffic: the simulation images, sent to the server."""
+    """The client that simulates production traffic: it sends the simulation images to the server."""
 
     url: Annotated[str | None, AfterValidator(_base_url), NOT_IDENTITY] = Field(
-        description="of the server, such as http://127.0.0.1:8000; null: what make serve started"
+        description="address of the server, such as http://127.0.0.1:8000; null: the server that make serve started"
     )
     requests: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        description="how many of the simulation images to send, drawn at random; null: all"
+        description="number of simulation images to send, drawn at random; null: all"
     )
-    seed: Seed = Field(description="of the draw and of the order")
+    seed: Seed = Field(description="seed of the draw and of the order")
     concurrency: Annotated[int, Field(ge=1, le=1024), NOT_IDENTITY] = Field(description="requests in flight at a time")
     timeout_s: Annotated[float, Field(gt=0, le=3600), NOT_IDENTITY] = Field(
-        description="to connect, and again for each wait for an answer"
+        description="timeout for connecting, and again for waiting for the answer"
     )
     max_attempts: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
-        description="for each image: 5xx answers, resets and timeouts are tried again"
+        description="maximum number of attempts per image; 5xx answers, resets and timeouts are retried"
     )
     max_error_fraction: Annotated[float, Field(ge=0, lt=1), NOT_IDENTITY] = Field(
-        description="of the images may go without an answer; beyond, the simulation ends and publishes nothing"
+        description="maximum fraction of images without an answer; above it, the simulation fails and publishes nothing"
     )
     table_rows: Annotated[int, Field(ge=0, le=10_000), NOT_IDENTITY] = Field(
-        description="right predictions in the W&B table, at most, drawn at random; 0: no table"
+        description="maximum number of right predictions in the W&B table, drawn at random; 0: no table"
     )
 
 
 class Retrain(Section):
-    """Training on from production with the failures it had."""
+    """Continue training the production model on the original images and its failures."""
 
     min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
-        description="new ones for training that make it worth while; fewer: nothing is done"
+        description="minimum number of new failures on the side train; with fewer, make retrain does nothing"
     )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over the mix")
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over originals and failures")
     weight: Annotated[float, Field(gt=0, le=5)] = Field(
-        description="how often each failure stands in the mix, beside every original once; fractions by seeded rounding"
+        description="how often an epoch uses each failure, beside every original once; fractions are rounded at random"
     )
     learning_rate_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="of the learning rate that the sweep's model was trained with"
+        description="learning rate as a fraction of the rate in the sweep's recipe"
     )
     control: Annotated[bool, NOT_IDENTITY] = Field(
-        description="train a second time on right answers in place of the failures, to compare; doubles the time"
+        description="train a second model on right answers instead of the failures, for comparison; doubles the time"
     )
-    seed: Seed = Field(description="of the order, the augmentation, the rounding and the control arm's draw")
+    seed: Seed = Field(description="seed of image order, augmentation, rounding and the control arm's images")
 
 
 class Tracking(Section):
-    """Weights & Biases."""
+    """The connection to Weights & Biases."""
 
     wandb: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_no_switch), NOT_IDENTITY] = (
-        Field(description="auto: WANDB_MODE if set, else online with a key and a network, else offline")
+        Field(description="auto: WANDB_MODE if set; else online if there is a key and W&B answers; else offline")
     )
     project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
     registry: Annotated[Annotated[str, AfterValidator(_a_collection)] | None, NOT_IDENTITY] = Field(
-        description="W&B's registry and the collection in it that models are linked to, a profile its own; "
+        description="W&B registry and collection that models are linked to, one per profile; "
         "null: wandb-registry-model/<data.name>-classifier"
     )
     machine_info: Annotated[bool, NOT_IDENTITY] = Field(
-        description="whether W&B is sent host name, paths, command line, git state and machine load"
+        description="send host name, paths, command line, git state and machine load to W&B"
     )
 
 
 class Paths(Section):
-    """Where things are kept; each profile has its own folder in store and reports."""
+    """Folders on disk. Each profile has its own subfolder in the store and in the reports."""
 
-    store: Annotated[Text, NOT_IDENTITY] = Field(description="artifacts, receipts, journals")
-    reports: Annotated[Text, NOT_IDENTITY] = Field(description="results and pictures")
-    cache: Annotated[Text, NOT_IDENTITY] = Field(description="downloads, shared by profiles")
+    store: Annotated[Text, NOT_IDENTITY] = Field(description="folder of artifacts, receipts and journals")
+    reports: Annotated[Text, NOT_IDENTITY] = Field(description="folder of results and pictures")
+    cache: Annotated[Text, NOT_IDENTITY] = Field(description="folder of downloads, shared by all profiles")
     checkpoints: Annotated[Text | None, NOT_IDENTITY] = Field(
-        description="of trials, while a sweep runs: a directory or an fsspec URI that every node of a cluster reaches; "
-        "null: in the store"
+        description="where running trials save checkpoints: a directory or an fsspec URI that every node of a cluster "
+        "reaches; null: in the store"
     )
 
 
@@ -323,7 +326,7 @@ class Params(Section):
 
     @property
     def store_paths(self) -> StorePaths:
-        """Where everything lies in the profile's store."""
+        """The paths of all files in the profile's store."""
         return StorePaths(self.store)
 
     @property
