@@ -148,8 +148,8 @@ setup: $(READY) ## create or refresh .venv (every target does this first)
 format: $(READY) ## format the code
 	@$(VENV_PYTHON) -m ruff check --fix . && $(VENV_PYTHON) -m ruff format .
 
-docs: $(READY) ## write docs/params.md from the code that checks params.yaml
-	@exec $(VENV_PYTHON) scripts/docs.py
+docs: $(READY) ## write docs/params.md from the code, and the tables of figures from benchmarks/results
+	@$(VENV_PYTHON) scripts/docs.py && exec $(VENV_PYTHON) benchmarks/tables.py
 
 lock: $(READY) ## write requirements.lock from .venv
 	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \

@@ -1,9 +1,8 @@
 """How often the gate lets candidates through whose true difference to production is known: what each margin means.
 
     .venv/bin/python benchmarks/gate_power.py                   (about 2 minutes on one core)
-    .venv/bin/python benchmarks/gate_power.py --docs-only       the tables of docs/gate.md anew from the results
 
-Reads   the profiles' margins in params.yaml; with --docs-only benchmarks/results/gate_power.json
+Reads   the profiles' margins in params.yaml
 Writes  benchmarks/results/gate_power.json, the tables of docs/gate.md
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 
 from flywheel import cli, files
 from flywheel.gate.rules import Answers, Exam, decide
@@ -26,7 +25,6 @@ from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks/results/gate_power.json", ROOT / "docs/gate.md"
-BEGIN, END = "<!-- written by benchmarks/gate_power.py -->", "<!-- end -->"
 CLASSES = 10
 SIZES = ((450, 164, "demo"), (8000, 600, "cifar10"))  # test and holdout images, and the profile that has them
 DISAGREEMENTS = (0.04, 0.10, 0.20)  # images that only one of the two models gets right
@@ -133,7 +131,7 @@ def chain(
     return lost
 
 
-def tables(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Return the tables of docs/gate.md."""
     made = f"{results['draws']:,} draws a cell, seed {results['seed']}, {CLASSES} classes, {results['at'][:10]}"
     lines = [f"`{results['command']}`: {made}.", ""]
@@ -181,39 +179,27 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_page(results: dict[str, Any]) -> None:
-    """Put the tables between the marks of docs/gate.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    files.write_text(PAGE, f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}")
-
-
 def main() -> None:
-    """Run the study, or only write its tables."""
+    """Run the study and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1000, help="draws a cell")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
-    parser.add_argument("--docs-only", action="store_true", help="write the tables from the results there are")
     arguments = parser.parse_args()
-    if not arguments.docs_only:
-        started = time.monotonic()
-        found = study(arguments.draws, arguments.seed)
-        profiles = ("cifar10", "laptop", "demo")
-        margins = {name: params_file.load(ROOT / "params.yaml", name).gate.model_dump() for name in profiles}
-        versions = {name: metadata.version(name) for name in ("numpy", "scipy")}
-        files.write_json(
-            RESULTS,
-            {
-                "command": f"python benchmarks/gate_power.py --draws {arguments.draws} --seed {arguments.seed}",
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "draws": arguments.draws, "seed": arguments.seed, "margins": margins,
-                "machine": f"{platform.machine()}, {platform.system()}", "python": platform.python_version(),
-                "versions": versions, "wall_s": round(time.monotonic() - started, 1), **found,
-            },
-        )  # fmt: skip
-    results = files.read_json(RESULTS)
-    write_page(results)
-    print(tables(results), file=sys.stdout)
+    started = time.monotonic()
+    found = study(arguments.draws, arguments.seed)
+    profiles = ("cifar10", "laptop", "demo")
+    margins = {name: params_file.load(ROOT / "params.yaml", name).gate.model_dump() for name in profiles}
+    versions = {name: metadata.version(name) for name in ("numpy", "scipy")}
+    results = {
+        "command": pages.command(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "draws": arguments.draws, "seed": arguments.seed, "margins": margins,
+        "machine": f"{platform.machine()}, {platform.system()}", "python": platform.python_version(),
+        "versions": versions, "wall_s": round(time.monotonic() - started, 1), **found,
+    }  # fmt: skip
+    files.write_json(RESULTS, results)
+    pages.write(PAGE, "gate_power", table(results))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Take the first images of each class out of an archive of images, for studies that two cores finish.
 
-    .venv/bin/python benchmarks/image_subset.py /work/shared/data/cifar10-jpeg.tar.gz /tmp/jpeg-10k --train 1000
+    .venv/bin/python benchmarks/image_subset.py path/to/cifar10-jpeg.tar.gz path/to/jpeg-10k --train 1000
 
 Reads   an archive of train/<class>/* and test/<class>/* (.tar or .tar.gz), at any depth
 Writes  a directory of the same form: the first `--train` images of each class by name, and all test images

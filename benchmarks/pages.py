@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,14 @@ def add_to_report(figures: Mapping[str, Any]) -> Path:
     return report
 
 
+# The start of an argument or of a value in it, then a path from / or ~ up to the next `key=` or the end.
+ABSOLUTE_PATH = re.compile(r"""(?P<before>^|=)["']?[/~].*?(?P<name>[^/"']*?)["'/]*(?=\s+[A-Za-z_][\w.]*=|$)""", re.S)
+
+
 def command() -> str:
-    """Return the command line of this process, as a table tells it."""
-    return " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """Return the command line of this process for a table: absolute paths become `path/to/<file name>`."""
+    arguments = (ABSOLUTE_PATH.sub(r"\g<before>path/to/\g<name>", argument) for argument in sys.argv[1:])
+    return " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
 def code_of(*modules: str) -> str:
@@ -54,6 +60,8 @@ def origin(params: Params, sections: Sequence[str], modules: Sequence[str], mach
 
     return {
         "command": command(),
+        # The command has no directories: two files of the same name in different ones are told apart by this.
+        "arguments_digest": hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest()[:16],
         "params": {section: getattr(params, section).identity() for section in sections},
         "code": code_of(*modules),
         "machine": machine,

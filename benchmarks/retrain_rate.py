@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/retrain_rate.py --profile demo                       digits with drift, about 10 minutes
     .venv/bin/python benchmarks/retrain_rate.py --profile laptop --name cifar10-jpeg --parent-epochs 8 \\
-        --set "data.source=folder data.name=cifar10-jpeg data.path=/work/shared/data/cifar10-jpeg.tar.gz"
+        --set "data.source=folder data.name=cifar10-jpeg data.path=path/to/cifar10-jpeg.tar.gz"
 
 A parent is trained from scratch with the profile's recipe for each seed; its failures on the side `train` of the
 simulation images are the hard examples. Every scale then starts from that same parent.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import compact
+import concurrency
 import numpy as np
 import pages
 import precision
@@ -17,6 +20,7 @@ import pytest
 import searcher_study
 import searcher_table
 import sweep_overhead
+import tables
 import torch
 import workers
 from PIL import Image
@@ -246,3 +250,35 @@ def test_a_study_begins_anew_with_other_params_code_or_machine(
 def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", "--seeds", "0"])
     assert pages.command() == "benchmarks/compact.py --seeds 0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--set", "data.path=/home/me/c.tar.gz a.b=1"], "--set data.path=path/to/c.tar.gz a.b=1"),
+        (["--set=data.path=~/new images/c.zip"], "--set=data.path=path/to/c.zip"),
+        (["--set", "data.path='/home/me/new images/' a.b=1"], "--set data.path=path/to/new images a.b=1"),
+        (["/home/me/c.tar", "a/b", "--train", "7"], "path/to/c.tar a/b --train 7"),
+    ],
+)
+def test_an_absolute_path_never_reaches_the_table(
+    arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", *arguments])
+    assert pages.command() == f"benchmarks/compact.py {shown}"
+    table = concurrency.table(concurrency.result(argparse.Namespace(trials=1, epochs=1), {(2, 1): [1.0]}))
+    assert f"`benchmarks/compact.py {shown}`" in table
+
+
+def test_committed_results_name_no_directory_of_a_machine() -> None:
+    for path in (tables.ROOT / "benchmarks" / "results").glob("*.json"):
+        assert not re.search(r"[\"= ][/~]\w*/", path.read_text()), path
+
+
+def test_studies_of_two_files_of_the_same_name_are_kept_apart(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = []
+    for folder in ("a", "b"):
+        monkeypatch.setattr("sys.argv", ["benchmarks/compact.py", "--set", f"data.path=/{folder}/c.tar"])
+        origins.append(pages.origin(params, [], ["flywheel.files"], "m"))
+    assert origins[0]["command"] == origins[1]["command"]
+    assert origins[0] != origins[1]

@@ -315,14 +315,9 @@ def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
 # -- the docs -------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_of_the_docs_are_those_of_the_study() -> None:
-    results = json.loads((ROOT / "benchmarks/results/gate_power.json").read_text())
-    assert POWER.tables(results) in (ROOT / "docs/gate.md").read_text()
-    assert results["draws"] >= 1000
-
-
 def test_the_margins_are_those_that_were_studied() -> None:
     results = json.loads((ROOT / "benchmarks/results/gate_power.json").read_text())
+    assert results["draws"] >= 1000
     for profile in ("cifar10", "laptop", "demo"):
         rules = params_file.load(ROOT / "params.yaml", profile).gate
         studied = results["margins"][profile]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pages
 import pytest
 import torch
 from hypothesis import given
@@ -192,12 +189,3 @@ def test_failures_of_an_older_data_set_are_found_through_the_lineage(
     found = find(registry, version, newer)
     assert len(found) == sum(e.side == "train" for e in feedback.read(registry, version)) > 5
     assert found.dropped == {}
-
-
-@pytest.mark.parametrize("study", ["retrain_rate", "wheel"])
-def test_the_tables_of_the_docs_are_those_of_the_results(study: str) -> None:
-    benchmark = importlib.import_module(study)
-    page = (ROOT / "docs" / "retraining.md").read_text()
-    for path in (ROOT / "benchmarks" / "results").glob(f"{study}_*.json"):
-        assert f"<!-- {path.stem} -->" in page
-        assert pages.between(page, path.stem, benchmark.table(json.loads(path.read_text()))) == page

@@ -1,13 +1,15 @@
-"""The README's table of measured results, from the result files.
+"""Write the tables of measured results into README.md and docs/, from the result files; measure nothing.
 
-    .venv/bin/python benchmarks/headlines.py
+    python benchmarks/tables.py        (make docs)
 
 Reads   benchmarks/results/*.json
-Writes  the table between its markers in README.md (a test compares the two)
+Writes  each table between its markers `<!-- name -->` and `<!-- end name -->` (a test compares the two)
 """
 
 from __future__ import annotations
 
+import importlib
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,32 @@ from flywheel import cli, files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def table() -> str:
-    """Return the table in Markdown: what, the figure, and the command that measures it again."""
+def main() -> None:
+    """Write the tables into every page."""
+    for page in PAGES:
+        files.write_text(page, updated(page))
+
+
+def updated(page: Path) -> str:
+    """Return the text of a page with each of its tables made from the result file of the same name."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"^<!-- (\w[\w-]*) -->$", text, re.M):
+        text = pages.between(text, name, headlines() if name == "headlines" else table(name))
+    return text
+
+
+def table(name: str) -> str:
+    """Return the table of a result file, made by the benchmark that wrote it: `wheel` makes that of `wheel_demo`."""
+    stems = [path.stem for path in Path(__file__).parent.glob("*.py")]
+    benchmark = max((stem for stem in stems if f"{name}_".startswith(f"{stem}_")), key=len)
+    return str(importlib.import_module(benchmark).table(_result(name)))
+
+
+def headlines() -> str:
+    """Return the table of README.md: the claim, the figure, and the command that measures it again."""
     wheel, serving, training, compact = (_result(name) for name in ("wheel_demo", "serving", "training", "compact"))
     turned = wheel["summary"]
     ratios = [f"{row['ratio']:.1f}x" for row in serving["serving"]]
@@ -70,11 +94,6 @@ def table() -> str:
     lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows]
     note = f"Two CPU cores, no GPU, other work on the machine; torch {serving['versions']['torch']}."
     return "\n".join([*lines, "", f"{note} Spread, machine and every row: `benchmarks/results/`."])
-
-
-def main() -> None:
-    """Write the table into the README."""
-    pages.write(ROOT / "README.md", "headlines", table())
 
 
 def _result(name: str) -> dict[str, Any]:
