@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell people to type: all of it exists, and the README's own runs, in a fresh clone."""
+"""The commands in README.md and docs/ exist, and those of the README run in a fresh clone."""
 
 from __future__ import annotations
 
@@ -30,16 +30,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"cd", "curl", "du", "git", "sed", "systemctl", "tar"}  # programs that are not ours
-PLACE = re.compile(r"[\w.-]+(:v\d+|:[a-z]+|@\w+)?")  # of an artifact
-AFTER_A_DIFF = (
-    'make sweep SET="sweep.space.architecture=[compact, plain]"',
-)  # docs/extend.md: once its diff is applied
+ARTIFACT = re.compile(r"[\w.-]+(:v\d+|:[a-z]+|@\w+)?")
 CRON = re.compile(r"^(?:[\d*/,-]+\s+){5}(.*)$", re.M)
 
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command: what is set for it, the program, the rest."""
+    """A simple shell command: its environment variables, the program, the arguments."""
 
     settings: Mapping[str, str]
     program: str
@@ -51,7 +48,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """Return what a page tells people to type into a shell: sh blocks, crontabs, workflows, commands in the text."""
+    """Return the shell commands of a page: in sh blocks, crontabs, workflows and in the text."""
     found = [line for block in blocks(text, "sh") for line in block.splitlines()]
     for block in (block for block in blocks(text, "yaml") if "jobs:" in block):
         found += [line for step in steps(block) for line in step.get("run", "").splitlines()]
@@ -69,7 +66,7 @@ def commands_of(line: str) -> Iterator[Command]:
     lexer.whitespace_split = True
     words = [*lexer, "&&"]
     while words:
-        end = next(place for place, word in enumerate(words) if word in ("&&", "|", ">", ";"))
+        end = next(index for index, word in enumerate(words) if word in ("&&", "|", ">", ";"))
         part, words = words[:end], words[end + 1 :] if words[end] != ">" else words[end + 2 :]
         settings = {}
         while part and re.match(r"\w+=", part[0]):
@@ -86,7 +83,7 @@ def makefile() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def benchmarks() -> dict[str, list[str]]:
-    """Return what `make bench BENCH=` and `make bench-long BENCH_LONG=` take."""
+    """Return the values that `make bench BENCH=` and `make bench-long BENCH_LONG=` accept."""
     text = (ROOT / "Makefile").read_text()
     lists = {"BENCH": "BENCHES", "BENCH_LONG": "STUDIES"}
     return {name: re.findall(rf"^{kept} := (.*)$", text, re.M)[0].split() for name, kept in lists.items()}
@@ -100,7 +97,7 @@ def help_of(script: str) -> str:
 
 
 def mistakes(command: Command) -> Iterator[str]:
-    """Yield what is wrong with a command; a value with … in it stands for any."""
+    """Yield the mistakes in a command; a value that contains … stands for any value."""
     if command.program.startswith(".venv/bin/"):
         if not Path(sys.prefix, "bin", Path(command.program).name).exists():
             yield f"{command.program} is not there"
@@ -117,7 +114,7 @@ def mistakes(command: Command) -> Iterator[str]:
     yield from (f"no target {goal}" for goal in goals if goal not in targets)
     yield from (f"no variable {name}" for name in values if name not in variables)
     for name in ("MODEL", "A", "B"):
-        if name in values and "…" not in values[name] and not PLACE.fullmatch(values[name]):
+        if name in values and "…" not in values[name] and not ARTIFACT.fullmatch(values[name]):
             yield f"{name}={values[name]} is no artifact"
     profile, overrides = values.get("PROFILE", "cifar10"), values.get("SET", "")
     if "…" not in profile + overrides:
@@ -141,7 +138,7 @@ def wrong_flags(script: str, arguments: tuple[str, ...] | list[str]) -> Iterator
             yield f"{script} has no {flag}"
 
 
-def test_make_bench_runs_the_benchmarks_that_were_asked_for_in_turn() -> None:
+def test_make_bench_runs_the_named_benchmarks_in_order() -> None:
     def shown(*words: str) -> tuple[int, str, str]:
         done = subprocess.run(["make", "-n", "READY=", *words], cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
@@ -167,7 +164,6 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
     wrong = {
         line: found
         for line in lines_of(page.read_text())
-        if line not in AFTER_A_DIFF
         if (found := [fault for command in commands_of(line) for fault in mistakes(command)])
     }
     assert wrong == {}
@@ -188,11 +184,11 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
         ("RAY_ADDRESS=host:6379 mke sweep", "mke: unknown program"),
     ],
 )
-def test_a_command_that_does_not_exist_is_found(line: str, wrong: str) -> None:
+def test_mistakes_in_commands_are_found(line: str, wrong: str) -> None:
     assert [fault for command in commands_of(line) for fault in mistakes(command)] == [wrong]
 
 
-def test_the_service_and_the_workflow_name_what_there_is() -> None:
+def test_the_systemd_service_and_the_workflow_are_valid() -> None:
     text = (ROOT / "docs" / "operate.md").read_text()
     (started,) = re.findall(r"^ExecStart=/srv/flywheel/(.*)$", text, re.M)
     (command,) = commands_of(started)
@@ -203,7 +199,7 @@ def test_the_service_and_the_workflow_name_what_there_is() -> None:
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps(workflow) if "uses" in step)
 
 
-def test_the_versions_that_the_pages_name_are_those_of_the_lock() -> None:
+def test_versions_named_on_the_pages_are_those_of_the_lock() -> None:
     locked = (ROOT / "requirements.lock").read_text().splitlines()
     named = [pin for page in PAGES for pin in re.findall(r"\b(torch(?:vision)?==[\d.]+\d)", page.read_text())]
     assert len(named) >= 5
@@ -211,7 +207,7 @@ def test_the_versions_that_the_pages_name_are_those_of_the_lock() -> None:
         assert any(line.partition("+")[0] == pin for line in locked), pin
 
 
-# -- the README, typed ---------------------------------------------------------------------------------
+# -- the commands of the README, run -------------------------------------------------------------------
 
 NOT_RUN = {
     "make test": "it would run this test again",
@@ -233,20 +229,20 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def typed(text: str) -> list[str]:
-    """Return the lines of a page's sh blocks, without comments, then the first column of the table that asks."""
+def commands_in(text: str) -> list[str]:
+    """Return the lines of a page's sh blocks without comments, then the commands of the table of commands."""
     found = [re.sub(r"\s+#.*", "", line) for block in blocks(text, "sh") for line in block.splitlines()]
     asked = text[text.index("| command | what it tells |") :]
     return found + re.findall(r"^\| `(make [^`]+)` \|", asked[: asked.index("\n\n")], re.M)
 
 
-def test_what_is_not_run_stands_in_the_readme() -> None:
-    assert set(NOT_RUN) <= set(typed((ROOT / "README.md").read_text()))
+def test_commands_that_are_not_run_are_in_the_readme() -> None:
+    assert set(NOT_RUN) <= set(commands_in((ROOT / "README.md").read_text()))
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh clone whose profiles are small and whose server has a port of its own."""
+    """A fresh clone with small profiles and a free port for its server."""
     folder = checkouts.clone(tmp_path_factory.mktemp("readme"))
     path = folder / "params.yaml"
     shipped = yaml.safe_load(path.read_text())
@@ -259,7 +255,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flowers(path: Path) -> Path:
-    """Write an archive of two classes that a network can tell apart; returns where."""
+    """Write an archive of two classes that a network can tell apart; return its path."""
     random = np.random.default_rng(0)
     for part, count in (("train", 60), ("test", 20)):
         for number, kind in enumerate(("rose", "tulip")):
@@ -295,7 +291,7 @@ def test_the_commands_of_the_readme_run_in_a_fresh_clone(checkout: Path, tmp_pat
     readme = (checkout / "README.md").read_text()
     images = flowers(tmp_path / "flowers")
     try:
-        for line in typed(readme):
+        for line in commands_in(readme):
             if line in NOT_RUN:
                 continue
             if "model-1a2b3c" in line or "name:v" in line:
