@@ -132,10 +132,12 @@ class _Sync:
             record = replace(record, media=tuple(one for one in record.media if one not in lost))
         there = self.remote.run(record.key)
         if there is None or not dict(there.summary_metrics):  # nothing of it: a part would stand there twice
-            for folder in record.folders:
-                self._upload(record, self.registry.params.store_paths.wandb / folder)
-            missing(self.remote, replace(record, used=(), made=()))  # what W&B just took it may show a little later
-            there = self.remote.run(record.key)
+            folders = [self.registry.params.store_paths.wandb / path for path in record.folders]
+            if recorded := [folder for folder in folders if list(folder.glob("*.wandb"))]:
+                for folder in recorded:
+                    self._upload(record, folder)
+                missing(self.remote, replace(record, used=(), made=()))  # what W&B just took it may show a little later
+                there = self.remote.run(record.key)
         made = [Registry.resolve(self.registry, ref) for ref in record.made]
         lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in lacking):
@@ -150,8 +152,6 @@ class _Sync:
 
     def _upload(self, record: Record, folder: Path) -> None:
         """Have wandb upload what it recorded of a run: rows, final values, pictures. Its exit code tells nothing."""
-        if not list(folder.glob("*.wandb")):
-            return
         connection = self.registry.connection
         command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
         command += ["--id", record.key, "--entity", connection.mode.entity, "--project", connection.project]
@@ -168,9 +168,10 @@ class _Sync:
         try:
             with Errors():
                 for row in rows:
-                    step = row.get(STEP, run.step)
+                    step = row.get(STEP, -1)
                     values = {key: value for key, value in row.items() if key != STEP}
-                    run.log(values, step=step if step >= run.step else None)  # W&B's steps cannot go back
+                    # Steps cannot go back; a row without one gets its own, since W&B merges rows of the same step.
+                    run.log(values, step=step if step >= run.step else None)
                 for medium in lost:
                     run.log({medium.name: media.shown(self.store, medium)})
                 run.summary.update(dict(record.summary))

@@ -1,0 +1,170 @@
+"""Every command that reads a store works on one that older code wrote (tests/support/make_old_store.py).
+
+The store holds: a data set, a sweep of two trials, feedback v0 and the model retrained on it, which is in production,
+and feedback v1 with 29 failures that no model was trained on.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from make_old_store import OVERRIDES
+from served import ROOT, Server, free_port, serving
+from wandb_double import WandbDouble
+
+from flywheel import files
+from flywheel.params import file as params_file
+from flywheel.registry import Registry
+from flywheel.tracking import run_files
+from flywheel.traffic import feedback
+
+ARCHIVE = ROOT / "tests" / "fixtures" / "old_store.tar.xz"
+SWEPT, RETRAINED = "model-7e703efe:v0", "retrained-model:v0"
+PROMOTED = "no measurable harm: +0.00 points (-2.79 to +2.79) on test"
+DONE = "[exit 0]"
+
+
+def unpack(folder: Path) -> Server:
+    """Return the old store, unpacked into a folder, with the params that it was made with."""
+    with tarfile.open(ARCHIVE) as packed:
+        packed.extractall(folder, filter="tar")
+    paths = " ".join(f"paths.{name}={folder / name}" for name in ("store", "reports", "cache"))
+    overrides = f"{paths} serve.port={free_port()} {OVERRIDES}"
+    params = params_file.load(ROOT / "params.yaml", "demo", overrides)
+    return Server(params, Registry(params.store), folder, overrides)
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The old store for commands that only read."""
+    return unpack(tmp_path_factory.mktemp("old"))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Server:
+    """The old store for one test."""
+    return unpack(tmp_path)
+
+
+def test_status_says_that_the_code_changed_and_what_retrain_would_do(unchanged: Server) -> None:
+    lines = unchanged.run("status").splitlines()
+    said = {name: " ".join(rest) for name, *rest in map(str.split, lines)}
+    assert said["data"].startswith("to run code changed: flywheel.")
+    assert said["sweep"] == said["evaluate"] == "waiting for data"
+    assert said["retrain"].startswith("to run 29 new ")
+    assert said["retrain"].endswith("digits-feedback:v1")
+    aliases = {alias: said[alias] for alias in ("best", "candidate", "production", "previous")}
+    assert aliases == {"best": SWEPT, "candidate": RETRAINED, "production": RETRAINED, "previous": SWEPT}
+
+
+def test_artifacts_lists_and_verifies_every_version(unchanged: Server) -> None:
+    printed = unchanged.run("artifacts")
+    pointers = {line.split()[0]: line for line in printed.splitlines()[:-1]}
+    assert list(pointers) == ["digits-feedback:v0", "digits-feedback:v1", "digits_dataset:v0", SWEPT, RETRAINED]
+    assert pointers[SWEPT].endswith("  latest, digits-classifier:best, digits-classifier:previous")
+    assert pointers[RETRAINED].endswith("  latest, digits-classifier:candidate, digits-classifier:production")
+    *verified, end = unchanged.run("artifacts", "--verify").splitlines()
+    assert end == DONE
+    assert [line.split()[0] for line in verified] == list(pointers)
+
+
+def test_history_says_who_promoted_what_and_why(unchanged: Server) -> None:
+    first, second, end = unchanged.run("history").splitlines()
+    assert end == DONE
+    assert f"flywheel  production: nothing -> {SWEPT}  no model to compare with: 94.22% on test" in first
+    assert second.endswith(f"flywheel  production: {SWEPT} -> {RETRAINED}  {PROMOTED}")
+
+
+def test_lineage_shows_dataset_feedback_and_parent(unchanged: Server) -> None:
+    printed = unchanged.run("lineage")
+    assert printed.endswith(DONE)
+    found = re.findall(r"^( *).*?([\w-]+:v\d+)  \(", printed, re.MULTILINE)
+    assert [(len(indent) // 3, label) for indent, label in found] == [
+        (0, RETRAINED),
+        (1, "digits_dataset:v0"),
+        (1, "digits-feedback:v0"),
+        (2, "digits_dataset:v0"),
+        (2, SWEPT),
+        (3, "digits_dataset:v0"),
+        (1, SWEPT),
+    ]
+
+
+def test_the_report_has_the_figures_of_every_stage(unchanged: Server) -> None:
+    assert unchanged.run("report").endswith(DONE)
+    page = (unchanged.params.reports / "index.html").read_text()
+    text = " ".join(html.unescape(re.sub("<[^>]+>", " ", page)).split())
+    for shown in (
+        f"model {RETRAINED} since", PROMOTED,
+        "93.8 % on validation", f"{SWEPT}: 94.22 % of 450 test images",  # sweep, evaluate
+        "118 of 547 answers were wrong", "49 were new; digits-feedback:v1",  # simulate
+        f"promoted {RETRAINED} against {SWEPT}", "+14.46 +5.14 to +23.64",  # gate
+        "206 failures", "166 74.7 %",  # retrain
+        "8 of 8 are in the store only",  # runs for W&B
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_compare_tells_the_models_apart(unchanged: Server) -> None:
+    printed = unchanged.run("compare", SWEPT, RETRAINED)
+    assert printed.endswith(DONE)
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert rows["stage"] == ["sweep", "retrain"]
+    assert rows["feedback"] == ["–", "digits-feedback:v0"]
+    assert rows["parent"] == ["–", SWEPT]
+    assert re.search(r"^  test +450 ", printed, re.MULTILINE)
+    assert re.search(r"^  holdout +166 ", printed, re.MULTILINE)
+
+
+def test_retrain_continues_from_production_with_the_new_feedback(old: Server) -> None:
+    printed = old.run("retrain", extra="retrain.epochs=1 retrain.control=false")
+    assert printed.endswith(DONE), printed
+    report = files.read_json(old.params.reports / "retrain.json")
+    labels = {key: old.registry.label(report[key]) for key in ("parent", "dataset", "feedback", "candidate")}
+    assert labels == {
+        "parent": RETRAINED,
+        "dataset": "digits_dataset:v0",
+        "feedback": "digits-feedback:v1",
+        "candidate": "retrained-model:v1",
+    }
+    assert report["hard_examples"] == 235  # those of v0 that train, and 29
+    made = old.registry.resolve("retrained-model:v1")
+    ancestors = {version.label for _, _, version in old.registry.lineage(made) if version is not None}
+    assert {"digits-feedback:v1", "digits-feedback:v0", "digits_dataset:v0", RETRAINED, SWEPT} <= ancestors
+    assert old.registry.aliases("digits-classifier")["candidate"] == made.ref
+    assert re.search("^retrain +nothing to do", old.run("status"), re.MULTILINE)
+
+
+def test_sync_uploads_runs_artifacts_and_aliases(old: Server, double: WandbDouble) -> None:
+    printed = old.run("sync", env=double.environment)
+    assert printed.endswith(DONE), printed
+    project = double.projects["flywheel-demo"]
+    for name in old.registry.collections():
+        uploaded = [member.digest for member in double.collection("flywheel-demo", name).members]
+        assert uploaded == [version.digest for version in old.registry.versions(name)]
+    for record in run_files.records(old.params.store):
+        run = project.runs[record.key]
+        assert run.config.keys() - {"_wandb"} == record.config.keys()
+        assert (run.fields["jobType"], run.state) == (record.job_type, "finished")
+        assert [f"{one.collection.name}@{one.digest}" for one in run.used] == list(record.used)
+        assert len(record.confirmed) == 1
+    digests = {alias: ref.partition("@")[2] for alias, ref in old.registry.aliases("digits-classifier").items()}
+    aliases = double.aliases("wandb-registry-model", "digits-classifier")
+    assert aliases == {**digests, "latest": digests["production"]}
+
+
+@pytest.mark.long
+def test_serve_answers_with_production_and_simulate_adds_to_the_feedback(old: Server) -> None:
+    before = {row.hash for row in feedback.read(old.registry, old.registry.resolve("digits-feedback:v1"))}
+    with serving(old):
+        printed = old.run("simulate")
+    assert printed.endswith(DONE), printed
+    report = files.read_json(old.params.reports / "simulation.json")
+    assert report["models"] == {RETRAINED: 547}
+    newest = old.registry.resolve("digits-feedback")
+    assert report["feedback"] == newest.ref
+    assert before <= {row.hash for row in feedback.read(old.registry, newest)}
