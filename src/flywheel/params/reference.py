@@ -1,4 +1,4 @@
-"""docs/params.md from the models: every param's type, range, values by profile, and what it does."""
+"""Write docs/params.md from the models: type, range, values by profile and description of every param."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from flywheel.params.base import NOT_IDENTITY, Section, plain
 
 HEADER = """# Params
 
-Every key of [`params.yaml`](../params.yaml), written by `make docs` from the code that checks it; a test compares the
-two. *Identity* params change a stage's result, so changing one runs the stage again; the others do not.
+Here you can look up each key of [`params.yaml`](../params.yaml): its type, range, value in each profile, and effect. If
+you change an *identity* param, the stages that use it run again; the others do not change results. `make docs` writes
+this page from the code that checks the params.
 """
 EMPTY = "–"
 
