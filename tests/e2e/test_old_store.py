@@ -132,10 +132,10 @@ def test_retrain_continues_from_production_with_the_new_feedback(old: Server) ->
         "candidate": "retrained-model:v1",
     }
     assert report["hard_examples"] == 235  # those of v0 that train, and 29
-    made = old.registry.resolve("retrained-model:v1")
-    ancestors = {version.label for _, _, version in old.registry.lineage(made) if version is not None}
-    assert {"digits-feedback:v1", "digits-feedback:v0", "digits_dataset:v0", RETRAINED, SWEPT} <= ancestors
-    assert old.registry.aliases("digits-classifier")["candidate"] == made.ref
+    lineage = old.run("lineage", "retrained-model:v1")
+    for ancestor in ("digits-feedback:v1", "digits-feedback:v0", "digits_dataset:v0", RETRAINED, SWEPT):
+        assert f" {ancestor}  (" in lineage
+    assert old.registry.aliases("digits-classifier")["candidate"] == report["candidate"]
     assert re.search("^retrain +nothing to do", old.run("status"), re.MULTILINE)
 
 
