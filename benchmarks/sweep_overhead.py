@@ -76,15 +76,16 @@ def measure(trials: int) -> dict[str, Any]:
         parts: dict[str, float] = {}
         campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
-        said: list[tuple[float, str]] = []
         tracker = Tracker(params, Registry(params.store), "bench")
-        recorder = Recorder(params, campaign, place, tracker, lambda line: said.append((time.monotonic(), line)))
+        recorder = Recorder(params, campaign, place, tracker)
+        ended, ended_at = recorder.ended, list[float]()
+        recorder.ended = lambda trial: ended_at.append(time.monotonic()) or ended(trial)  # type: ignore[method-assign, func-returns-value]
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
             started = time.monotonic()
             assert tune_runner.run(params, {}, campaign, place, slots, recorder, function=nothing)
             wall_s = time.monotonic() - started
-        first = next(at for at, line in said if line.startswith("sweep: 1/")) - started
+        first = ended_at[0] - started
         clock = time.monotonic()
         Campaign(params, Journal(journal.path))
         return {

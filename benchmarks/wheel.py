@@ -61,7 +61,7 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
         f"retrain.seed={seed} tracking.wandb=disabled retrain.control=true",
     )  # fmt: skip
     registry = Registry(params.store)
-    data_stage.run(params, registry, say=quiet)
+    data_stage.run(params, registry)
     data = registry.resolve(params.dataset_name)
     images = dataset.open_directory(registry.open(data))
     clean = undrifted(params)
@@ -81,7 +81,7 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
         wrong = np.flatnonzero(answers(registry, serving, images) != truth(images))
         inputs = (data.ref, serving.ref)
         _, new = feedback.publish(params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {})
-        report = retraining_stage.run(params, registry, say=quiet)
+        report = retraining_stage.run(params, registry)
         now = registry.resolve(f"{params.registered_model}:production")
         holdout = answers(registry, now, images)[images.holdout] == truth(images)[images.holdout]
         found: dict[str, Any] = {
@@ -117,7 +117,7 @@ def undrifted(params: Params) -> Dataset:
     still = params.data.model_copy(
         update={"drift": params.data.drift.model_copy(update=dict.fromkeys(type(params.data.drift).model_fields, 0.0))}
     )
-    return build.build(sources.load(still, params.cache, quiet), still)
+    return build.build(sources.load(still, params.cache), still)
 
 
 def answers(registry: Registry, version: Any, images: Dataset) -> Any:
@@ -170,10 +170,6 @@ def table(result: dict[str, Any]) -> str:
     }
     lines = ["| what | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())]
     return "\n".join([*lines, "", f"`{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."])
-
-
-def quiet(text: str) -> None:
-    """Say nothing."""
 
 
 def main() -> None:

@@ -15,16 +15,16 @@ def main() -> None:
     """Run the stage; print the sizes of the splits and the duplicates."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "data") as say:
-        registry = SharedRegistry(params, say)
-        receipt = data_stage.run(params, registry, force=arguments.force, say=say)
+    with cli.logged(params, "data"):
+        registry = SharedRegistry(params)
+        receipt = data_stage.run(params, registry, force=arguments.force)
         counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
-        say(f"data: {registry.resolve(receipt['outputs'][0]).label}: {counts}")
+        cli.log.info(f"data: {registry.resolve(receipt['outputs'][0]).label}: {counts}")
         for split, count in receipt["metrics"]["duplicates"]["within"].items():
-            say(f"data: {count} images of {split} are copies of others in it; they stay")
+            cli.log.info(f"data: {count} images of {split} are copies of others in it; they stay")
         for pair, count in receipt["metrics"]["duplicates"]["across"].items():
             kept, dropped = pair.split("/")
-            say(f"data: {count} images of {dropped} left out: {kept} has the same")
+            cli.log.info(f"data: {count} images of {dropped} left out: {kept} has the same")
 
 
 if __name__ == "__main__":

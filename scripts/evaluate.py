@@ -16,23 +16,23 @@ def main() -> None:
     """Run the stage; print the accuracy and the gate's decision."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "evaluate") as say:
-        registry = SharedRegistry(params, say)
-        receipt = evaluation_stage.run(params, registry, force=arguments.force, say=say)
+    with cli.logged(params, "evaluate"):
+        registry = SharedRegistry(params)
+        receipt = evaluation_stage.run(params, registry, force=arguments.force)
         metrics = receipt["metrics"]
         low, high = metrics["interval"]
-        say(
+        cli.log.info(
             f"evaluate: {registry.resolve(receipt['inputs']['model']).label}: {metrics['accuracy']:.2%} of "
             f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
         )
         outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
         if metrics["decision"] != "keep" and not metrics["promoted"]:
             outcome += " (promotion.auto is off)"
-        say(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
+        cli.log.info(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
         production = registry.aliases(params.registered_model).get("production")
         if metrics["promoted"] and production != receipt["inputs"]["model"]:
-            say("gate: since then production was moved; make history shows by whom and why")
-        say(f"reports: {params.reports}")
+            cli.log.info("gate: since then production was moved; make history shows by whom and why")
+        cli.log.info(f"reports: {params.reports}")
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ def main() -> None:
     parser.add_argument("--reason", default="", help="why, for the audit log")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "promote") as say:
+    with cli.logged(params, "promote"):
         promotion.promote(
             params,
-            SharedRegistry(params, say),
+            SharedRegistry(params),
             arguments.model,
             force=arguments.force,
             reason=arguments.reason,
-            say=say,
         )
 
 

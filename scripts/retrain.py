@@ -16,9 +16,9 @@ def main() -> None:
     """Run the stage; print the accuracy before, after and of the control arm, and the gate's decision."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "retrain") as say:
-        registry = SharedRegistry(params, say)
-        report = retraining_stage.run(params, registry, force=arguments.force, say=say)
+    with cli.logged(params, "retrain"):
+        registry = SharedRegistry(params)
+        report = retraining_stage.run(params, registry, force=arguments.force)
         if report is None:
             return
         for name in ("before", "after", "control"):
@@ -27,11 +27,11 @@ def main() -> None:
                 shown = ", ".join(f"{part} {found['accuracy']:.2%} of {found['n']:,}" for part, found in parts)
                 changed = parts[-1][1]
                 flips = f" (fixed {changed['fixed']}, broken {changed['broken']})" if "fixed" in changed else ""
-                say(f"retrain: {name:<8}{shown}{flips}")
+                cli.log.info(f"retrain: {name:<8}{shown}{flips}")
         candidate = registry.resolve(report["candidate"]).label
         outcome = "promoted to production" if report["promoted"] else "production unchanged"
-        say(f"gate: {candidate}: {report['decision']}, {outcome}: {'; '.join(report['reasons'])}")
-        say(f"reports: {params.reports}")
+        cli.log.info(f"gate: {candidate}: {report['decision']}, {outcome}: {'; '.join(report['reasons'])}")
+        cli.log.info(f"reports: {params.reports}")
 
 
 if __name__ == "__main__":

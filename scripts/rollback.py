@@ -17,9 +17,9 @@ def main() -> None:
     parser.add_argument("--reason", default="", help="why, for the audit log")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "rollback") as say:
-        registry = SharedRegistry(params, say)
-        say(promotion.rollback(params, registry, reason=arguments.reason, say=say))
+    with cli.logged(params, "rollback"):
+        registry = SharedRegistry(params)
+        cli.log.info(promotion.rollback(params, registry, reason=arguments.reason))
 
 
 if __name__ == "__main__":

@@ -21,19 +21,21 @@ def main() -> None:
     params = cli.load_params(arguments)
     from flywheel.serving import host, remote
 
-    with cli.logged(params, "serve") as say:
+    with cli.logged(params, "serve"):
         address = ray_address.wanted()
         if arguments.foreground and address is None:
-            host.run(params, say)
+            host.run(params)
             return
         if address is None:
-            served = host.start(params, [sys.executable, *sys.argv, "--foreground"], say)
+            served = host.start(params, [sys.executable, *sys.argv, "--foreground"])
         else:
-            served = remote.start(params, address, say)
+            served = remote.start(params, address)
         health = served.health() or {}
-        say(f"serve: {health.get('model', served.model)} answers at {served.url} (a page to try it is there too)")
-        say(f"  curl --data-binary @image.png {served.url}/predict")
-        say(f"  make stop PROFILE={params.profile} ends it")
+        cli.log.info(
+            f"serve: {health.get('model', served.model)} answers at {served.url} (a page to try it is there too)"
+        )
+        cli.log.info(f"  curl --data-binary @image.png {served.url}/predict")
+        cli.log.info(f"  make stop PROFILE={params.profile} ends it")
 
 
 if __name__ == "__main__":

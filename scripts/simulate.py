@@ -15,9 +15,9 @@ from flywheel.tracking.mirror import SharedRegistry
 def main() -> None:
     """Send the traffic; print accuracy, speed and failures."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
-    with cli.logged(params, "simulate") as say:
-        registry = SharedRegistry(params, say)
-        report = simulation_stage.run(params, registry, say=say)
+    with cli.logged(params, "simulate"):
+        registry = SharedRegistry(params)
+        report = simulation_stage.run(params, registry)
         low, high = report["interval"]
         parts = [
             f"{report[f'accuracy_{part}']:.2%} of {report[f'n_{part}']:,} {part}, "
@@ -25,20 +25,24 @@ def main() -> None:
             if report[f"accuracy_{part}"] is not None
         ]
         speed = report["latency_ms"]
-        say(
+        cli.log.info(
             f"simulate: {report['accuracy']:.2%} of {report['n']:,} images (95 % interval {low:.2%} to {high:.2%}), "
             f"{''.join(parts)}{report['requests_per_s']:,.0f} images/s, "
             f"latency p50 {speed['p50']:.0f} ms, p99 {speed['p99']:.0f} ms"
         )
-        say(f"simulate: answered by {', '.join(f'{name} ({count:,})' for name, count in report['models'].items())}")
+        cli.log.info(
+            f"simulate: answered by {', '.join(f'{name} ({count:,})' for name, count in report['models'].items())}"
+        )
         if report["feedback"] is None:
-            say("feedback: no failure, so no feedback yet")
+            cli.log.info("feedback: no failure, so no feedback yet")
         else:
             version = registry.resolve(report["feedback"])
             new = f"{report['feedback_new']:,} new" if report["feedback_new"] else "none of them new"
             total = version.metadata["images"]
-            say(f"feedback: {report['failures']:,} failures, {new}; {version.label} lists {total:,} of all turns")
-        say(f"reports: {params.reports}")
+            cli.log.info(
+                f"feedback: {report['failures']:,} failures, {new}; {version.label} lists {total:,} of all turns"
+            )
+        cli.log.info(f"reports: {params.reports}")
 
 
 if __name__ == "__main__":

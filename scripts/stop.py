@@ -16,13 +16,13 @@ def main() -> None:
     from flywheel.pipeline import server_record
     from flywheel.serving import host, remote
 
-    with cli.logged(params, "serve") as say:
+    with cli.logged(params, "serve"):
         served = server_record.read(params)
         if served is not None and served.address is not None:
             remote.stop(params, served)
-            say(f"stop: the application was deleted from the cluster at {served.address}")
+            cli.log.info(f"stop: the application was deleted from the cluster at {served.address}")
         else:
-            say("stop: stopped" if host.stop(params) else "stop: nothing was running")
+            cli.log.info("stop: stopped" if host.stop(params) else "stop: nothing was running")
 
 
 if __name__ == "__main__":

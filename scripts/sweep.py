@@ -18,12 +18,12 @@ def main() -> None:
     """Run the stage and print the best trial."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "sweep") as say:
-        registry = SharedRegistry(params, say)
-        receipt = sweep_stage.run(params, registry, force=arguments.force, say=say)
+    with cli.logged(params, "sweep"):
+        registry = SharedRegistry(params)
+        receipt = sweep_stage.run(params, registry, force=arguments.force)
         metrics = receipt["metrics"]
         model = registry.resolve(receipt["outputs"][0])
-        say(
+        cli.log.info(
             f"sweep: best of {metrics['trials']} trials: {model.label}, {metrics['accuracy']:.2%} on validation "
             f"({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
         )

@@ -18,15 +18,15 @@ def main() -> None:
     parser.add_argument("--keep", choices=("ours", "theirs"), help="which aliases count where both moved them")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    with cli.logged(params, "sync") as say:
-        report = sync.sync(params, keep=arguments.keep, say=say)
+    with cli.logged(params, "sync"):
+        report = sync.sync(params, keep=arguments.keep)
         for line in report.missing:
-            say(f"sync: missing: {line}")
+            cli.log.info(f"sync: missing: {line}")
         if report.missing:
             raise sync.SyncError(
                 f"{len(report.missing)} things are not on W&B, listed above; make sync PROFILE={params.profile} goes on"
             )
-        say(f"sync: all is on W&B: {len(report.brought)} compared now, {report.there} runs before")
+        cli.log.info(f"sync: all is on W&B: {len(report.brought)} compared now, {report.there} runs before")
 
 
 if __name__ == "__main__":

@@ -91,3 +91,12 @@ def double() -> Iterator[WandbDouble]:
     with WandbDouble() as served:
         yield served
         assert served.errors == []
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The messages that the package logs during the test."""
+    from messages import captured
+
+    with captured() as messages:
+        yield messages

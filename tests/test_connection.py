@@ -144,9 +144,8 @@ def test_what_an_action_raises_is_raised(params: Params) -> None:
         Connection(params).run(lambda: 1 // 0)
 
 
-def test_trouble_is_said_once_and_ends_being_online(params: Params) -> None:
-    said: list[str] = []
-    connection = Connection(params, said.append)
+def test_trouble_is_said_once_and_ends_being_online(params: Params, said: list[str]) -> None:
+    connection = Connection(params)
     connection.trouble("one\ntwo", "going on")
     connection.trouble("three", "going on")
     assert said == ["W&B: one two; going on"]

@@ -145,7 +145,7 @@ def test_the_drift_stands_in_the_title_of_the_simulation(
     make_params: Callable[..., Params], registry: Registry, figures: list[Figure]
 ) -> None:
     params = make_params("tracking.wandb=disabled data.image_size=8 data.drift.blur=0.5")
-    data_stage.run(params, registry, say=lambda text: None)
+    data_stage.run(params, registry)
     titles = [figure.axes[0].get_title(loc="left") for figure in figures]
     assert titles == [
         "digits: train, 640 images", "digits: validation, 160 images", "digits: test, 450 images",

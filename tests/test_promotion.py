@@ -208,7 +208,7 @@ def test_what_cannot_answer_is_kept_out_and_no_force_helps(wheel: Wheel, kind: s
     assert (decision.decision, decision.checks["answers"]) == ("keep", False)
     assert reason in decision.reasons[0]
     with pytest.raises(PromotionError, match="nor would it be by force"):
-        promotion.promote(wheel.params, wheel.registry, candidate.label, force=True, reason="why not", say=str)
+        promotion.promote(wheel.params, wheel.registry, candidate.label, force=True, reason="why not")
     assert wheel.production() == first.ref
 
 
@@ -228,7 +228,7 @@ def test_a_production_model_that_cannot_be_loaded_stays_until_somebody_decides(w
     assert decision.decision == "keep"
     assert "cannot be compared" in decision.reasons[0]
     assert f'make promote MODEL={candidate.label} PROFILE=demo FORCE=1 REASON="why"' in decision.reasons[0]
-    promotion.promote(wheel.params, wheel.registry, candidate.label, force=True, reason="it is broken", say=str)
+    promotion.promote(wheel.params, wheel.registry, candidate.label, force=True, reason="it is broken")
     assert wheel.production() == candidate.ref
 
 
@@ -274,7 +274,7 @@ def test_other_classes_keep_production_and_force_is_the_way_on(wheel: Wheel, tmp
     assert "knows other classes than the data set" in decision.reasons[0]
     old = promotion.judge(wheel.params, wheel.registry, wheel.publish("short"))
     assert old.reasons == ("model-short:v0 knows other classes than the data set; run make sweep",)
-    promotion.promote(wheel.params, wheel.registry, new.label, force=True, reason="other classes", say=str)
+    promotion.promote(wheel.params, wheel.registry, new.label, force=True, reason="other classes")
     assert wheel.production() == new.ref
     assert wheel.registry.history(MODEL)[-2]["forced"]
 
@@ -336,7 +336,7 @@ def test_the_best_that_ever_was_in_production_binds(wheel: Wheel, make_params: C
     """A short-trained model comes into production by force; the next is compared to the better one before it too."""
     best = wheel.settle("a")
     worse = wheel.publish("short")
-    promotion.promote(wheel.params, wheel.registry, worse.label, force=True, reason="to test", say=str)
+    promotion.promote(wheel.params, wheel.registry, worse.label, force=True, reason="to test")
     copy = wheel.made.models["short"].with_name("short-again")
     if not copy.exists():
         shutil.copytree(wheel.made.models["short"], copy)
@@ -418,11 +418,12 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
 # -- evaluate -----------------------------------------------------------------------------------------------
 
 
-def test_evaluate_judges_promotes_and_never_undoes_a_rollback(wheel: Wheel, make_params: Callable[..., Params]) -> None:
-    said: list[str] = []
+def test_evaluate_judges_promotes_and_never_undoes_a_rollback(
+    wheel: Wheel, make_params: Callable[..., Params], said: list[str]
+) -> None:
     for kind in ("a", "b"):
         wheel.registry.link(wheel.publish(kind), MODEL, ("best",), reason="x")
-        receipt = evaluate_stage.run(wheel.params, wheel.registry, say=said.append)
+        receipt = evaluate_stage.run(wheel.params, wheel.registry)
         assert receipt["metrics"]["promoted"]
     assert receipt["metrics"]["decision"] == "promote"
     assert {"gate.json", "gate.png"} <= set(receipt["reports"])
@@ -430,10 +431,10 @@ def test_evaluate_judges_promotes_and_never_undoes_a_rollback(wheel: Wheel, make
     assert files.read_json(wheel.params.reports / "gate.json")["overall"]["n"] == 450
     promotion.rollback(wheel.params, wheel.registry)
     rolled_back = wheel.production()
-    evaluate_stage.run(wheel.params, wheel.registry, say=said.append)
+    evaluate_stage.run(wheel.params, wheel.registry)
     assert said[-1].startswith("evaluate: up to date")
     for params in (wheel.params, wheel.with_params(make_params, "gate.margin=0.5").params):
-        receipt = evaluate_stage.run(params, wheel.registry, force=True, say=said.append)
+        receipt = evaluate_stage.run(params, wheel.registry, force=True)
         assert receipt["metrics"]["decision"] == "keep"
         assert "it was in production before" in receipt["metrics"]["reasons"][0]
     assert wheel.production() == rolled_back
@@ -456,16 +457,14 @@ def test_promote_says_in_one_sentence_what_is_wrong(wheel: Wheel) -> None:
     ):
         before = wheel.registry.history(MODEL)
         with pytest.raises(Exception, match=message) as caught:
-            promotion.promote(wheel.params, wheel.registry, reference, say=str, **options)  # type: ignore[arg-type]
+            promotion.promote(wheel.params, wheel.registry, reference, **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
         assert wheel.registry.history(MODEL) == before
 
 
 def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(wheel: Wheel) -> None:
     first, bad, said = wheel.settle("a"), wheel.publish("untrained"), []
-    promotion.promote(
-        wheel.params, wheel.registry, bad.label, force=True, reason='the "test" set\nis wrong', say=said.append
-    )
+    promotion.promote(wheel.params, wheel.registry, bad.label, force=True, reason='the "test" set\nis wrong')
     assert wheel.registry.aliases(MODEL) == {"production": bad.ref, "previous": first.ref}
     entry = wheel.registry.history(MODEL)[-1]
     assert entry["forced"]
@@ -480,22 +479,21 @@ def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(wheel: Wheel) 
 
 def test_force_where_none_is_needed_is_no_forced_move(wheel: Wheel) -> None:
     wheel.settle("a")
-    promotion.promote(wheel.params, wheel.registry, wheel.publish("b").label, force=True, reason="safe", say=str)
+    promotion.promote(wheel.params, wheel.registry, wheel.publish("b").label, force=True, reason="safe")
     assert not wheel.registry.history(MODEL)[-1]["forced"]
 
 
 def test_promote_moves_even_with_auto_off(wheel: Wheel, make_params: Callable[..., Params]) -> None:
     off = wheel.with_params(make_params, "promotion.auto=false")
     version = off.publish("a")
-    promotion.promote(off.params, off.registry, version.label, say=str)
+    promotion.promote(off.params, off.registry, version.label)
     assert wheel.production() == version.ref
 
 
-def test_promoting_what_is_there_is_no_move(wheel: Wheel) -> None:
+def test_promoting_what_is_there_is_no_move(wheel: Wheel, said: list[str]) -> None:
     wheel.settle("a")
     before = wheel.registry.history(MODEL)
-    said: list[str] = []
-    promotion.promote(wheel.params, wheel.registry, f"{MODEL}:production", say=said.append)
+    promotion.promote(wheel.params, wheel.registry, f"{MODEL}:production")
     assert said == ["promote: model-a:v0 is in production already"]
     assert wheel.registry.history(MODEL) == before
 
@@ -549,7 +547,8 @@ def test_without_any_move_the_history_says_so(params: Params, registry: Registry
 MOVE = """
 import sys
 from pathlib import Path
-from flywheel import params_file, promotion
+from flywheel.params import file as params_file
+from flywheel.gate import promotion
 from flywheel.registry import Registry
 if sys.argv[3] == "promote":
     from flywheel.gate import exam, picture  # before it begins: seconds that a rollback does not need
@@ -558,9 +557,9 @@ registry = Registry(params.store)
 print("begun", flush=True)
 while True:
     if sys.argv[3] == "rollback":
-        promotion.rollback(params, registry, say=lambda text: None)
+        promotion.rollback(params, registry)
     else:
-        promotion.promote(params, registry, "digits-classifier:previous", say=lambda text: None)
+        promotion.promote(params, registry, "digits-classifier:previous")
     print(registry.history("digits-classifier")[-1]["write"], flush=True)
 """
 

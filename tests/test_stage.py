@@ -47,17 +47,12 @@ def define(params: Params, registry: Registry, **changes: object) -> Stage:
     return Stage(**values)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
 def test_a_second_run_does_nothing_and_says_so(
     params: Params, registry: Registry, tmp_path: Path, said: list[str]
 ) -> None:
     work = Work(define(params, registry), tmp_path)
-    first = stage.run(work.defined, work, say=said.append)
-    second = stage.run(define(params, registry), work, say=said.append)
+    first = stage.run(work.defined, work)
+    second = stage.run(define(params, registry), work)
     assert work.runs == 1
     assert second == first
     assert said[0] == "example: running (never run)"
@@ -66,8 +61,8 @@ def test_a_second_run_does_nothing_and_says_so(
 
 def test_force_runs_what_is_up_to_date(params: Params, registry: Registry, tmp_path: Path, said: list[str]) -> None:
     work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work, say=said.append)
-    stage.run(work.defined, work, force=True, say=said.append)
+    stage.run(work.defined, work)
+    stage.run(work.defined, work, force=True)
     assert work.runs == 2
     assert said[-1] == "example: running (forced)"
 
@@ -76,7 +71,7 @@ def test_each_change_of_the_fingerprint_is_the_reason(
     make_params: Make, params: Params, registry: Registry, tmp_path: Path, said: list[str]
 ) -> None:
     work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work, say=said.append)
+    stage.run(work.defined, work)
     for changed, reason in (
         (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
         (define(params, registry, inputs={"data": "data@2"}), "its input changed: data"),

@@ -65,10 +65,9 @@ def recorded(place: Path) -> dict[str, run_files.Record]:
     return {record.name: record for record in run_files.records(store_of(place))}
 
 
-def test_disabled_does_not_import_wandb_and_writes_nothing(make_params: Make, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_disabled_does_not_import_wandb_and_writes_nothing(make_params: Make, tmp_path: Path, said: list[str]) -> None:
     params = make_params("tracking.wandb=disabled")
-    run = Tracker(params, Registry(params.store), "turn-1", said.append).start("data", "data", {})
+    run = Tracker(params, Registry(params.store), "turn-1").start("data", "data", {})
     run.log({"a": 1})
     run.log_pictures([tmp_path / "no.png"])
     run.log_confusion_matrix([0], [0], ["a"])
@@ -216,10 +215,9 @@ class Broken:
         raise RuntimeError("the server\nis gone")
 
 
-def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp_path: Path, said: list[str]) -> None:
     params, broken = make_params("tracking.wandb=offline"), Broken()
-    tracker = Tracker(params, Registry(params.store), "turn-1", said.append)
+    tracker = Tracker(params, Registry(params.store), "turn-1")
     run = Run(tracker, run_files.RunFile(params.store, "abc"))
     run._run = broken
     run.log({"a": 1})
@@ -232,10 +230,11 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
     assert broken.calls == 2  # the first, and the end
 
 
-def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(make_params: Make, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(
+    make_params: Make, tmp_path: Path, said: list[str]
+) -> None:
     params = make_params("tracking.wandb=offline")
-    run = Run(Tracker(params, Registry(params.store), "turn-1", said.append), run_files.RunFile(params.store, "abc"))
+    run = Run(Tracker(params, Registry(params.store), "turn-1"), run_files.RunFile(params.store, "abc"))
     run.log_pictures([tmp_path / "absent.png"])
     assert len(said) == 1
     assert said[0].endswith("absent.png'; results are in the reports")

@@ -8,19 +8,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
+import logging.handlers
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from flywheel import FlywheelError, files
 from flywheel.files import Locked
 from flywheel.params import Params
 from flywheel.params import file as params_file
 
+log = logging.getLogger("flywheel")
 LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
 
@@ -67,30 +70,49 @@ def load_params(arguments: argparse.Namespace) -> Params:
 
 
 @contextlib.contextmanager
-def logged(params: Params, stage: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that prints a line and appends it, with the time, to the stage's log; errors are logged too."""
+def logged(params: Params, stage: str) -> Iterator[None]:
+    """Send what the package logs to stdout, and with the time to the stage's log, where errors go too."""
     path = params.store_paths.log(stage)
-
-    def note(text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
-            log.write("".join(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n" for line in text.splitlines()))
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-        note(text)
-
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console, file = _Console(sys.stdout), _LogFile(path, encoding="utf-8", delay=True)
+    file.setFormatter(_LogFormatter())
+    log.setLevel(logging.INFO)
+    log.addHandler(console)
+    log.addHandler(file)
     try:
-        yield say
-    except FlywheelError as error:
-        note(f"error: {error}")
+        yield
+    except (FlywheelError, KeyboardInterrupt, Exception) as error:
+        log.removeHandler(console)  # `main` prints errors
+        known = {FlywheelError: f"error: {error}", KeyboardInterrupt: "interrupted"}
+        log.error(next((text for kind, text in known.items() if isinstance(error, kind)), traceback.format_exc()))
         raise
-    except KeyboardInterrupt:
-        note("interrupted")
+    finally:
+        log.removeHandler(console)
+        log.removeHandler(file)
+        file.close()
+
+
+class _RaisingHandler(logging.Handler):
+    """A handler whose errors end the command, as those of print do: a full disk, a closed pipe."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise
-    except Exception:
-        note(traceback.format_exc())
-        raise
+
+
+class _Console(_RaisingHandler, logging.StreamHandler[TextIO]):
+    """What a person sees: the message alone."""
+
+
+class _LogFile(_RaisingHandler, logging.handlers.WatchedFileHandler):
+    """A log file that may be moved away while it is written."""
+
+
+class _LogFormatter(logging.Formatter):
+    """Each line with its time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created)
+        return "\n".join(f"{at:%Y-%m-%d %H:%M:%S} {line}" for line in record.getMessage().splitlines())
 
 
 def main(script: Callable[[], None]) -> None:
@@ -113,5 +135,5 @@ def main(script: Callable[[], None]) -> None:
         print(f"error: {where}{error.strerror or error}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: nothing was published; run the same command again", file=sys.stderr)
+        print("interrupted: finished work is kept; run the same command again", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -195,7 +195,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def load(data: parameters.Data, cache: Path) -> Callable[[Any], sources.SourceImages]:
     """Load CIFAR-10 by a class of torchvision's kind, saying nothing."""
-    return lambda dataset_class: sources.cifar10(data, cache, dataset_class, say=lambda text: None)
+    return lambda dataset_class: sources.cifar10(data, cache, dataset_class)
 
 
 def assert_right(source: sources.SourceImages, archive: Archive) -> None:
@@ -256,7 +256,7 @@ def test_another_image_size_is_scaled(
     served: Server, archive: Archive, make_params: Callable[..., Any], cache: Path
 ) -> None:
     small = make_params("data.image_size=16", profile="cifar10").data
-    source = sources.cifar10(small, cache, archive.at(served.url), say=lambda text: None)
+    source = sources.cifar10(small, cache, archive.at(served.url))
     assert source.train_images.shape == (5 * BATCH, 16, 16, 3)
     assert source.test_images.shape == (BATCH, 16, 16, 3)
     averaged = archive.train_images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
@@ -282,10 +282,11 @@ def test_an_archive_put_there_by_hand_is_used_without_a_request(
     assert_right(load(archive.at(closed_url)), archive)
 
 
-def test_it_says_what_it_fetches_once(served: Server, archive: Archive, data: parameters.Data, cache: Path) -> None:
-    said: list[str] = []
+def test_it_says_what_it_fetches_once(
+    served: Server, archive: Archive, data: parameters.Data, cache: Path, said: list[str]
+) -> None:
     for _ in range(2):
-        sources.cifar10(data, cache, archive.at(served.url), said.append)
+        sources.cifar10(data, cache, archive.at(served.url))
     assert said == [f"data: fetching {served.url}"]
 
 
@@ -379,7 +380,7 @@ def test_a_server_that_never_answers_is_given_up(cache: Path, monkeypatch: pytes
         listening.listen()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/file"
         with pytest.raises(DataError, match="the server does not answer"):
-            fetch.archive(url, cache / "file", "0" * 32, "folder", say=lambda text: None)
+            fetch.archive(url, cache / "file", "0" * 32, "folder")
     assert not (cache / "file").exists()
 
 

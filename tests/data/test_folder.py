@@ -55,8 +55,8 @@ def write(form: str, files: Mapping[str, bytes], place: Path) -> Path:
     return path
 
 
-def read(path: Path, *, skip_corrupt: bool = False, said: list[str] | None = None) -> FolderImages:
-    return folder.read(path, 8, skip_corrupt, (said if said is not None else []).append)
+def read(path: Path, *, skip_corrupt: bool = False) -> FolderImages:
+    return folder.read(path, 8, skip_corrupt)
 
 
 def assert_same(one: FolderImages, other: FolderImages) -> None:
@@ -188,9 +188,10 @@ def test_corrupt_files_are_refused_by_name_with_the_reason_and_the_way_on(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_skip_corrupt_leaves_them_out_and_counts_them(form: str, corrupt: Files, layout: Files, tmp_path: Path) -> None:
-    said: list[str] = []
-    found = read(write(form, corrupt, tmp_path / "mine"), skip_corrupt=True, said=said)
+def test_skip_corrupt_leaves_them_out_and_counts_them(
+    form: str, corrupt: Files, layout: Files, tmp_path: Path, said: list[str]
+) -> None:
+    found = read(write(form, corrupt, tmp_path / "mine"), skip_corrupt=True)
     clean = read(write("directory", layout, tmp_path / "clean"))
     assert [line.split(":")[0] for line in found.skipped] == ["test/b/text.jpg", "train/a/empty.png"]
     assert len(said) == 1
@@ -201,9 +202,8 @@ def test_skip_corrupt_leaves_them_out_and_counts_them(form: str, corrupt: Files,
     np.testing.assert_array_equal(found.train_labels, clean.train_labels)
 
 
-def test_good_images_are_left_out_of_nothing(layout: Files, tmp_path: Path) -> None:
-    said: list[str] = []
-    found = read(write("directory", layout, tmp_path / "mine"), skip_corrupt=True, said=said)
+def test_good_images_are_left_out_of_nothing(layout: Files, tmp_path: Path, said: list[str]) -> None:
+    found = read(write("directory", layout, tmp_path / "mine"), skip_corrupt=True)
     assert found.skipped == ()
     assert said == []
 
@@ -218,10 +218,9 @@ def test_of_many_corrupt_files_ten_are_named_and_all_are_counted(layout: Files, 
     assert "3 more" in message
 
 
-def test_of_many_left_out_three_are_named_and_all_are_counted(layout: Files, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_of_many_left_out_three_are_named_and_all_are_counted(layout: Files, tmp_path: Path, said: list[str]) -> None:
     bad = {f"train/a/bad{i:02}.png": b"" for i in range(13)}
-    read(write("directory", {**layout, **bad}, tmp_path / "mine"), skip_corrupt=True, said=said)
+    read(write("directory", {**layout, **bad}, tmp_path / "mine"), skip_corrupt=True)
     (line,) = said
     assert line.startswith("data: left out 13 corrupt files")
     assert line.endswith("train/a/bad02.png: the file is empty and 10 more")
@@ -438,10 +437,9 @@ def test_a_test_class_that_is_not_trained_is_named(layout: Files, tmp_path: Path
         read(write("directory", files, tmp_path / "mine"))
 
 
-def test_a_class_without_test_images_is_accepted_and_named(layout: Files, tmp_path: Path) -> None:
+def test_a_class_without_test_images_is_accepted_and_named(layout: Files, tmp_path: Path, said: list[str]) -> None:
     files = {**layout, "train/c/0.png": layout["train/a/0.png"]}
-    said: list[str] = []
-    assert read(write("directory", files, tmp_path / "mine"), said=said).class_names == ("a", "b", "c")
+    assert read(write("directory", files, tmp_path / "mine")).class_names == ("a", "b", "c")
     assert said == ["data: no test image of c: nothing will tell how well it is recognised"]
 
 
@@ -741,9 +739,10 @@ def test_the_order_of_the_test_images_is_drawn_by_the_seed(folder_data: Callable
     assert len({tuple(order) for order in orders}) > 1
 
 
-def test_skipped_files_reach_the_source(make_params: Callable[..., Any], corrupt: Files, tmp_path: Path) -> None:
+def test_skipped_files_reach_the_source(
+    make_params: Callable[..., Any], corrupt: Files, tmp_path: Path, said: list[str]
+) -> None:
     path = write("tar", corrupt, tmp_path / "corrupt")
     data = make_params(f"data.source=folder data.path={path} data.skip_corrupt=true").data
-    said: list[str] = []
-    assert len(sources.from_folder(data, said.append).skipped) == 2
+    assert len(sources.from_folder(data).skipped) == 2
     assert len(said) == 1

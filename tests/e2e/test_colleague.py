@@ -33,7 +33,7 @@ SMALL = (
     "retrain.epochs=1 retrain.min_failures=1 retrain.control=false gate.margin=1 gate.class_margin=1"
 )
 FAILURES = """
-from flywheel import feedback
+from flywheel.traffic import feedback
 from flywheel.data import dataset
 registry = SharedRegistry(params)
 version = registry.resolve(params.dataset_name)

@@ -27,15 +27,15 @@ SWEEP = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from flywheel import params_file
-from flywheel.sweep import cluster, runner
+from flywheel.params import file as params_file
+from flywheel.sweep import cluster, tune_runner as runner
 from flywheel.registry import Registry
-from flywheel.sweep.campaign import Campaign
+from flywheel.sweep.state import Campaign
 from flywheel.sweep.checkpoints import Place
 from flywheel.sweep.journal import Journal
-from flywheel.sweep.recorder import Recorder
-from flywheel.tracking import Tracker
-from flywheel.training import TrainingData
+from flywheel.sweep.reporting import Recorder
+from flywheel.tracking.runs import Tracker
+from flywheel.training.loop import TrainingData
 
 place, overrides = Path(sys.argv[1]), sys.argv[2]
 

@@ -180,7 +180,7 @@ def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Pa
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "interrupted: nothing was published; run the same command again\n"
+    assert errors == "interrupted: finished work is kept; run the same command again\n"
     assert "sweep: interrupted after 0 of 6 trials; the same command goes on from there" in said
     wait_for_none_left(tmp_path, 30)
     status = run(tmp_path, "status", LENGTHY).stdout
@@ -206,7 +206,7 @@ def test_wandb_that_hangs_does_not_keep_a_signal_waiting(tmp_path: Path, signals
             process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "interrupted: nothing was published; run the same command again\n"
+    assert errors == "interrupted: finished work is kept; run the same command again\n"
     wait_for_none_left(tmp_path, 5)
 
 

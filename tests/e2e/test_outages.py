@@ -191,7 +191,7 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
         f"{how}, {number.name}: at the prompt after {ended.wall_s - signalled_s:.1f} s, "
         f"said after {said_s - signalled_s:.1f} s"
     )
-    assert (ended.code, ended.errors) == (130, "interrupted: nothing was published; run the same command again\n")
+    assert (ended.code, ended.errors) == (130, "interrupted: finished work is kept; run the same command again\n")
     assert "sweep: interrupted after 0 of 4 trials; the same command goes on from there" in [
         at[1] for at in ended.lines
     ]

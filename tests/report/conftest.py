@@ -53,10 +53,6 @@ def load(place: Path) -> Params:
     return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES}")
 
 
-def say(line: str) -> None:
-    """Keep quiet."""
-
-
 def sweep(params: Params, registry: Registry) -> None:
     """Train three trials, journal them and publish the best, as a sweep does."""
     version = registry.resolve(params.dataset_name)
@@ -112,7 +108,7 @@ def simulate(params: Params, registry: Registry) -> None:
     report = {
         "at": "2026-11-23T10:00:00+00:00",
         "dataset": version.ref,
-        **results.measure(result, {model.label: model}, registry, say),
+        **results.measure(result, {model.label: model}, registry),
     }
     published, new = feedback.publish(
         params, registry, results.examples(opened, result.index[result.wrong]), (version.ref, model.ref), {}
@@ -126,10 +122,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
     """data, sweep, evaluate, simulate, retrain. No test changes it."""
     params = load(tmp_path_factory.mktemp("turned"))
     registry = Registry(params.store)
-    data_stage.run(params, registry, say=say)
+    data_stage.run(params, registry)
     sweep(params, registry)
-    evaluation_stage.run(params, registry, say=say)
+    evaluation_stage.run(params, registry)
     simulate(params, registry)
-    retraining_stage.run(params, registry, say=say)
+    retraining_stage.run(params, registry)
     assert registry.resolve(f"{params.registered_model}:production").label == "retrained-model:v0"
     return Wheel(params, registry)

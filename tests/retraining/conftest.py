@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     params = load(place)
     registry = Registry(params.store)
-    data_stage.run(params, registry, say=lambda line: None)
+    data_stage.run(params, registry)
     parents.produce(params, registry, place / "model", epochs=8)
     return place
 

@@ -183,7 +183,7 @@ def test_failures_of_an_older_data_set_are_found_through_the_lineage(
 
     version = collect(failed)
     drifted = make("data.drift.rotation=4")
-    data_stage.run(drifted, registry, say=lambda line: None)
+    data_stage.run(drifted, registry)
     newer = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     assert not {row.tobytes() for row in newer.hashes} >= {row.tobytes() for row in opened.hashes}
     found = find(registry, version, newer)

@@ -29,13 +29,8 @@ KEYS = {"parent", "candidate", "feedback", "hard_examples", "epochs", "before", 
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
 def run(registry: Registry, said: list[str]) -> Callable[..., Any]:
-    return lambda params, **options: retraining_stage.run(params, registry, say=said.append, **options)
+    return lambda params, **options: retraining_stage.run(params, registry, **options)
 
 
 def models(registry: Registry) -> list[str]:
@@ -143,7 +138,7 @@ def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, fai
     from flywheel.traffic import feedback
 
     other = make("data.image_size=24")
-    data_stage.run(other, registry, say=lambda line: None)
+    data_stage.run(other, registry)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), (), {})
     with pytest.raises(

@@ -121,7 +121,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("built")
     params = load(place)
     registry = Registry(params.store)
-    data_stage.run(params, registry, say=lambda line: None)
+    data_stage.run(params, registry)
     for name in ("model-1", "model-2"):
         (place / name).write_text(name)
         registry.publish(name, "model", {"a": place / name}, inputs=(registry.resolve("digits_dataset").ref,))

@@ -45,12 +45,10 @@ def reset(handler: Any) -> None:
 
 
 @pytest.fixture
-def run(registry: Registry) -> Callable[..., Any]:
-    said: list[str] = []
-
+def run(registry: Registry, said: list[str]) -> Callable[..., Any]:
     def play(params: Params) -> Any:
         said.clear()
-        return simulation_stage.run(params, registry, say=said.append)
+        return simulation_stage.run(params, registry)
 
     play.said = said  # type: ignore[attr-defined]
     return play

@@ -12,12 +12,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEAD = """
-import os, sys, time
+import logging, os, sys, time
 from pathlib import Path
-from flywheel import params_file
+from flywheel.params import file as params_file
 from flywheel.registry import Registry
-from flywheel.registry.shared import SharedRegistry
-from flywheel.tracking import Tracker
+from flywheel.tracking.mirror import SharedRegistry
+from flywheel.tracking.runs import Tracker
+logging.getLogger("flywheel").setLevel("INFO")
+logging.getLogger("flywheel").addHandler(logging.StreamHandler(sys.stdout))
 place = Path(os.environ["PLACE"])
 params = params_file.load(profile="demo", overrides=os.environ["OVERRIDES"])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from messages import captured
 
 from flywheel import files
 from flywheel.data import dataset
@@ -49,9 +50,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[
     space = "sweep.space.learning_rate={log_uniform: [0.002, 10]}"
     params = params_file.load(profile="demo", overrides=f"{paths} {SMALL} {space} sweep.first=[{{}}, {DIVERGING}]")
     registry = Registry(params.store)
-    said: list[str] = []
-    data_stage.run(params, registry, say=said.append)
-    sweep_stage.run(params, registry, say=said.append)
+    with captured() as said:
+        data_stage.run(params, registry)
+        sweep_stage.run(params, registry)
     return params, registry, said
 
 
@@ -159,13 +160,14 @@ def test_a_finished_sweep_is_up_to_date_and_more_trials_are_work_left(
     assert stage.check(sweep_stage.define(more, registry)).reason == "9 trials are asked for, 4 were made"
 
 
-def test_lost_reports_are_drawn_again_without_a_trial(swept: tuple[Params, Registry, list[str]]) -> None:
+def test_lost_reports_are_drawn_again_without_a_trial(
+    swept: tuple[Params, Registry, list[str]], said: list[str]
+) -> None:
     params, registry, _ = swept
     before = files.read_json(params.reports / "sweep.json")
     for name in ("sweep.json", "sweep_history.png"):
         (params.reports / name).unlink()
-    said: list[str] = []
-    sweep_stage.run(params, registry, say=said.append)
+    sweep_stage.run(params, registry)
     assert len(said) == 1
     assert files.read_json(params.reports / "sweep.json") == before
     assert (params.reports / "sweep_history.png").exists()
@@ -175,7 +177,7 @@ def test_evaluate_judges_on_test_and_puts_a_first_model_into_production(
     swept: tuple[Params, Registry, list[str]],
 ) -> None:
     params, registry, _ = swept
-    evaluate_stage.run(params, registry, say=lambda line: None)
+    evaluate_stage.run(params, registry)
     report = files.read_json(params.reports / "evaluation.json")
     model = registry.resolve("digits-classifier:best")
     test = dataset.open_directory(registry.open(registry.resolve("digits_dataset"))).split("test")
@@ -194,9 +196,9 @@ def test_all_trials_failing_is_an_error_with_the_reason(make_params: Make) -> No
     diverging = "recipe.weight_decay=1.0 recipe.momentum=0.0 sweep.space.batch_size=16 tracking.wandb=disabled"
     params = make_params(f"data.image_size=16 sweep.trials=2 sweep.epochs=2 {space} {diverging}")
     registry = Registry(params.store)
-    data_stage.run(params, registry, say=lambda line: None)
+    data_stage.run(params, registry)
     with pytest.raises(SweepError, match=r"all 2 trials failed: TrainingDiverged: the "):
-        sweep_stage.run(params, registry, say=lambda line: None)
+        sweep_stage.run(params, registry)
     assert not stage.check(sweep_stage.define(params, registry)).up_to_date
     (journal,) = (params.store / "journal").iterdir()
     assert [trial.status for trial in Journal(journal).trials()] == ["failed", "failed"]

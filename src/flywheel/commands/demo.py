@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import requests
@@ -16,6 +17,8 @@ from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.registry import Registry
+
+log = logging.getLogger(__name__)
 
 TURN = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
 FOLLOW_S = 30  # beyond serve.poll_s, for the server to load what was promoted
@@ -29,7 +32,7 @@ class DemoError(FlywheelError):
     """A command of the turn failed; its own message stands above."""
 
 
-def run(params: Params, arguments: Sequence[str], say: Callable[[str], None] = print) -> None:
+def run(params: Params, arguments: Sequence[str]) -> None:
     """Turn the wheel once and stop the server, whatever happens. `arguments` go to every script.
 
     Raises DemoError when a command fails, KeyboardInterrupt at Ctrl-C and SIGTERM.
@@ -41,18 +44,18 @@ def run(params: Params, arguments: Sequence[str], say: Callable[[str], None] = p
             for number, name in enumerate(TURN):
                 if number == len(TURN) - 1:
                     _wait_for_production(params)
-                say(f"\n$ make {name} PROFILE={params.profile}")
+                log.info(f"\n$ make {name} PROFILE={params.profile}")
                 started = time.monotonic()
                 _script(name, arguments)
                 seconds.append((name, time.monotonic() - started))
         finally:
             _script("stop", arguments)
-    say("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds))
+    log.info("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds))
     retrained = _report(params, "retrain")
     if retrained.get("candidate") != before:
         for line in table(params, Registry(params.store), retrained):
-            say(line)
-    say("")
+            log.info(line)
+    log.info("")
     _script("report", arguments)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import requests
@@ -16,6 +16,8 @@ from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from flywheel import files
 from flywheel.data import DataError
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 BACKOFF_S = 1.0  # doubled after each attempt
@@ -33,7 +35,7 @@ class _GiveUpError(Exception):
     """A failure that another attempt will not mend."""
 
 
-def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], None] = print) -> None:
+def archive(url: str, path: Path, md5: str, folder: str) -> None:
     """Make sure that `folder` lies beside `path`, from the archive at `path`, fetched from `url` if it is absent.
 
     Raises DataError, one sentence, with the ways on; nothing half-written is left under the final names.
@@ -49,7 +51,7 @@ def archive(url: str, path: Path, md5: str, folder: str, say: Callable[[str], No
         if target.is_dir():
             return
         if not path.exists():
-            say(f"data: fetching {url}")
+            log.info(f"data: fetching {url}")
             download(url, path, md5)
         elif _md5(path) != md5:
             raise DataError(f"{path} does not match its checksum {md5}; remove it and run make data again")

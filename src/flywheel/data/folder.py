@@ -7,13 +7,14 @@ also out of it; links in an archive to what is inside it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import lzma
 import os
 import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -25,6 +26,8 @@ from tqdm import tqdm
 from flywheel import files
 from flywheel.data import DataError, images
 from flywheel.data.images import ImageError, Pixels
+
+log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 << 20
 MAX_INFLATION = 100  # images are compressed already; an archive that unpacks to more is taken for a bomb
@@ -60,7 +63,7 @@ class FolderImages:
     skipped: tuple[str, ...]
 
 
-def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] = print) -> FolderImages:
+def read(path: Path, size: int, skip_corrupt: bool) -> FolderImages:
     """Decode every image below `path`. Raises DataError for a wrong layout and, naming them, corrupt files."""
     decoded: dict[tuple[str, str, str], Pixels] = {}
     seen: set[tuple[str, str, str]] = set()
@@ -91,7 +94,7 @@ def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] =
             "mend or remove them, or leave them out with data.skip_corrupt=true"
         )
     if corrupt:
-        say(f"data: left out {len(corrupt)} corrupt files (data.skip_corrupt): {_first(corrupt, NAMED_SKIPPED)}")
+        log.info(f"data: left out {len(corrupt)} corrupt files (data.skip_corrupt): {_first(corrupt, NAMED_SKIPPED)}")
     train, test = ([key for key in sorted(decoded) if key[0] == split] for split in ("train", "test"))
     classes = sorted({label for _, label, _ in train})
     empty = sorted({label for split, label, _ in seen if split == "train"} - set(classes))
@@ -106,7 +109,9 @@ def read(path: Path, size: int, skip_corrupt: bool, say: Callable[[str], None] =
         raise DataError(f"{path}: found {len(test)} test images; {LAYOUT}")
     untested = sorted(set(classes) - {label for _, label, _ in test})
     if untested:
-        say(f"data: no test image of {_first(untested, NAMED_SKIPPED)}: nothing will tell how well it is recognised")
+        log.info(
+            f"data: no test image of {_first(untested, NAMED_SKIPPED)}: nothing will tell how well it is recognised"
+        )
     return FolderImages(
         tuple(classes),
         np.stack([decoded[key] for key in train]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,16 @@ class SourceImages:
     skipped: tuple[str, ...] = ()
 
 
-def load(data: params.Data, cache: Path, say: Callable[[str], None] = print) -> SourceImages:
+def load(data: params.Data, cache: Path) -> SourceImages:
     """Return the images of the source that the params name. Raises DataError."""
     if data.source == "cifar10":
-        return cifar10(data, cache, say=say)
+        return cifar10(data, cache)
     if data.source == "digits":
         return digits(data)
-    return from_folder(data, say)
+    return from_folder(data)
 
 
-def cifar10(
-    data: params.Data, cache: Path, dataset_class: Any = None, say: Callable[[str], None] = print
-) -> SourceImages:
+def cifar10(data: params.Data, cache: Path, dataset_class: Any = None) -> SourceImages:
     """Return CIFAR-10 from torchvision's archive, fetched into `cache` once and verified.
 
     `dataset_class` is torchvision.datasets.CIFAR10 or a subclass with its own URL and checksums. Source:
@@ -63,7 +60,6 @@ def cifar10(
         cache / dataset_class.filename,
         dataset_class.tgz_md5,
         dataset_class.base_folder,
-        say,
     )
     try:
         train = dataset_class(str(cache), train=True, download=False)
@@ -109,10 +105,10 @@ def digits(data: params.Data) -> SourceImages:
     )
 
 
-def from_folder(data: params.Data, say: Callable[[str], None] = print) -> SourceImages:
+def from_folder(data: params.Data) -> SourceImages:
     """Return the images of `data.path`; the test images are shuffled with the seed and cut by `test_fraction`."""
     assert data.path is not None
-    found = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt, say)
+    found = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt)
     order = np.random.default_rng(data.seed).permutation(len(found.test_labels))
     return SourceImages(
         found.class_names,

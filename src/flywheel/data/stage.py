@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ def define(params: Params, registry: Registry) -> Stage:
     )
 
 
-def run(
-    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
-) -> Mapping[str, Any]:
+def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any]:
     """Build the data set unless it is up to date. Returns the receipt."""
     defined = define(params, registry)
 
@@ -43,9 +41,9 @@ def run(
         from flywheel.data import build, dataset, sources
         from flywheel.tracking.runs import Tracker
 
-        tracked = Tracker(params, registry, stage.turn(registry), say).start("data", "data", params.data.identity())
+        tracked = Tracker(params, registry, stage.turn(registry)).start("data", "data", params.data.identity())
         try:
-            built = build.build(sources.load(params.data, params.cache, say), params.data)
+            built = build.build(sources.load(params.data, params.cache), params.data)
             with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
                 dataset.save(built, Path(directory))
                 version = registry.publish(
@@ -66,7 +64,7 @@ def run(
         registry.set_latest(version)
         return _finish(params, registry, version)
 
-    return stage.run(defined, work, adopt=adopt, force=force, say=say)
+    return stage.run(defined, work, adopt=adopt, force=force)
 
 
 def _finish(params: Params, registry: Registry, version: Version) -> Outcome:

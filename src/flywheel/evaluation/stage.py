@@ -6,7 +6,7 @@ and a model that was moved out of production by hand does not come back because 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flywheel import files
@@ -46,15 +46,13 @@ def define(params: Params, registry: Registry) -> Stage:
     )
 
 
-def run(
-    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
-) -> Mapping[str, Any]:
+def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any]:
     """Evaluate unless that is done. Returns the receipt."""
     defined = define(params, registry)
-    return stage.run(defined, lambda: _evaluate(defined, say), force=force, say=say)
+    return stage.run(defined, lambda: _evaluate(defined), force=force)
 
 
-def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
+def _evaluate(defined: Stage) -> Outcome:
     from flywheel.data import dataset
     from flywheel.gate import promotion
     from flywheel.metrics import classification
@@ -69,7 +67,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
     if loaded.class_names != opened.class_names:
         raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
     config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
-    tracker = Tracker(params, registry, stage.turn(registry), say)
+    tracker = Tracker(params, registry, stage.turn(registry))
     tracked = tracker.start("evaluate", f"evaluate {model.label}", config)
     tracked.used(data, model)
     try:
@@ -95,7 +93,7 @@ def _evaluate(defined: Stage, say: Callable[[str], None]) -> Outcome:
         worst = classification.confident_mistakes(probabilities, test.labels, test.ids, opened.class_names)
         report = {"model": model.ref, "dataset": data.ref, **result, "worst": worst}
         files.write_json(folder / "evaluation.json", report)
-        gate_reports = promotion.report(params, decision, tracked, say)
+        gate_reports = promotion.report(params, decision, tracked)
         moved = promotion.apply(params, registry, model, decision)
         numbers = {
             "accuracy": accuracy,

@@ -6,7 +6,8 @@ on what was production when it was decided, and one write to the audit log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # numpy and torch load where models are judged
 
     from flywheel.gate.rules import Answers, Decision, Exam
     from flywheel.tracking.runs import Run
+
+log = logging.getLogger(__name__)
 
 
 class PromotionError(FlywheelError):
@@ -91,9 +94,7 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
     return True
 
 
-def report(
-    params: Params, decision: Decision, tracked: Run | None = None, say: Callable[[str], None] = print
-) -> tuple[Path, ...]:
+def report(params: Params, decision: Decision, tracked: Run | None = None) -> tuple[Path, ...]:
     """Say a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
 
     Returns the files written into the reports folder.
@@ -102,7 +103,7 @@ def report(
     from flywheel.gate import table
 
     for line in table.table(decision):
-        say(line)
+        log.info(line)
     written = [params.reports / "gate.json"]
     files.write_json(written[0], decision.report())
     picture = params.reports / "gate.png"
@@ -123,7 +124,6 @@ def promote(
     *,
     force: bool = False,
     reason: str = "",
-    say: Callable[[str], None] = print,
 ) -> Decision:
     """Judge a model that somebody names and put it into production if it passes, or all the same if forced.
 
@@ -147,14 +147,14 @@ def promote(
     with files.lock(params.store_paths.lock("promote")):  # make prune removes nothing meanwhile
         decision = judge(params, registry, candidate, by_hand=True)
         if _same(decision.production, candidate):
-            say(f"promote: {candidate.label} is in production already")
+            log.info(f"promote: {candidate.label} is in production already")
             return decision
-        tracked = Tracker(params, registry, stage.turn(registry), say).start(
+        tracked = Tracker(params, registry, stage.turn(registry)).start(
             "promote", f"promote {candidate.label}", {"model": candidate.ref, "forced": force, "reason": reason}
         )
         tracked.used(candidate)
         try:
-            report(params, decision, tracked, say)
+            report(params, decision, tracked)
             why = "; ".join(decision.reasons)
             refused = decision.decision == "keep"
             if refused and not force:
@@ -167,11 +167,11 @@ def promote(
             raise
         tracked.finish()
     forced = " by force" if refused else ""
-    say(f"promote: {candidate.label} is in production{forced}: {f'{reason}: {why}' if reason else why}")
+    log.info(f"promote: {candidate.label} is in production{forced}: {f'{reason}: {why}' if reason else why}")
     return decision
 
 
-def rollback(params: Params, registry: Registry, *, reason: str = "", say: Callable[[str], None] = print) -> str:
+def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
     """Put the previous model back into production; what was there becomes the previous one. Returns what was done.
 
     Raises PromotionError when there is none, or when its files are not whole.
@@ -198,7 +198,7 @@ def rollback(params: Params, registry: Registry, *, reason: str = "", say: Calla
         f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
     facts = {"model": version.ref, "from": production, "reason": reason}
-    tracked = Tracker(params, registry, stage.turn(registry), say).start("promote", f"rollback {version.label}", facts)
+    tracked = Tracker(params, registry, stage.turn(registry)).start("promote", f"rollback {version.label}", facts)
     tracked.used(version)
     tracked.finish()
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"

@@ -9,6 +9,7 @@ records the fingerprint is as good.
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import subprocess
 import time
@@ -24,6 +25,8 @@ from flywheel import FlywheelError, files
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.pipeline import fingerprint
 from flywheel.registry import Registry, RegistryError, Version
+
+log = logging.getLogger(__name__)
 
 RECORDED_PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pillow", "wandb", "flywheel")
 
@@ -144,7 +147,6 @@ def run(
     *,
     adopt: Callable[[Version], Outcome] | None = None,
     force: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Mapping[str, Any]:
     """Run `work` unless the stage is up to date, and return the receipt.
 
@@ -157,12 +159,12 @@ def run(
             stage.registry.refresh()  # perhaps somebody else made it; and aliases may have moved
             verdict = check(stage)
         if verdict.up_to_date and not force:
-            say(f"{stage.name}: up to date ({verdict.reason})")
+            log.info(f"{stage.name}: up to date ({verdict.reason})")
             if verdict.adopted is None:
                 assert verdict.receipt is not None
                 return verdict.receipt
         else:
-            say(f"{stage.name}: running ({'forced' if force else verdict.reason})")
+            log.info(f"{stage.name}: running ({'forced' if force else verdict.reason})")
         started, clock = datetime.now(UTC), time.monotonic()
         if verdict.up_to_date and not force and verdict.adopted is not None:
             outcome = adopt(verdict.adopted) if adopt else Outcome((verdict.adopted,))

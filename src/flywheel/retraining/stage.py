@@ -6,9 +6,10 @@ once, as a version; a run that is killed before that is repeated, one that is ki
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
     from flywheel.tracking.runs import Run
     from flywheel.training.loop import EpochResult
 
+log = logging.getLogger(__name__)
+
 ROOTS = ("flywheel.retraining.train",)
 
 
-def run(
-    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
-) -> Mapping[str, Any] | None:
+def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any] | None:
     """Retrain if there are enough new failures. Returns what retrain.json holds, or None when nothing was to be done.
 
     Raises RetrainError, FeedbackError, and files.Locked when another process retrains.
@@ -42,12 +43,12 @@ def run(
         registry.refresh()
         planned = plan.make(params, registry, force=force)
         if isinstance(planned, str):
-            say(f"retrain: nothing to do ({planned})")
+            log.info(f"retrain: nothing to do ({planned})")
             return None
         if planned.unjudged is not None:
-            say(f"retrain: {planned.unjudged.label} was made by a run that ended before the gate; judging it now")
-            return _finish(params, registry, planned.unjudged, planned.unjudged.metadata["metrics"], None, say)
-        return _retrain(params, registry, planned, say)
+            log.info(f"retrain: {planned.unjudged.label} was made by a run that ended before the gate; judging it now")
+            return _finish(params, registry, planned.unjudged, planned.unjudged.metadata["metrics"], None)
+        return _retrain(params, registry, planned)
 
 
 def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tuple[Recipe, float]:
@@ -66,7 +67,7 @@ def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tu
     return Recipe.model_validate({**written, **changes}), base
 
 
-def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[str], None]) -> Mapping[str, Any] | None:
+def _retrain(params: Params, registry: Registry, planned: Plan) -> Mapping[str, Any] | None:
     from flywheel.data import dataset
     from flywheel.models import device as devices
     from flywheel.retraining import examples, train
@@ -76,9 +77,9 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
     hard = examples.find(registry, planned.feedback, opened)
     for reason, ids in hard.dropped.items():
         shown = ", ".join(map(str, ids[:10])) + (", …" if len(ids) > 10 else "")
-        say(f"retrain: {len(ids)} of {planned.feedback.label} left out, {reason}: image {shown}")
+        log.info(f"retrain: {len(ids)} of {planned.feedback.label} left out, {reason}: image {shown}")
     if not len(hard):
-        say(f"retrain: nothing to do ({planned.feedback.label} has no image that may be trained on)")
+        log.info(f"retrain: nothing to do ({planned.feedback.label} has no image that may be trained on)")
         return None
     written = files.read_json(registry.open(planned.parent) / "model.json")
     if written["class_names"] != list(opened.class_names) or written["image_size"] != opened.image_size:
@@ -88,28 +89,28 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
         )
     recipe, base = recipe_of(params, planned.parent, written["recipe"])
     name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    say(
+    log.info(
         f"retrain: {planned.parent.label} with {len(hard):,} failures of {planned.feedback.label} "
         f"({planned.new_failures:,} new), {recipe.epochs} epochs"
     )
     inputs = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     config = {**inputs, "recipe": recipe.model_dump(), **params.retrain.model_dump()}
-    tracked = Tracker(params, registry, stage.turn(registry), say).start("retrain", name, config)
+    tracked = Tracker(params, registry, stage.turn(registry)).start("retrain", name, config)
     tracked.used(planned.dataset, planned.feedback, planned.parent)
 
-    def log(arm: str, result: EpochResult) -> None:
-        say(f"retrain: {arm}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation")
+    def on_epoch(arm: str, result: EpochResult) -> None:
+        log.info(f"retrain: {arm}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation")
         shown = {"epoch": result.epoch, "accuracy": result.accuracy, "train_loss": result.train_loss}
         tracked.log({f"{arm}/{key}": value for key, value in shown.items()})  # W&B's steps cannot go back
 
     try:
         started = time.monotonic()
-        directory, seen = registry.open(planned.parent), _seen(registry, planned.parent, say)
-        facts, arm = train.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), log)
+        directory, seen = registry.open(planned.parent), _seen(registry, planned.parent)
+        facts, arm = train.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), on_epoch)
         facts |= {"wall_s": round(time.monotonic() - started, 1)}
         candidate = _publish(params, registry, inputs, arm, recipe, base, facts)
         tracked.made(candidate)
-        report = _finish(params, registry, candidate, facts, tracked, say)
+        report = _finish(params, registry, candidate, facts, tracked)
         tracked.log_pictures([params.reports / "retrain.png"])
         kept = ("candidate", "hard_examples", "kept_epoch", "before", "after", "control", "decision", "promoted")
         tracked.summarize({key: report[key] for key in kept})
@@ -120,11 +121,11 @@ def _retrain(params: Params, registry: Registry, planned: Plan, say: Callable[[s
     return report
 
 
-def _seen(registry: Registry, parent: Version, say: Callable[[str], None]) -> frozenset[str] | None:
+def _seen(registry: Registry, parent: Version) -> frozenset[str] | None:
     try:
         return feedback.seen(registry, parent)
     except FeedbackError as error:
-        say(f"retrain: accuracy on unseen images cannot be told: {error}")
+        log.info(f"retrain: accuracy on unseen images cannot be told: {error}")
         return None
 
 
@@ -165,7 +166,6 @@ def _finish(
     candidate: Version,
     facts: Mapping[str, Any],
     tracked: Run | None,
-    say: Callable[[str], None],
 ) -> Mapping[str, Any]:
     """Link a published candidate, let the gate judge it, write the reports and, last, the receipt.
 
@@ -184,7 +184,7 @@ def _finish(
         verdict, moved = promoted[-1]["gate"] or {"decision": "promote", "reasons": [promoted[-1]["reason"]]}, True
     else:
         decision = promotion.judge(params, registry, candidate)
-        written = promotion.report(params, decision, tracked, say)
+        written = promotion.report(params, decision, tracked)
         moved = promotion.apply(params, registry, candidate, decision)
         verdict = decision.report()
     report = {

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.serving import ServingError, deploy, ingress, settings
 
+log = logging.getLogger(__name__)
+
 MARK = "FLYWHEEL_SERVER"
 DRAIN_S = 30  # for requests in flight, at a stop
 KILL_AFTER_S = 5  # what was asked to end and did not
@@ -36,19 +38,19 @@ POLL_S = 0.1
 OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving puts nothing there
 
 
-def start(params: Params, host_command: Sequence[str], say: Callable[[str], None] = print) -> Served:
+def start(params: Params, host_command: Sequence[str]) -> Served:
     """Start a server in the background and return when it answers; one that runs unchanged is left alone.
 
     `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
     and files.Locked when another process is starting one.
     """
     with files.lock(params.store_paths.lock("serve-start")):
-        return _start(params, host_command, say)
+        return _start(params, host_command)
 
 
-def run(params: Params, say: Callable[[str], None] = print) -> None:
+def run(params: Params) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
-    model = settings.production(params, None if MARK in os.environ else say)  # make serve asked W&B already
+    model = settings.production(params, ask_wandb=MARK not in os.environ)  # make serve asked W&B already
     with files.lock(params.store_paths.lock("serve")), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
@@ -72,16 +74,16 @@ def run(params: Params, say: Callable[[str], None] = print) -> None:
                     params,
                     Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder)),
                 )
-                say(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
+                log.info(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
                 while not stopping.wait(1):
                     pass
-                say("serve: stopping when the requests in flight are answered")
+                log.info("serve: stopping when the requests in flight are answered")
                 server_record.remove(params)
                 deploy.withdraw(params)
         finally:
             server_record.remove(params)
             _end_leftovers(params)
-    say("serve: stopped")
+    log.info("serve: stopped")
 
 
 def stop(params: Params) -> bool:
@@ -105,16 +107,16 @@ def stop(params: Params) -> bool:
     return ended
 
 
-def _start(params: Params, host_command: Sequence[str], say: Callable[[str], None]) -> Served:
-    settings.production(params, say)
+def _start(params: Params, host_command: Sequence[str]) -> Served:
+    settings.production(params)
     served, wanted = server_record.read(params), settings.digest(params)
     if files.holder(params.store_paths.lock("serve")) is not None:
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():
-            say(f"serve: nothing changed since {served.started}")
+            log.info(f"serve: nothing changed since {served.started}")
             return served
-        say("serve: settings or code changed, or it does not answer; starting anew")
+        log.info("serve: settings or code changed, or it does not answer; starting anew")
     stop(params)
     _check_port(params)
     printed = params.store_paths.log("serve").with_suffix(".out")

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from flywheel import ray_address
@@ -15,18 +15,20 @@ from flywheel.pipeline import fingerprint, server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.serving import ServingError, deploy, settings
 
+log = logging.getLogger(__name__)
+
 ANSWER_S = 30
 
 
-def start(params: Params, address: str, say: Callable[[str], None] = print) -> Served:
+def start(params: Params, address: str) -> Served:
     """Deploy the application to the cluster, where it stays, and return when it answers. Raises ServingError.
 
     The store must be a directory that every node of the cluster shares: the replicas follow `production` there.
     """
-    model = settings.production(params, say)
+    model = settings.production(params)
     before, digest = server_record.read(params), settings.digest(params)
     if before is not None and before.address == address and before.settings == digest and before.answers():
-        say(f"serve: nothing changed since {before.started}")
+        log.info(f"serve: nothing changed since {before.started}")
         return before
     with _connected(address):
         deploy.deploy(params)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 from flywheel import files
 from flywheel.params import Params
@@ -39,12 +38,12 @@ def port_trouble(params: Params) -> str | None:
     return None
 
 
-def production(params: Params, say: Callable[[str], None] | None = None) -> Version:
+def production(params: Params, *, ask_wandb: bool = True) -> Version:
     """Return the production model, every byte verified. Raises ServingError that says what to type.
 
-    With `say` W&B is asked too, when online: for where production is, and for a model that is not here.
+    With `ask_wandb` W&B is asked too, when online: for where production is, and for a model that is not here.
     """
-    registry = Registry(params.store) if say is None else SharedRegistry(params, say)
+    registry = SharedRegistry(params) if ask_wandb else Registry(params.store)
     registry.refresh()
     ref = registry.aliases(params.registered_model).get("production")
     profile = f"PROFILE={params.profile}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from flywheel.simulation import plots
 from flywheel.simulation.client import Answer, Failure
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import Example, FeedbackError
+
+log = logging.getLogger(__name__)
 
 PERCENTILES = (50, 95, 99)
 DETAILS = frozenset(  # of simulation.json, too long for the summary of a W&B run
@@ -90,11 +93,11 @@ def examples(dataset: Dataset, index: NDArray[np.int64]) -> list[Example]:
     ]
 
 
-def measure(result: Result, models: dict[str, Version | None], registry: Registry, say: Callable[[str], None]) -> Any:
+def measure(result: Result, models: dict[str, Version | None], registry: Registry) -> Any:
     """Return the figures of simulation.json. `n` counts answers; an image without one is neither right nor wrong."""
     probabilities = np.stack([answer.probabilities for answer in result.answers])
     correct = result.predictions == result.labels
-    unseen = _unseen(result, models, registry, say)
+    unseen = _unseen(result, models, registry)
     holdout = is_holdout(result.dataset.hashes[result.index])
     return {
         **classification.evaluate(probabilities, result.labels, result.dataset.class_names),
@@ -164,9 +167,7 @@ def _histogram(values: NDArray[np.float64], edges: list[float]) -> dict[str, lis
     return {"edges": edges, "count": np.histogram(values, edges)[0].tolist()}
 
 
-def _unseen(
-    result: Result, models: dict[str, Version | None], registry: Registry, say: Callable[[str], None]
-) -> list[int]:
+def _unseen(result: Result, models: dict[str, Version | None], registry: Registry) -> list[int]:
     """Return which answers come from a model that was not trained on the image; none when that cannot be known."""
     seen: dict[str, frozenset[str]] = {}
     for label, version in models.items():
@@ -175,7 +176,7 @@ def _unseen(
                 raise FeedbackError(f"{label} is not in the store")
             seen[label] = feedback.seen(registry, version)
         except FeedbackError as error:
-            say(f"simulate: accuracy on unseen images cannot be told: {error}")
+            log.info(f"simulate: accuracy on unseen images cannot be told: {error}")
             return []
     keys = [row.tobytes().hex() for row in result.dataset.hashes[result.index]]
     return [i for i, answer in enumerate(result.answers) if keys[i] not in seen[answer.model]]

@@ -6,9 +6,10 @@ It always runs. Of an interrupted run nothing stays: everything is published aft
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
     from flywheel.data.dataset import Dataset
     from flywheel.simulation.result import Result
 
+log = logging.getLogger(__name__)
 
-def run(params: Params, registry: Registry, *, say: Callable[[str], None] = print) -> Mapping[str, Any]:
+
+def run(params: Params, registry: Registry) -> Mapping[str, Any]:
     """Play the traffic, publish the failures, write the reports. Returns what simulation.json holds.
 
     Raises StageError, SimulationError, and files.Locked when another process simulates.
     """
     with files.lock(params.store_paths.lock("simulate")):
         registry.refresh()
-        return _simulate(params, registry, say)
+        return _simulate(params, registry)
 
 
 def server(params: Params) -> tuple[str, str]:
@@ -45,7 +48,7 @@ def server(params: Params) -> tuple[str, str]:
     return served.url, command
 
 
-def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) -> Mapping[str, Any]:
+def _simulate(params: Params, registry: Registry) -> Mapping[str, Any]:
     try:
         data = registry.resolve(params.dataset_name)
     except RegistryError:
@@ -60,21 +63,21 @@ def _simulate(params: Params, registry: Registry, say: Callable[[str], None]) ->
     opened = dataset.open_directory(registry.open(data))
     serving = _serving(url, remedy, params, opened.class_names)
     places = _draw(options.requests, len(opened.indices["simulation"]), options.seed)
-    say(f"simulate: {len(places):,} images to {url} ({serving}), {options.concurrency} at a time")
+    log.info(f"simulate: {len(places):,} images to {url} ({serving}), {options.concurrency} at a time")
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     told = {"url": url} if params.tracking.machine_info else {}  # it may name a host
     config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **told}
-    tracked = Tracker(params, registry, stage.turn(registry), say).start("simulate", name, config)
+    tracked = Tracker(params, registry, stage.turn(registry)).start("simulate", name, config)
     try:
-        result = _play(params, url, places, opened, say)
+        result = _play(params, url, places, opened)
         models = results.models(result, registry)
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        report = {"at": at, "dataset": data.ref, "url": url, **results.measure(result, models, registry, say)}
+        report = {"at": at, "dataset": data.ref, "url": url, **results.measure(result, models, registry)}
         tracked.log_pictures(results.draw(result, params.reports))
         rows = results.table(result, options.table_rows, options.seed)
         if rows:
             tracked.log_table("right", results.TABLE_COLUMNS, rows)
-            say(f"simulate: W&B table of {len(rows):,} of {len(result.right):,} right predictions")
+            log.info(f"simulate: W&B table of {len(rows):,} of {len(result.right):,} right predictions")
         failed = {result.answers[i].model for i in result.wrong}
         version, added = feedback.publish(
             params, registry, results.examples(opened, result.index[result.wrong]),
@@ -118,7 +121,7 @@ def _draw(wanted: int | None, available: int, seed: int) -> list[int]:
     return [int(place) for place in np.random.default_rng(seed).permutation(available)[:wanted]]
 
 
-def _play(params: Params, url: str, places: Sequence[int], opened: Dataset, say: Callable[[str], None]) -> Result:
+def _play(params: Params, url: str, places: Sequence[int], opened: Dataset) -> Result:
     """Send the images and return what came of it.
 
     Raises SimulationError as soon as more than `simulate.max_error_fraction` went without an answer.
@@ -151,7 +154,7 @@ def _play(params: Params, url: str, places: Sequence[int], opened: Dataset, say:
     wall_s = time.perf_counter() - started
     for kind, count in Counter(failure.kind for failure in failures).items():
         reason = next(failure.reason for failure in failures if failure.kind == kind)
-        say(f"simulate: {count} without an answer: {reason}")
+        log.info(f"simulate: {count} without an answer: {reason}")
     return Result(
         opened, sorted(answers, key=lambda a: a.place), sorted(failures, key=lambda failure: failure.place), wall_s
     )

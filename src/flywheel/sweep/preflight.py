@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import secrets
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from flywheel import files
 from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError
 from flywheel.sweep.checkpoints import Place
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 15
 MAX_CODE_BYTES = 20_000_000
@@ -38,7 +40,7 @@ def check_code(package: Path = fingerprint.PACKAGE) -> int:
     return total
 
 
-def check_nodes(place: Place, gpus: float, say: Callable[[str], None] = print) -> None:
+def check_nodes(place: Place, gpus: float) -> None:
     """Ask every node of the connected cluster for its versions, and whether it shares the place of checkpoints.
 
     Raises SweepError with one line a fault.
@@ -62,7 +64,7 @@ def check_nodes(place: Place, gpus: float, say: Callable[[str], None] = print) -
         many = f"{len(faults)} faults of the cluster, no trial was started:\n  " if len(faults) > 1 else ""
         raise SweepError(many + "\n  ".join(faults))
     seconds = time.monotonic() - started
-    say(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {place.uri} shared")
+    log.info(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {place.uri} shared")
 
 
 def check_place(place: Place) -> None:

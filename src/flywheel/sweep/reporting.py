@@ -6,7 +6,7 @@ two processes a trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 from tqdm import tqdm
 
@@ -16,18 +16,17 @@ from flywheel.sweep.journal import Trial, ranking
 from flywheel.sweep.state import Campaign
 from flywheel.tracking.runs import Run, Tracker
 
+log = logging.getLogger(__name__)
+
 
 class Recorder:
     """Mirrors trials to W&B, prints a line a trial, removes the files of trials that ended and are not the best."""
 
-    def __init__(
-        self, params: Params, campaign: Campaign, place: Place, tracker: Tracker, say: Callable[[str], None] = print
-    ):
+    def __init__(self, params: Params, campaign: Campaign, place: Place, tracker: Tracker):
         self.params = params
         self.campaign = campaign
         self.place = place
         self.tracker = tracker
-        self.say = say
         self.peak_bytes = 0
         self._runs: dict[str, Run] = {}
         self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
@@ -94,7 +93,7 @@ class Recorder:
 
     def _line(self, text: str) -> None:
         self._bar.clear()
-        self.say(text)
+        log.info(text)
         self._bar.refresh()
 
     def _outcome(self, trial: Trial, is_best: bool) -> str:

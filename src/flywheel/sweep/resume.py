@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flywheel.sweep.journal import Journal, Record
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,6 @@ def choose(
     code: Mapping[str, str],
     *,
     force: bool,
-    say: Callable[[str], None] = print,
 ) -> Choice:
     """Return the newest sweep of the same identity (params and data), or a new one, and say which and why.
 
@@ -43,7 +45,7 @@ def choose(
             if (record.done and changed) or (record.ended and all(t.status == "failed" for t in record.trials)):
                 break
             if changed:
-                say(
+                log.info(
                     f"sweep: code changed since {journal.sweep_id} was interrupted ({', '.join(changed)}): trials that "
                     "ended stay as they are, those that failed run again"
                 )
@@ -51,7 +53,7 @@ def choose(
     if records and not records[0][1].done:
         journal, record = records[0]
         why = "forced" if force else _difference(record.begun["identity"], identity) or "its trials failed"
-        say(
+        log.info(
             f"sweep: {journal.sweep_id} is left as it is, after {record.ended} of {len(record.trials)} trials, and a "
             f"new one begins ({why}); make clean removes its checkpoints"
         )

@@ -5,9 +5,10 @@ A sweep that was interrupted, or is to have more trials, goes on where it stood:
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from flywheel.sweep.journal import Trial
     from flywheel.sweep.state import Campaign
     from flywheel.training.loop import TrainingData
+
+log = logging.getLogger(__name__)
 
 
 def define(params: Params, registry: Registry) -> Stage:
@@ -53,17 +56,14 @@ def define(params: Params, registry: Registry) -> Stage:
     )
 
 
-def run(
-    params: Params, registry: Registry, *, force: bool = False, say: Callable[[str], None] = print
-) -> Mapping[str, Any]:
+def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any]:
     """Search unless an equal search is done. Returns the receipt. Raises SweepError when every trial failed."""
     defined = define(params, registry)
     return stage.run(
         defined,
-        lambda: _search(defined, force, say),
+        lambda: _search(defined, force),
         adopt=lambda version: _report(params, registry, version, version.metadata["metrics"]),
         force=force,
-        say=say,
     )
 
 
@@ -71,7 +71,7 @@ def interrupted(defined: Stage) -> str | None:
     """Return a line on the sweep that the next run would go on with, or None if it would begin a new one."""
     from flywheel.sweep import resume
 
-    chosen = resume.choose(_journals(defined), _identity(defined), defined.code, force=False, say=lambda _: None)
+    chosen = resume.choose(_journals(defined), _identity(defined), defined.code, force=False)
     if chosen.record is None or chosen.record.ended >= defined.params.sweep.trials:
         return None
     return f"{chosen.journal.sweep_id} goes on, {chosen.record.ended} of {defined.params.sweep.trials} trials ended"
@@ -85,16 +85,16 @@ def _identity(defined: Stage) -> dict[str, Any]:
     return {**defined.identity, "inputs": dict(defined.inputs)}
 
 
-def _search(defined: Stage, force: bool, say: Callable[[str], None]) -> Outcome:
+def _search(defined: Stage, force: bool) -> Outcome:
     from flywheel.sweep.signals import interruptible
     from flywheel.tracking.runs import Tracker
 
     with interruptible():
-        tracker = Tracker(defined.params, defined.registry, stage.turn(defined.registry), say)
-        return _sweep(defined, tracker, force, say)
+        tracker = Tracker(defined.params, defined.registry, stage.turn(defined.registry))
+        return _sweep(defined, tracker, force)
 
 
-def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]) -> Outcome:
+def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
     from flywheel.data import dataset
     from flywheel.sweep import SweepError, cluster, resume
     from flywheel.sweep.checkpoints import Place
@@ -106,19 +106,19 @@ def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]
     params, registry = defined.params, defined.registry
     opened = dataset.open_directory(registry.open(registry.resolve(defined.inputs["dataset"])))
     identity = _identity(defined)
-    chosen = resume.choose(_journals(defined), identity, defined.code, force=force, say=say)
+    chosen = resume.choose(_journals(defined), identity, defined.code, force=force)
     journal, spent_s = chosen.journal, chosen.record.spent_s if chosen.record else 0.0
     journal.begin(identity=identity, code=defined.code)
     campaign = Campaign(params, journal, chosen.again)
     if campaign.trials and not campaign.over:
-        say(
+        log.info(
             f"sweep: {journal.sweep_id} goes on: {campaign.ended} of {params.sweep.trials} trials ended, "
             f"{len(campaign.waiting)} go on from their last checkpoints"
         )
     place = Place(params.checkpoints).below(journal.sweep_id)
     tracked = tracker.start("sweep", journal.sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
     tracked.used(registry.resolve(defined.inputs["dataset"]))
-    recorder = Recorder(params, campaign, place, tracker, say)
+    recorder = Recorder(params, campaign, place, tracker)
     data = TrainingData.of(opened)
     try:
         try:
@@ -126,14 +126,14 @@ def _sweep(defined: Stage, tracker: Any, force: bool, say: Callable[[str], None]
                 with cluster.connected():
                     _run_trials(params, data, opened.description["splits"], campaign, recorder, began - spent_s)
         except KeyboardInterrupt:
-            say(
+            log.info(
                 f"sweep: interrupted after {campaign.ended} of {params.sweep.trials} trials; "
                 "the same command goes on from there"
             )
             raise
         finally:
             recorder.close()
-        kept = _keep(params, registry, campaign, place, data, say)
+        kept = _keep(params, registry, campaign, place, data)
         if not kept:
             reasons = sorted({trial.error for trial in campaign.trials.values() if trial.error})
             if campaign.over:
@@ -174,18 +174,18 @@ def _run_trials(
     from flywheel.sweep import SweepError, cluster, preflight, tune_runner
     from flywheel.sweep.estimate import estimate, human_time
 
-    place, say, budget_s = recorder.place, recorder.say, params.sweep.time_budget_s
+    place, budget_s = recorder.place, params.sweep.time_budget_s
     slots = cluster.Slots(params.sweep)
     resources = slots.resources
     if ray_address.wanted() is not None:
-        preflight.check_nodes(place, resources.gpus, say)
+        preflight.check_nodes(place, resources.gpus)
     else:
         preflight.check_place(place)
     if line := preflight.idle_share(resources.gpus):
-        say(f"sweep: {line}")
+        log.info(f"sweep: {line}")
     left = params.sweep.trials - campaign.ended
     expected = estimate(params, resources, images, len(data.class_names), left)
-    say(
+    log.info(
         f"sweep: {left} trials of {params.sweep.epochs} epochs, "
         f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
         f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
@@ -201,14 +201,14 @@ def _run_trials(
             )
     until = None if budget_s is None else since + budget_s
     if not tune_runner.run(params, data, campaign, place, slots, recorder, until=until):
-        say(
+        log.info(
             f"sweep: the time budget of {human_time(budget_s or 0)} is over after {campaign.ended} of "
             f"{params.sweep.trials} trials; raise sweep.time_budget_s to go on"
         )
 
 
 def _keep(
-    params: Params, registry: Registry, campaign: Campaign, place: Place, data: TrainingData, say: Callable[[str], None]
+    params: Params, registry: Registry, campaign: Campaign, place: Place, data: TrainingData
 ) -> list[tuple[Trial, Path | Version]]:
     """Return the best trials with their weights, best first: those of a checkpoint, or published before.
 
@@ -229,11 +229,11 @@ def _keep(
         elif published is not None:
             kept.append((one, published))
         elif not kept:
-            say(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
+            log.info(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
             with cluster.connected():
                 accuracy = cluster.repeat(params.sweep, data, one.config, trial.repeat, place, one.id, epoch)
             if accuracy != one.accuracy:
-                say(f"sweep: it has {accuracy:.2%} this time, {one.accuracy:.2%} the first")
+                log.info(f"sweep: it has {accuracy:.2%} this time, {one.accuracy:.2%} the first")
             Checkpoints(place, one.id).unpack_weights(epoch, folder)
             kept.append((one, folder))
     return kept

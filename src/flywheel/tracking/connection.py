@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from urllib.parse import urlsplit
 from flywheel import FlywheelError
 from flywheel.params import Params
 from flywheel.tracking.environment import configure
+
+log = logging.getLogger(__name__)
 
 BASE_URL = "https://api.forge.coreweave.com"  # wandb 0.31's default; keys for the former host still work
 FORMER_HOSTS = ("api.wandb.ai",)
@@ -52,9 +55,8 @@ class Mode(NamedTuple):
 class Connection:
     """The connection of one process: settled at the first need, lost at the first trouble, never found again."""
 
-    def __init__(self, params: Params, say: Callable[[str], None] = print):
+    def __init__(self, params: Params):
         self.params = params
-        self.say = say
         self.patience_s: float = PATIENCE_S
         self.waited_s = 0.0
         self.lost = False  # there was trouble; it is said once
@@ -93,7 +95,7 @@ class Connection:
         """Print the mode, once."""
         if not self._announced:
             self._announced = True
-            self.say(f"W&B: {self.mode.name} ({self.mode.why})")
+            log.info(f"W&B: {self.mode.name} ({self.mode.why})")
 
     def trouble(self, error: object, consequence: str) -> None:
         """Go on offline (disabled, when it was offline), and say so in one line the first time."""
@@ -103,7 +105,7 @@ class Connection:
                 self._mode = Mode("offline", "there was trouble")
                 os.environ["WANDB_MODE"] = "offline"
         if not before:
-            self.say(f"W&B: {one_line(error)}; {consequence}")
+            log.info(f"W&B: {one_line(error)}; {consequence}")
 
     def wait(
         self, done: threading.Event, at_most_s: float | None = None, moved_bytes: Callable[[], int] | None = None

@@ -7,6 +7,7 @@ up-to-date check needs no network. `refresh` takes over the aliases that others 
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -23,17 +24,18 @@ from flywheel.registry.manifest import RegistryError, Version
 from flywheel.tracking.connection import Connection, WandbError
 from flywheel.tracking.remote import Remote
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
 class SharedRegistry(Registry):
     """A registry whose readers fall through to W&B."""
 
-    def __init__(self, params: Params, say: Callable[[str], None] = print, connection: Connection | None = None):
+    def __init__(self, params: Params, connection: Connection | None = None):
         super().__init__(params.store)
         self.params = params
-        self.say = say
-        self.connection = connection or Connection(params, say)
+        self.connection = connection or Connection(params)
         self.remote = Remote(self.connection)
         self._state = params.store_paths.wandb_aliases
         self._scratch = params.store_paths.scratch("wandb")
@@ -173,7 +175,7 @@ class SharedRegistry(Registry):
         moved = {alias: ref for alias, ref in there.items() if ref != here.get(alias) and ref != seen.get(alias)}
         clashes = {alias for alias in moved if here.get(alias) not in (None, seen.get(alias))}
         for alias in sorted(clashes):
-            self.say(f"W&B: {model}:{alias} was moved there and here; make sync shows both")
+            log.info(f"W&B: {model}:{alias} was moved there and here; make sync shows both")
         follow = {alias: ref for alias, ref in moved.items() if alias not in clashes}
         clashes |= self._follow(model, follow, here)
         self.saw(model, {alias: ref for alias, ref in there.items() if alias not in clashes})
@@ -210,7 +212,7 @@ class SharedRegistry(Registry):
             reason = f"as on W&B, {self.remote.path(model)}"
             self._audit.append(model, moves, reason=reason, gate=None, forced=False)
         if moves:
-            self.say(f"W&B: {model}: {', '.join(f'{move.alias} = {self._name(move.to)}' for move in moves)}")
+            log.info(f"W&B: {model}: {', '.join(f'{move.alias} = {self._name(move.to)}' for move in moves)}")
         return set(moved) - {str(move.alias) for move in moves}
 
     def _name(self, ref: str | None) -> str:
@@ -249,7 +251,7 @@ class SharedRegistry(Registry):
         with tempfile.TemporaryDirectory(dir=self._scratch) as directory:
             if not self.remote.fetch(version, Path(directory)):
                 return  # and what is wrong here is said as ever
-            self.say(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
+            log.info(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
             latest = Registry.resolve(self, version.name)
             self.publish(version.name, version.type, Path(directory))
             self.set_latest(latest)

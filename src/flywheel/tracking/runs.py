@@ -164,9 +164,9 @@ class Run:
 class Tracker:
     """The runs of one stage: one thread tells W&B what happens, in order."""
 
-    def __init__(self, params: Params, registry: Registry, group: str, say: Callable[[str], None] = print):
+    def __init__(self, params: Params, registry: Registry, group: str):
         self.params = params
-        self.registry = registry if isinstance(registry, SharedRegistry) else SharedRegistry(params, say)
+        self.registry = registry if isinstance(registry, SharedRegistry) else SharedRegistry(params)
         self.connection: Connection = self.registry.connection
         self.group = group
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()

@@ -8,6 +8,7 @@ called twice: it brings a run of which nothing is there, and what is lacking the
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from flywheel.tracking.run_files import STEP, Record, RunFile
 from flywheel.tracking.runs import EXIT_CODES
 from flywheel.tracking.verify import history, missing, unlogged, unshown
 
+log = logging.getLogger(__name__)
+
 PATIENCE_S = 30  # of waiting in which nothing moves, for each item; then the rest is left for another time
 UPLOAD_TIMEOUT_S = 3600  # of `wandb sync` for one run
 LATE = "sync"  # the job type of the run that brings artifacts of which no run is known
@@ -46,7 +49,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
 
 
-def sync(params: Params, *, keep: str | None = None, say: Callable[[str], None] = print) -> Report:
+def sync(params: Params, *, keep: str | None = None) -> Report:
     """Bring everything to W&B and return what came of it; runs that are under way are left for later.
 
     `keep` settles aliases that moved here and there: `ours` or `theirs`. Raises SyncError when W&B cannot be reached,
@@ -54,12 +57,12 @@ def sync(params: Params, *, keep: str | None = None, say: Callable[[str], None] 
     """
     with files.lock(params.store_paths.lock("sync")):
         tracking = params.tracking.model_copy(update={"wandb": "online"})  # whoever types make sync wants that
-        registry = SharedRegistry(params.model_copy(update={"tracking": tracking}), say)
+        registry = SharedRegistry(params.model_copy(update={"tracking": tracking}))
         mode = registry.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")
         registry.connection.announce()
-        syncing = _Sync(registry, keep, say)
+        syncing = _Sync(registry, keep)
         try:
             syncing.run()
         except SilenceError:
@@ -72,12 +75,11 @@ def sync(params: Params, *, keep: str | None = None, say: Callable[[str], None] 
 class _Sync:
     """One call of sync: what it found, and the processes that it started."""
 
-    def __init__(self, registry: SharedRegistry, keep: str | None, say: Callable[[str], None]):
+    def __init__(self, registry: SharedRegistry, keep: str | None):
         self.registry = registry
         self.remote = registry.remote
         self.store = registry.params.store
         self.keep = keep
-        self.say = say
         self.report = Report()
         self._uploads: list[subprocess.Popen[bytes]] = []
 
@@ -88,14 +90,14 @@ class _Sync:
         running = [record for record in records if record.running]
         self.report.there += sum(where in record.confirmed for record in records)
         for number, record in enumerate(waiting, start=1):
-            self.say(f"sync: run {number} of {len(waiting)}: {_title(record)}, {len(record.rows)} rows")
+            log.info(f"sync: run {number} of {len(waiting)}: {_title(record)}, {len(record.rows)} rows")
             self._each(_title(record), partial(self._run, record))
         if running:
-            self.say(f"sync: {', '.join(_title(record) for record in running)}: under way, left for later")
+            log.info(f"sync: {', '.join(_title(record) for record in running)}: under way, left for later")
         else:
             self._artifacts()
         if self.report.missing:
-            self.say("sync: aliases stay where they are on W&B until all else is there")
+            log.info("sync: aliases stay where they are on W&B until all else is there")
             return
         for model in self.registry.registered_models():
             self._each(f"aliases of {model}", partial(self._aliases, model))
@@ -125,10 +127,10 @@ class _Sync:
     def _run(self, record: Record) -> list[str]:
         """Bring one run. Returns what W&B lacks of it then; what was removed meanwhile is not brought."""
         if gone := [ref for ref in record.made if not Registry.has(self.registry, ref)]:
-            self.say(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
+            log.info(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
         if lost := [medium for medium in record.media if not media.path(self.store, medium).exists()]:
-            self.say(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
+            log.info(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
             record = replace(record, media=tuple(one for one in record.media if one not in lost))
         there = self.remote.run(record.key)
         if there is None or not dict(there.summary_metrics):  # nothing of it: a part would stand there twice
@@ -196,7 +198,7 @@ class _Sync:
                 self._each(version.label, partial(look, version))
         if not late or self.report.missing:
             return
-        self.say(f"sync: {', '.join(version.label for version in late)}: no run is known that made it")
+        log.info(f"sync: {', '.join(version.label for version in late)}: no run is known that made it")
         file = RunFile(self.store, f"sync-{files.digest_json([version.ref for version in late])[:8]}")
         if file.read() is None:
             file.start(LATE, LATE, "sync", {})
