@@ -43,7 +43,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "retraining.md"
 
 def opened(params: Params, folder: Path) -> Dataset:
     """Build the data set of the params in a folder and open it."""
-    dataset.save(build.build(sources.load(params.data, params.cache, print), params.data), folder)
+    dataset.save(build.build(sources.load(params.data, params.cache), params.data), folder)
     return dataset.open_directory(folder)
 
 

@@ -160,7 +160,7 @@ def _swap(params: Params, model: Path, folder: Path) -> None:
     description = files.read_json(other / "model.json")
     files.write_json(other / "model.json", {**description, "recipe": {**description["recipe"], "seed": 1}})
     versions = [
-        registry.publish("model-other", "model", other, metadata={}, inputs=()), registry.resolve("model-bench")
+        registry.publish("model-other", "model", other, metadata={}, inputs={}), registry.resolve("model-bench")
     ]  # fmt: skip
     for number in range(SWAPS):
         registry.link(versions[number % 2], params.registered_model, ("production",), reason="benchmark")
@@ -220,7 +220,7 @@ def _publish(params: Params, directory: Path) -> Path:
         directory, {"precision": "auto"}
     )
     registry = Registry(params.store)
-    version = registry.publish("model-bench", "model", directory, metadata={}, inputs=())
+    version = registry.publish("model-bench", "model", directory, metadata={}, inputs={})
     registry.link(version, params.registered_model, ("production",), reason="benchmark")
     return directory
 

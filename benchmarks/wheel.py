@@ -67,7 +67,11 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
     clean = undrifted(params)
     parent = train_parent(params, images, seed, folder / "parent")
     version = registry.publish(
-        f"model-{seed}", "model", folder / "parent", metadata={"recipe": parent.model_dump()}, inputs=(data.ref,)
+        f"model-{seed}",
+        "model",
+        folder / "parent",
+        metadata={"recipe": parent.model_dump()},
+        inputs={"dataset": data.ref},
     )
     registry.link(version, params.registered_model, ("best", "production"), reason="the parent")
     before = answers(registry, version, clean)[clean.holdout] == truth(clean)[clean.holdout]
@@ -79,7 +83,7 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
         started = time.monotonic()
         serving = registry.resolve(f"{params.registered_model}:production")
         wrong = np.flatnonzero(answers(registry, serving, images) != truth(images))
-        inputs = (data.ref, serving.ref)
+        inputs = {"dataset": [data.ref], "model": [serving.ref]}
         _, new = feedback.publish(params, registry, examples(images, images.indices["simulation"][wrong]), inputs, {})
         report = retraining_stage.run(params, registry)
         now = registry.resolve(f"{params.registered_model}:production")

@@ -22,7 +22,7 @@ def main() -> None:
         metrics = receipt["metrics"]
         low, high = metrics["interval"]
         cli.log.info(
-            f"evaluate: {registry.resolve(receipt['inputs']['model']).label}: {metrics['accuracy']:.2%} of "
+            f"evaluate: {registry.resolve(receipt['inputs']['model'][0]).label}: {metrics['accuracy']:.2%} of "
             f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
         )
         outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
@@ -30,7 +30,7 @@ def main() -> None:
             outcome += " (promotion.auto is off)"
         cli.log.info(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
         production = registry.aliases(params.registered_model).get("production")
-        if metrics["promoted"] and production != receipt["inputs"]["model"]:
+        if metrics["promoted"] and production != receipt["inputs"]["model"][0]:
             cli.log.info("gate: since then production was moved; make history shows by whom and why")
         cli.log.info(f"reports: {params.reports}")
 

@@ -19,7 +19,7 @@ MODEL = "digits-classifier"
 def publish(registry: Registry, tmp_path: Path, name: str, type: str, text: str, *inputs: Version) -> Version:
     path = tmp_path / f"{name}-{text}"
     path.write_text(f"{name} {text}")
-    return registry.publish(name, type, {"a": path}, inputs=tuple(version.ref for version in inputs))
+    return registry.publish(name, type, {"a": path}, inputs={"from": [version.ref for version in inputs]})
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from flywheel.gate.promotion import PromotionError
 from flywheel.models import classifier
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.params import file as params_file
-from flywheel.registry import Registry, Version
+from flywheel.pipeline.stage import StageError
+from flywheel.registry import Registry, Version, inputs_by_role
 from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +53,8 @@ class Wheel:
     data: Version
 
     def publish(self, kind: str, name: str | None = None, *inputs: Version) -> Version:
-        parents = tuple(version.ref for version in inputs) or (self.data.ref,)
-        return self.registry.publish(name or f"model-{kind}", "model", self.made.models[kind], inputs=parents)
+        refs = inputs_by_role([version.ref for version in inputs or (self.data,)], "model")
+        return self.registry.publish(name or f"model-{kind}", "model", self.made.models[kind], inputs=refs)
 
     def settle(self, kind: str, **options: Any) -> Version:
         """Judge a model and carry the decision out, as evaluate and retrain do."""
@@ -79,7 +80,7 @@ class Wheel:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A good model (a), the same trained on (b), one of a single epoch, one untrained, one of NaN, one cut short."""
     params = params_file.load(profile="demo", overrides=SMALL)
-    data = build.build(sources.load(params.data, tmp_path_factory.mktemp("cache"), print), params.data)
+    data = build.build(sources.load(params.data, tmp_path_factory.mktemp("cache")), params.data)
     training, folder, models = TrainingData.of(data), tmp_path_factory.mktemp("models"), {}
     for name, seed, epochs in (("untrained", 3, 0), ("short", 2, 1), ("a", 0, 8)):
         recipe = params.complete_recipe({"architecture": "compact", "seed": seed}, max(epochs, 1))
@@ -253,7 +254,7 @@ def test_without_a_data_set_it_says_what_to_make(
     params = make_params(SMALL)
     registry = Registry(params.store)
     candidate = registry.publish("model-a", "model", made.models["a"])
-    with pytest.raises(PromotionError, match="there is no digits_dataset; run make data PROFILE=demo"):
+    with pytest.raises(StageError, match="there is no digits_dataset; run make data PROFILE=demo"):
         promotion.judge(params, registry, candidate)
 
 
@@ -268,7 +269,7 @@ def test_other_classes_keep_production_and_force_is_the_way_on(wheel: Wheel, tmp
     shutil.copytree(wheel.made.models["b"], tmp_path / "model")
     shown = files.read_json(tmp_path / "model/model.json")
     files.write_json(tmp_path / "model/model.json", {**shown, "class_names": names})
-    new = wheel.registry.publish("model-new", "model", tmp_path / "model", inputs=(wheel.data.ref,))
+    new = wheel.registry.publish("model-new", "model", tmp_path / "model", inputs={"dataset": wheel.data.ref})
     decision = promotion.judge(wheel.params, wheel.registry, new)
     assert (decision.decision, decision.checks["same_classes"]) == ("keep", False)
     assert "knows other classes than the data set" in decision.reasons[0]
@@ -292,7 +293,7 @@ def test_on_another_data_set_nobody_is_judged_on_what_he_was_trained_on(wheel: W
     assert decision.overall is not None
     assert (decision.overall.n, decision.reported["left_out"]) == (450, 100)
     assert decision.dataset == wheel.data.ref
-    fresh = wheel.registry.publish("model-fresh", "model", wheel.made.models["b"], inputs=(wheel.data.ref,))
+    fresh = wheel.registry.publish("model-fresh", "model", wheel.made.models["b"], inputs={"dataset": wheel.data.ref})
     sheet = predictions.prepare(wheel.registry, wheel.data, [fresh])
     assert (len(sheet.exam.test), sheet.exam.left_out) == (550, 0)
 
@@ -313,7 +314,7 @@ def test_where_every_test_image_was_trained_on_nothing_is_judged(wheel: Wheel, t
 def test_a_model_of_another_image_size_is_asked_as_the_server_would(wheel: Wheel, tmp_path: Path) -> None:
     first = wheel.settle("a")
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
-    wheel.replace_data(build.build(sources.load(larger.data, tmp_path, print), larger.data), tmp_path / "larger")
+    wheel.replace_data(build.build(sources.load(larger.data, tmp_path), larger.data), tmp_path / "larger")
     sheet = predictions.prepare(wheel.registry, wheel.data, [first])
     answers = predictions.ask(wheel.registry, first, sheet)
     assert sheet.test.shape[1] == 24
@@ -342,7 +343,7 @@ def test_the_best_that_ever_was_in_production_binds(wheel: Wheel, make_params: C
         shutil.copytree(wheel.made.models["short"], copy)
         shown = files.read_json(copy / "model.json")
         files.write_json(copy / "model.json", {**shown, "recipe": {**shown["recipe"], "seed": 9}})
-    again = wheel.registry.publish("model-again", "model", copy, inputs=(wheel.data.ref,))
+    again = wheel.registry.publish("model-again", "model", copy, inputs={"dataset": wheel.data.ref})
     decision = promotion.judge(wheel.params, wheel.registry, again)
     assert decision.overall is not None
     assert decision.overall.difference == 0
@@ -361,7 +362,7 @@ def test_however_many_were_in_production_few_are_asked(wheel: Wheel, monkeypatch
         shutil.copytree(wheel.made.models["a"], folder)
         shown = files.read_json(folder / "model.json")
         files.write_json(folder / "model.json", {**shown, "recipe": {**shown["recipe"], "seed": number}})
-        version = wheel.registry.publish(f"model-{number}", "model", folder, inputs=(wheel.data.ref,))
+        version = wheel.registry.publish(f"model-{number}", "model", folder, inputs={"dataset": wheel.data.ref})
         records[version.ref] = 0.9 + (0.05 if number == 2 else 0.001 * number)
         gate = {"dataset": wheel.data.ref, "accuracy": {version.ref: records[version.ref]}}
         wheel.registry.link(version, MODEL, ("production",), reason="x", gate=gate)
@@ -390,7 +391,7 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
         facts = {"before": {"test": {"accuracy": before}}, "after": {"test": {"accuracy": after}}}
         return wheel.registry.publish(
             RETRAINED_NAME, "model", wheel.made.models[kind], metadata={"metrics": facts},
-            inputs=(wheel.data.ref, "digits-feedback@x", parent.ref),
+            inputs={"dataset": wheel.data.ref, "feedback": "digits-feedback@x", "parent": parent.ref},
         )  # fmt: skip
 
     swept = wheel.publish("a")
@@ -407,7 +408,7 @@ def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_g
     assert new.best_ever == first.ref
     assert not new.checks["best_ever"]
     # Another sweep's model took over: the turns before it are known from `previous` alone.
-    other = wheel.registry.publish("model-other", "model", wheel.made.models["untrained"], inputs=(wheel.data.ref,))
+    other = wheel.publish("untrained", "model-other")
     moved = {"production": second.ref}
     wheel.registry.link(second, MODEL, ("previous",), reason="as on W&B")
     wheel.registry.link(other, MODEL, ("production",), reason="as on W&B", expected=moved)
@@ -462,8 +463,8 @@ def test_promote_says_in_one_sentence_what_is_wrong(wheel: Wheel) -> None:
         assert wheel.registry.history(MODEL) == before
 
 
-def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(wheel: Wheel) -> None:
-    first, bad, said = wheel.settle("a"), wheel.publish("untrained"), []
+def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(wheel: Wheel, said: list[str]) -> None:
+    first, bad = wheel.settle("a"), wheel.publish("untrained")
     promotion.promote(wheel.params, wheel.registry, bad.label, force=True, reason='the "test" set\nis wrong')
     assert wheel.registry.aliases(MODEL) == {"production": bad.ref, "previous": first.ref}
     entry = wheel.registry.history(MODEL)[-1]

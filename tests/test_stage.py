@@ -40,7 +40,7 @@ def define(params: Params, registry: Registry, **changes: object) -> Stage:
         "params": params,
         "registry": registry,
         "identity": {"data": params.data.identity()},
-        "inputs": {"data": "data@1"},
+        "reads": {"data": "data@1"},
         "roots": ("flywheel.params.space",),
         **changes,
     }
@@ -74,7 +74,7 @@ def test_each_change_of_the_fingerprint_is_the_reason(
     stage.run(work.defined, work)
     for changed, reason in (
         (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
-        (define(params, registry, inputs={"data": "data@2"}), "its input changed: data"),
+        (define(params, registry, reads={"data": "data@2"}), "its input changed: data"),
         (
             define(params, registry, roots=("flywheel.params.space", "flywheel.evaluation")),
             "code changed: flywheel.evaluation",
@@ -146,12 +146,12 @@ def test_a_missing_report_of_an_artifact_is_drawn_again_without_the_work(
 def test_without_a_receipt_the_registry_decides(params: Params, registry: Registry, tmp_path: Path) -> None:
     work = Work(define(params, registry, artifacts="thing"), tmp_path)
     stage.run(work.defined, work)
-    work.defined.receipt_path.unlink()
+    work.defined.params.store_paths.receipt("example").unlink()
     verdict = stage.check(work.defined)
     assert (verdict.up_to_date, verdict.reason) == (True, "made before as thing:v0")
     stage.run(work.defined, work)
     assert work.runs == 1
-    assert work.defined.receipt_path.exists()
+    assert work.defined.params.store_paths.receipt("example").exists()
 
 
 def test_going_back_to_former_params_adopts_the_former_version(
@@ -189,7 +189,7 @@ def test_a_version_made_with_less_work_is_not_adopted(params: Params, registry: 
 
     work = Work(define(params, registry, artifacts="thing", unfinished=unfinished), tmp_path)
     stage.run(work.defined, work)
-    work.defined.receipt_path.unlink()
+    work.defined.params.store_paths.receipt("example").unlink()
     assert not stage.check(work.defined).up_to_date
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_receipt_is_as_none(params: Params, registry: Registry, tmp_pa
     work = Work(define(params, registry), tmp_path)
     stage.run(work.defined, work)
     for damaged in ("{", "{}", "[1]", "3"):
-        work.defined.receipt_path.write_text(damaged)
+        work.defined.params.store_paths.receipt("example").write_text(damaged)
         assert stage.check(work.defined).reason == "never run"
 
 
@@ -222,7 +222,7 @@ def test_the_receipt_has_what_others_read(params: Params, registry: Registry, tm
     assert receipt["outputs"] == [registry.resolve("thing").ref]
     assert receipt["versions"]["torch"] == "2.14.1"
     assert receipt["seed"] == 7
-    assert receipt == files.read_json(work.defined.receipt_path)
+    assert receipt == files.read_json(work.defined.params.store_paths.receipt("example"))
 
 
 HOLD = """

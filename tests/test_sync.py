@@ -28,14 +28,14 @@ import numpy as np
 from PIL import Image
 registry = SharedRegistry(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
-run = Tracker(params, registry, "turn-1").start("data", "data", {"source": "digits"}, id="data0")
+run = Tracker(params, registry).start("data", "data", {"source": "digits"}, id="data0")
 run.made(data)
 run.finish()
-run = Tracker(params, registry, "turn-1").start("sweep", "train", {"rate": 0.1}, id="train0")
+run = Tracker(params, registry).start("sweep", "train", {"rate": 0.1}, id="train0")
 run.used(data)
 for epoch in range(5):
     run.log({"epoch": epoch, "accuracy": epoch / 10}, step=epoch)
-model = publish(registry, "model-a", "weights of a" * 1000, inputs=(data.ref,))
+model = publish(registry, "model-a", "weights of a" * 1000, inputs={"dataset": data.ref})
 registry.link(model, params.registered_model, ("best", "production"), reason="first")
 run.made(model)
 Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(place / "drawn.png")
@@ -179,7 +179,7 @@ def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDoub
 def test_what_was_pruned_meanwhile_is_left_out_and_said(turn: Path, double: WandbDouble) -> None:
     made = """
 registry = SharedRegistry(params)
-run = Tracker(params, registry, "turn-1").start("sweep", "another", {})
+run = Tracker(params, registry).start("sweep", "another", {})
 version = publish(registry, "model-gone", "weights")
 run.made(version)
 run.finish()
@@ -268,7 +268,7 @@ def elsewhere(turn: Path, double: WandbDouble, name: str) -> str:
 registry = SharedRegistry(params)
 registry.refresh()
 model = publish(registry, "model-%s", "weights of %s" * 1000)
-run = Tracker(params, registry, "turn-1").start("promote", "theirs", {})
+run = Tracker(params, registry).start("promote", "theirs", {})
 run.made(model)
 registry.link(model, params.registered_model, ("production",), reason="a colleague moves it")
 run.finish()

@@ -26,10 +26,10 @@ PROJECT = "flywheel-demo"
 STAGE = """
 registry = SharedRegistry(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
-first = Tracker(params, registry, "turn-1").start("data", "data", {})
+first = Tracker(params, registry).start("data", "data", {})
 first.made(data)
 first.finish()
-tracker = Tracker(params, registry, "turn-1")
+tracker = Tracker(params, registry)
 run = tracker.start("sweep", "the sweep", {"trials": 3, "space": {"batch": [32, 64]}, "nothing": None})
 run.used(data)
 for number, how in enumerate(("finished", "finished", "failed")):
@@ -40,7 +40,8 @@ for number, how in enumerate(("finished", "finished", "failed")):
     trial.end(how)
 %s
 run.log({"x": 1.5})
-model = publish(registry, "model-trial0", "weights", metadata={"metrics": {"accuracy": 0.8}}, inputs=(data.ref,))
+metadata = {"metrics": {"accuracy": 0.8}}
+model = publish(registry, "model-trial0", "weights", metadata=metadata, inputs={"dataset": data.ref})
 registry.link(model, params.registered_model, ("best",), reason="test")
 run.made(model)
 run.summarize({"artifact": model.ref, "interval": (0.7, 0.9)})
@@ -67,7 +68,7 @@ def recorded(place: Path) -> dict[str, run_files.Record]:
 
 def test_disabled_does_not_import_wandb_and_writes_nothing(make_params: Make, tmp_path: Path, said: list[str]) -> None:
     params = make_params("tracking.wandb=disabled")
-    run = Tracker(params, Registry(params.store), "turn-1").start("data", "data", {})
+    run = Tracker(params, Registry(params.store)).start("data", "data", {})
     run.log({"a": 1})
     run.log_pictures([tmp_path / "no.png"])
     run.log_confusion_matrix([0], [0], ["a"])
@@ -217,7 +218,7 @@ class Broken:
 
 def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp_path: Path, said: list[str]) -> None:
     params, broken = make_params("tracking.wandb=offline"), Broken()
-    tracker = Tracker(params, Registry(params.store), "turn-1")
+    tracker = Tracker(params, Registry(params.store))
     run = Run(tracker, run_files.RunFile(params.store, "abc"))
     run._run = broken
     run.log({"a": 1})
@@ -234,7 +235,7 @@ def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(
     make_params: Make, tmp_path: Path, said: list[str]
 ) -> None:
     params = make_params("tracking.wandb=offline")
-    run = Run(Tracker(params, Registry(params.store), "turn-1"), run_files.RunFile(params.store, "abc"))
+    run = Run(Tracker(params, Registry(params.store)), run_files.RunFile(params.store, "abc"))
     run.log_pictures([tmp_path / "absent.png"])
     assert len(said) == 1
     assert said[0].endswith("absent.png'; results are in the reports")
@@ -242,7 +243,7 @@ def test_a_picture_that_cannot_be_kept_is_said_and_fails_nothing(
 
 def test_a_run_ends_once_and_takes_nothing_after(tmp_path: Path) -> None:
     code = """
-run = Tracker(params, Registry(params.store), "turn-1").start("data", "the data", {}, id="once")
+run = Tracker(params, Registry(params.store)).start("data", "the data", {}, id="once")
 run.log({"x": 1})
 run.finish()
 run.log({"x": 2})

@@ -40,9 +40,9 @@ version = registry.resolve(params.dataset_name)
 opened = dataset.open_directory(registry.open(version))
 from flywheel.simulation import result
 import numpy as np
-run = Tracker(params, registry, "turn-1").start("simulate", "by hand", {})
+run = Tracker(params, registry).start("simulate", "by hand", {})
 failed = result.examples(opened, opened.indices["simulation"][:60])
-made, new = feedback.publish(params, registry, failed, (version.ref,), {})
+made, new = feedback.publish(params, registry, failed, {"dataset": [version.ref]}, {})
 run.used(version)
 run.made(made)
 run.finish()

@@ -64,7 +64,7 @@ campaign = Campaign(params, Journal(place / "sweep-1.jsonl"))
 trials = Place(str(place / "trials"))
 with cluster.connected():
     slots = cluster.Slots(params.sweep)
-    recorder = Recorder(params, campaign, trials, Tracker(params, Registry(params.store), "test"))
+    recorder = Recorder(params, campaign, trials, Tracker(params, Registry(params.store)))
     assert runner.run(params, data, campaign, trials, slots, recorder, function=around)
 print("resources", slots.resources)
 """

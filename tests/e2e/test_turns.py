@@ -71,7 +71,11 @@ def test_three_turns_count_nothing_twice_and_leave_a_lineage(wheel: Server) -> N
             assert outcome["feedback"] == newest.ref
             candidate = registry.resolve(outcome["candidate"])
             assert candidate.label == f"retrained-model:v{turn - 1}"
-            assert candidate.inputs == (images_ref(wheel), newest.ref, serving_model.ref)
+            assert [candidate.input(role) for role in ("dataset", "feedback", "parent")] == [
+                images_ref(wheel),
+                newest.ref,
+                serving_model.ref,
+            ]
             retrained.append(candidate)
             again = wheel.run("retrain")
             assert "nothing to do (every failure" in again

@@ -47,14 +47,14 @@ def publish(registry: Registry, tmp_path: Path, text: str, name: str = "thing", 
 
 
 def test_what_was_published_is_read_back_by_every_name(registry: Registry, tmp_path: Path) -> None:
-    version = publish(registry, tmp_path, "one", metadata={"key": [1, None]}, inputs=("data@1234",))
+    version = publish(registry, tmp_path, "one", metadata={"key": [1, None]}, inputs={"dataset": "data@1234"})
     for reference in ("thing", "thing:latest", "thing:v0", version.ref, f"thing@{version.digest}"):
         assert registry.resolve(reference) == version
     folder = registry.open(version)
     assert (folder / "a").read_text() == "one"
     assert (folder / "sub" / "b").read_text() == "same"
     assert version.metadata == {"key": [1, None]}
-    assert version.inputs == ("data@1234",)
+    assert version.inputs == {"dataset": ("data@1234",)}
     assert version.size == len("one") + len("same")
 
 
@@ -232,10 +232,13 @@ def test_unknown_aliases_are_refused(registry: Registry, tmp_path: Path) -> None
 
 def test_lineage_walks_to_the_beginning_and_marks_what_is_absent(registry: Registry, tmp_path: Path) -> None:
     data = publish(registry, tmp_path, "data", name="data")
-    model = publish(registry, tmp_path, "model", name="model-1", inputs=(data.ref, "gone@123"))
-    child = publish(registry, tmp_path, "child", name="retrained", inputs=(model.ref,))
-    found = [(depth, ref, version is not None) for depth, ref, version in registry.lineage(child)]
-    assert found == [(0, child.ref, True), (1, model.ref, True), (2, data.ref, True), (2, "gone@123", False)]
+    model = publish(registry, tmp_path, "model", name="model-1", inputs={"dataset": data.ref, "feedback": "gone@123"})
+    child = publish(registry, tmp_path, "child", name="retrained", inputs={"parent": model.ref})
+    found = [(depth, role, ref, version is not None) for depth, role, ref, version in registry.lineage(child)]
+    assert found == [
+        (0, "", child.ref, True), (1, "parent", model.ref, True), (2, "dataset", data.ref, True),
+        (2, "feedback", "gone@123", False),
+    ]  # fmt: skip
 
 
 def test_another_process_sees_the_same(registry: Registry, store: Path, tmp_path: Path) -> None:
@@ -307,13 +310,13 @@ def test_a_collection_without_versions_is_not_listed(registry: Registry, tmp_pat
 
 def test_lineage_follows_what_stands_twice_once(registry: Registry, tmp_path: Path) -> None:
     """Each turn names the one before it twice, so a walk without memory would take 2^25 steps here."""
-    inputs: tuple[str, ...] = ()
+    inputs: dict[str, str] = {}
     for turn in range(25):
         (tmp_path / "a").write_text(str(turn))
         feedback = registry.publish("feedback", "feedback", {"a": tmp_path / "a"}, inputs=inputs)
         (tmp_path / "a").write_text(f"model {turn}")
-        model = registry.publish("model", "model", {"a": tmp_path / "a"}, inputs=(*inputs, feedback.ref))
-        inputs = (feedback.ref, model.ref)
+        model = registry.publish("model", "model", {"a": tmp_path / "a"}, inputs={**inputs, "feedback": feedback.ref})
+        inputs = {"previous": feedback.ref, "parent": model.ref}
     rows = list(registry.lineage(model))
     assert len(rows) < 200
-    assert len({ref for _, ref, _ in rows}) == 50
+    assert len({ancestor.ref for ancestor in rows}) == 50

@@ -243,7 +243,9 @@ DAMAGES = [truncated, empty, missing, not_an_object, forged_digest, of_another_v
 def three(registry: Registry, place: Path) -> list[Version]:
     """Versions v0, v1 and v2 of `thing`; `other` has one of its own, made of them."""
     versions = [publish(registry, place, text) for text in ("one", "two", "three")]
-    registry.publish("other", "test", {"a": write(place / "other", "other")}, inputs=(versions[0].ref, versions[2].ref))
+    registry.publish(
+        "other", "test", {"a": write(place / "other", "other")}, inputs={"from": (versions[0].ref, versions[2].ref)}
+    )
     return versions
 
 
@@ -554,7 +556,7 @@ def test_a_read_only_store_is_read_as_any_other(
     registry: Registry, store: Path, place: Path, read_only: Callable[[Callable[[Path], Any]], Any]
 ) -> None:
     data = publish(registry, place, "data")
-    version = publish(registry, place, "one", name="model-1", inputs=(data.ref,))
+    version = publish(registry, place, "one", name="model-1", inputs={"dataset": data.ref})
     registry.link(version, "model", ("best",), reason="x")
     (folder_of(store, data) / "verified.json").unlink()
 
@@ -594,7 +596,7 @@ def test_a_read_only_store_refuses_every_change_in_one_sentence(
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
 def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: Path, place: Path, copied: bool) -> None:
     data, one = publish(registry, place, "data", name="data"), publish(registry, place, "one")
-    two = publish(registry, place, "two", inputs=(data.ref,))
+    two = publish(registry, place, "two", inputs={"dataset": data.ref})
     registry.link(one, "model", ("production",), reason="first")
     registry.link(two, "model", ("production",), reason="second")
     holding = [path for path in store.rglob("*") if path.is_file() and str(place).encode() in path.read_bytes()]

@@ -51,7 +51,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, contents=CONTENTS, data=st.data(), metadata=st.sampled_from([None, {"key": 1}]))
     def publish(self, name: str, contents: dict[str, str], data: st.DataObject, metadata: Any) -> None:
-        inputs = (self.chosen(data).ref,) if self.some_version() else ()
+        inputs = {"from": (self.chosen(data).ref,)} if self.some_version() else {}
         folder = self.folder / f"in-{self.sources}"
         self.sources += 1
         for path, text in contents.items():

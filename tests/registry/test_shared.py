@@ -23,11 +23,11 @@ ONE = """
 registry = SharedRegistry(params)
 old = publish(registry, "digits_dataset", "old images", type="dataset")
 data = publish(registry, "digits_dataset", "images", type="dataset", metadata={"fingerprint": "f", "n": [1, None]})
-first = publish(registry, "model-a", "weights of a", inputs=(data.ref,))
-second = publish(registry, "model-b", "weights of b", inputs=(data.ref, first.ref))
+first = publish(registry, "model-a", "weights of a", inputs={"dataset": data.ref})
+second = publish(registry, "model-b", "weights of b", inputs={"dataset": data.ref, "parent": first.ref})
 registry.link(first, params.registered_model, ("best", "production"), reason="x")
 registry.link(second, params.registered_model, ("production",), reason="y")
-run = Tracker(params, registry, "turn-1").start("sweep", "all", {})
+run = Tracker(params, registry).start("sweep", "all", {})
 run.made(old, data, first, second, publish(registry, "model-c", "weights of c"))
 run.finish()
 """
@@ -142,7 +142,7 @@ def test_aliases_that_moved_there_follow_and_those_that_moved_in_both_places_are
     other(one, double, 'registry.refresh(); tell("model-a")')
     move = """
 registry = SharedRegistry(params)
-run = Tracker(params, registry, "turn-2").start("promote", "back", {})
+run = Tracker(params, registry).start("promote", "back", {})
 registry.link(registry.resolve("model-a"), params.registered_model, ("production",), reason="back")
 run.finish()
 """
@@ -155,7 +155,7 @@ run.finish()
     there.link(there.resolve("model-b"), MODEL, ("production",), reason="here")
     theirs = """
 registry = SharedRegistry(params)
-run = Tracker(params, registry, "turn-2").start("promote", "new", {})
+run = Tracker(params, registry).start("promote", "new", {})
 new = publish(registry, "model-c", "weights of c")
 run.made(new)
 registry.link(new, params.registered_model, ("production",), reason="there")

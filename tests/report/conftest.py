@@ -77,7 +77,7 @@ def sweep(params: Params, registry: Registry) -> None:
     trials = journal.trials()
     best = max(trials, key=lambda trial: trial.accuracy or 0)
     made = registry.publish(
-        f"model-{best.id}", "model", params.store / "made" / best.id, inputs=(version.ref,),
+        f"model-{best.id}", "model", params.store / "made" / best.id, inputs={"dataset": version.ref},
         metadata={"recipe": best.config, "metrics": {"accuracy": best.accuracy}},
     )  # fmt: skip
     registry.link(made, params.registered_model, ("best",), reason="best of four trials")
@@ -111,7 +111,11 @@ def simulate(params: Params, registry: Registry) -> None:
         **results.measure(result, {model.label: model}, registry),
     }
     published, new = feedback.publish(
-        params, registry, results.examples(opened, result.index[result.wrong]), (version.ref, model.ref), {}
+        params,
+        registry,
+        results.examples(opened, result.index[result.wrong]),
+        {"dataset": [version.ref], "model": [model.ref]},
+        {},
     )
     assert published is not None
     files.write_json(params.reports / "simulation.json", {**report, "feedback": published.ref, "feedback_new": new})

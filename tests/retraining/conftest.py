@@ -88,7 +88,7 @@ def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[[Se
 
     def publish(places: Sequence[int]) -> Version:
         listed = examples(opened, opened.indices["simulation"][list(places)])
-        inputs = (registry.resolve("digits_dataset").ref, registry.resolve("model-1").ref)
+        inputs = {"dataset": [registry.resolve("digits_dataset").ref], "model": [registry.resolve("model-1").ref]}
         version, _ = feedback.publish(params, registry, listed, inputs, {})
         assert version is not None
         return version

@@ -140,7 +140,7 @@ def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, fai
     other = make("data.image_size=24")
     data_stage.run(other, registry)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
-    feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), (), {})
+    feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), {}, {})
     with pytest.raises(
         RetrainError, match=r"^model-1:v0 was made for other classes or image sizes than digits_d.*:v1;"
     ):
@@ -184,9 +184,8 @@ def test_a_turn_on_drifted_digits_helps_where_production_failed(
     assert (params.reports / "retrain.png").stat().st_size > 10_000
 
     candidate = registry.resolve("retrained-model")
-    assert candidate.inputs == (
-        registry.resolve("digits_dataset").ref, version.ref, registry.resolve("model-1").ref,
-    )  # fmt: skip
+    read = {"dataset": registry.resolve("digits_dataset"), "feedback": version, "parent": registry.resolve("model-1")}
+    assert candidate.inputs == {role: (found.ref,) for role, found in read.items()}
     rate = registry.resolve("model-1").metadata["recipe"]["learning_rate"]
     assert candidate.metadata["recipe"]["learning_rate"] == pytest.approx(rate * params.retrain.learning_rate_scale)
     model = classifier.load(registry.open(candidate))
@@ -195,7 +194,7 @@ def test_a_turn_on_drifted_digits_helps_where_production_failed(
     assert right.mean() == after["test"]["accuracy"]
     receipt = files.read_json(params.store / "receipts" / "retrain.json")
     assert receipt["outputs"] == [candidate.ref]
-    assert receipt["inputs"]["feedback"] == version.ref
+    assert receipt["inputs"]["feedback"] == [version.ref]
     assert candidate not in housekeeping.unneeded(params, registry)
 
 
@@ -233,7 +232,7 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
     collect(failed)
     row = opened.indices["test"][5]
     planted = Example(int(opened.ids[row]), opened.hashes[row].tobytes().hex(), "0", "train")
-    version, added = feedback.publish(params, registry, [planted], (), {})
+    version, added = feedback.publish(params, registry, [planted], {}, {})
     assert version is not None
     assert added == 1
     report = run(params)
@@ -267,7 +266,7 @@ def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
 ) -> None:
     parent = registry.resolve("model-1")
     version = registry.publish(
-        "model-2", "model", registry.open(parent), inputs=(*parent.inputs, "digits-feedback@" + "0" * 32)
+        "model-2", "model", registry.open(parent), inputs={**parent.inputs, "feedback": "digits-feedback@" + "0" * 32}
     )
     registry.link(version, params.registered_model, ("production",), reason="test")
     collect(failed)

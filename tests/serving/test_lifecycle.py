@@ -62,7 +62,7 @@ def test_a_model_that_fails_is_a_500_with_the_id_and_the_replica_lives_on(server
         broken.network.fc.weight.mul_(1e30)
         broken.network.fc.bias.zero_()
     broken.save(server.place / "broken", {"precision": "auto"})
-    version = server.registry.publish("model-broken", "model", server.place / "broken", metadata={}, inputs=())
+    version = server.registry.publish("model-broken", "model", server.place / "broken", metadata={}, inputs={})
     good = server.registry.resolve("model-1")
     server.produce(version)
     try:

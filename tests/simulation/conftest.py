@@ -18,6 +18,8 @@ from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
+from flywheel.pipeline import server_record
+from flywheel.pipeline.server_record import Served
 from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +126,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_stage.run(params, registry)
     for name in ("model-1", "model-2"):
         (place / name).write_text(name)
-        registry.publish(name, "model", {"a": place / name}, inputs=(registry.resolve("digits_dataset").ref,))
+        registry.publish(name, "model", {"a": place / name}, inputs={"dataset": registry.resolve("digits_dataset").ref})
     return place
 
 
@@ -167,9 +169,8 @@ def opened(registry: Registry, dataset_version: Version) -> Dataset:
 
 @pytest.fixture
 def server(opened: Dataset, params: Params) -> Iterator[Server]:
-    from flywheel import files
 
     running = Server(opened)
-    files.write_json(params.store / "serve.json", {"url": running.url, "pid": 1, "started": "", "model": "model-1:v0"})
+    server_record.write(params, Served(running.url, 1, "", "model-1:v0", ""))
     yield running
     running.close()

@@ -79,7 +79,7 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
         _, errors = process.communicate(timeout=10)  # it does not wait for the answers that hang
     assert process.returncode == code
     if number == signal.SIGINT:
-        assert errors == "interrupted: nothing was published; run the same command again\n"
+        assert errors == "interrupted: finished work is kept; run the same command again\n"
     assert published(params, registry) == []
     again = run(place)
     assert again.returncode == 0, again.stderr

@@ -20,6 +20,8 @@ from flywheel import files
 from flywheel.data.dataset import Dataset
 from flywheel.metrics.classification import wilson_interval
 from flywheel.params import Params
+from flywheel.pipeline import server_record
+from flywheel.pipeline.server_record import Served
 from flywheel.pipeline.stage import StageError
 from flywheel.registry import Registry, Version
 from flywheel.simulation import SimulationError
@@ -164,7 +166,7 @@ def test_failures_become_feedback_with_their_lineage(
     report = run(params)
     version = registry.resolve("digits-feedback")
     assert (version.ref, report["feedback_new"]) == (report["feedback"], 12)
-    assert version.inputs == (dataset_version.ref, registry.resolve("model-1").ref)
+    assert version.inputs == {"dataset": (dataset_version.ref,), "model": (registry.resolve("model-1").ref,)}
     listed = feedback.read(registry, version)
     assert list(listed) == sorted(listed)
     simulation = opened.indices["simulation"]
@@ -203,7 +205,7 @@ def test_feedback_accumulates_over_turns_each_image_once(
         assert run(params)["feedback_new"] == new
     versions = registry.versions("digits-feedback")
     assert [len(feedback.read(registry, version)) for version in versions] == [10, 18]
-    assert versions[0].ref in versions[1].inputs
+    assert versions[1].input("previous") == versions[0].ref
     assert registry.resolve("digits-feedback") == versions[1]
 
 
@@ -223,11 +225,11 @@ def test_images_that_an_ancestor_was_trained_on_are_seen(
     train, holdout = sides(opened, "train", 20), sides(opened, "holdout", 9)
     server.fail(opened, train + holdout)
     first = registry.resolve(run(params)["feedback"].partition("@")[0])
-    parent: tuple[str, ...] = (dataset_version.ref, first.ref)
+    parent = {"dataset": dataset_version.ref, "feedback": first.ref}
     for text in ("child", "grandchild"):
         (place / text).write_text(text)
         made = registry.publish("retrained-model", "model", {"a": place / text}, inputs=parent)
-        parent = (dataset_version.ref, made.ref)
+        parent = {"dataset": dataset_version.ref, "parent": made.ref}
     server.model = lambda number: "retrained-model:v1"
     server.fail(opened, holdout)
     report = run(params)
@@ -354,13 +356,12 @@ def test_a_server_of_other_classes_is_refused_before_anything_is_sent(params: Pa
 def test_no_server_is_one_sentence(make: Make, params: Params, run: Any) -> None:
     with pytest.raises(StageError, match=r"^nothing serves profile demo; run make serve PROFILE=demo$"):
         run(params)
-    gone = {"url": "http://127.0.0.1:9", "pid": 1, "started": "", "model": ""}
-    files.write_json(params.store / "serve.json", gone)
+    server_record.write(params, Served("http://127.0.0.1:9", 1, "", "", ""))
     with pytest.raises(SimulationError, match=r"9 .Connection refused.; run make serve PROFILE=demo$"):
         run(params)
     with pytest.raises(SimulationError, match=r"8 .Connection refused.; is simulate.url right.$"):
         run(make("simulate.url=http://127.0.0.1:8"))
-    (params.store / "serve.json").write_text("{")
+    params.store_paths.server.write_text("{")
     with pytest.raises(StageError, match=r"^nothing serves profile demo; run make serve PROFILE=demo$"):
         run(params)
 
@@ -379,7 +380,7 @@ def test_another_server_than_the_flywheels_is_one_sentence(
 
 
 def test_a_url_given_is_the_one_asked(make: Make, server: Server, params: Params, run: Any) -> None:
-    (params.store / "serve.json").unlink()
+    params.store_paths.server.unlink()
     assert run(make(f"simulate.url={server.url}/ simulate.requests=5"))["n"] == 5
 
 

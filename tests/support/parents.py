@@ -20,6 +20,6 @@ def produce(params: Params, registry: Registry, folder: Path, epochs: int) -> Ve
         pass
     model.save(folder, recipe.model_dump())
     metadata = {"recipe": recipe.model_dump()}
-    version = registry.publish("model-1", "model", folder, metadata=metadata, inputs=(data.ref,))
+    version = registry.publish("model-1", "model", folder, metadata=metadata, inputs={"dataset": data.ref})
     registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
     return version

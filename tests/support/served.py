@@ -45,7 +45,7 @@ def publish(registry: Registry, place: Path, seed: int, image_size: int = 32) ->
     """Publish an untrained model."""
     model = Classifier("standard", CLASSES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), image_size, seed=seed)
     model.save(place / f"model-{seed}-{image_size}", {"precision": "auto", "seed": seed})
-    return registry.publish(f"model-{seed}", "model", place / f"model-{seed}-{image_size}", metadata={}, inputs=())
+    return registry.publish(f"model-{seed}", "model", place / f"model-{seed}-{image_size}", metadata={}, inputs={})
 
 
 @dataclass(frozen=True)

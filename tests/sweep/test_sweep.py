@@ -78,7 +78,7 @@ def test_the_best_is_the_best_that_did_not_fail(swept: tuple[Params, Registry, l
     model = registry.resolve("digits-classifier:best")
     assert model.ref == report["best"]["model"]
     assert model.name == f"model-{report['best']['trial']}"
-    assert model.inputs == (report["dataset"],)
+    assert model.inputs == {"dataset": (report["dataset"],)}
     assert model.metadata["recipe"] == report["best"]["config"]
 
 
@@ -117,7 +117,7 @@ def test_a_trial_is_run_again_from_its_record_to_the_byte(
 ) -> None:
     registry = swept[1]
     model = registry.resolve("digits-classifier:best")
-    data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(model.inputs[0]))))
+    data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(model.inputs["dataset"][0]))))
     recipe = Recipe.model_validate(model.metadata["recipe"])
     machine = model.metadata["metrics"]["machine"]
     assert set(machine) == {"device", "precision", "threads"}
@@ -131,7 +131,7 @@ def test_a_trial_is_run_again_from_its_record_to_the_byte(
 def test_the_models_accuracy_is_the_reported_one(swept: tuple[Params, Registry, list[str]]) -> None:
     params, registry, _ = swept
     model = registry.resolve("digits-classifier:best")
-    validation = dataset.open_directory(registry.open(registry.resolve(model.inputs[0]))).split("validation")
+    validation = dataset.open_directory(registry.open(registry.resolve(model.inputs["dataset"][0]))).split("validation")
     predictions = classifier.load(registry.open(model)).predict(validation.images).argmax(axis=1)
     reported = files.read_json(params.reports / "sweep.json")["best"]["accuracy"]
     assert np.mean(predictions == validation.labels) == pytest.approx(reported, abs=1 / len(validation.labels) + 1e-9)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flywheel import FlywheelError
 from flywheel.params import Params
+from flywheel.pipeline import stage
 from flywheel.registry import Registry, RegistryError, Version
 
 NOT_COMPARED = frozenset({"fingerprint", "params", "recipe", "git", "versions", "stage", "metrics"})
@@ -82,11 +83,7 @@ def _find(params: Params, registry: Registry, reference: str) -> Version:
 def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]]:
     """Return what is known of a version: params, data, how it was made, metrics; each flat."""
     metadata = version.metadata
-    data: dict[str, Any] = {}
-    for ref in version.inputs:
-        found = registry.resolve(ref) if registry.has(ref) else None
-        role = found.type if found else ref.partition("@")[0]
-        data["parent" if role == version.type else role] = found.label if found else ref
+    data = {role: ", ".join(map(registry.label, refs)) for role, refs in version.inputs.items()}
     git = metadata.get("git") or {}
     made = {"stage": metadata.get("stage"), "code": git.get("commit"), "code changed": git.get("dirty")}
     made |= metadata.get("versions") or {}
@@ -103,12 +100,9 @@ def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]
 
 
 def _paired(params: Params, registry: Registry, a: Version, b: Version) -> dict[str, Any]:
-    try:
-        dataset = registry.resolve(params.dataset_name)
-    except RegistryError:
-        raise CompareError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    dataset = stage.dataset_of(params, registry)
     for version in (a, b):
-        sources = {ref.partition("@")[0] for ref in version.inputs if "_dataset@" in ref}
+        sources = {ref.partition("@")[0] for ref in version.inputs.get("dataset", ())}
         if sources and params.dataset_name not in sources:
             raise CompareError(
                 f"{version.label} was made from {', '.join(sorted(sources))}, and PROFILE={params.profile} has "

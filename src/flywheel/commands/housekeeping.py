@@ -9,6 +9,7 @@ from pathlib import Path
 from flywheel import files
 from flywheel.gate import history
 from flywheel.params import Params
+from flywheel.pipeline import stage
 from flywheel.registry import Registry, Version
 from flywheel.sweep.checkpoints import Place
 
@@ -22,15 +23,15 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
     versions = [version for name in registry.collections() for version in registry.versions(name)]
     kept = {ref for model in registry.registered_models() for ref in registry.aliases(model).values()}
     for path in sorted(params.store_paths.receipts.glob("*.json")):
-        receipt = files.read_json(path)
-        kept |= {*receipt["outputs"], *receipt["inputs"].values()}
+        if receipt := stage.read_receipt(path):
+            kept |= {*receipt["outputs"], *(ref for refs in receipt["inputs"].values() for ref in refs)}
     kept |= {version.ref for version in versions if version.type != "model" and _is_latest(registry, version)}
     if registry.has(params.dataset_name):
         best = history.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
         kept |= {best} if best else set()
     for version in versions:
         if version.ref in kept:
-            kept |= {ref for _, ref, _ in registry.lineage(version)}
+            kept |= {ancestor.ref for ancestor in registry.lineage(version)}
     return sorted((v for v in versions if v.ref not in kept), key=lambda version: version.created)
 
 

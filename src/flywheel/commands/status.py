@@ -89,8 +89,8 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
         named = registry.resolve(reference)
     except RegistryError as error:
         raise RegistryError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
-    for depth, ref, version in registry.lineage(named):
-        indent = "   " * depth + ("└─ " if depth else "")
+    for depth, role, ref, version in registry.lineage(named):
+        indent = "   " * depth + (f"└─ {role}: " if depth else "")
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
 
 

@@ -41,8 +41,7 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
         from flywheel.data import build, dataset, sources
         from flywheel.tracking.runs import Tracker
 
-        tracked = Tracker(params, registry, stage.turn(registry)).start("data", "data", params.data.identity())
-        try:
+        with Tracker(params, registry).run("data", "data", params.data.identity()) as run:
             built = build.build(sources.load(params.data, params.cache), params.data)
             with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
                 dataset.save(built, Path(directory))
@@ -51,13 +50,9 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
                     metadata={**defined.provenance(), **built.description},
                 )  # fmt: skip
             outcome = _finish(params, registry, version)
-            tracked.made(version)
-            tracked.summarize({"artifact": version.ref, **outcome.metrics})
-            tracked.log_pictures(outcome.reports)
-        except BaseException:
-            tracked.finish(failed=True)
-            raise
-        tracked.finish()
+            run.made(version)
+            run.summarize({"artifact": version.ref, **outcome.metrics})
+            run.log_pictures(outcome.reports)
         return outcome
 
     def adopt(version: Version) -> Outcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flywheel.params import RETRAINED_NAME, Params
+from flywheel.params import Params
 from flywheel.registry import Registry, Version
 
 
@@ -62,8 +62,8 @@ def _turns(params: Params, registry: Registry) -> Iterator[tuple[Version, str, s
         while ref is not None and ref not in seen and registry.has(ref):
             seen.add(ref)
             version = registry.resolve(ref)
-            if version.name != RETRAINED_NAME or len(version.inputs) != 3:
+            dataset, parent = version.input("dataset"), version.input("parent")
+            if dataset is None or parent is None:
                 break
-            dataset, _, parent = version.inputs  # in this order by stages/retrain.py
             yield version, dataset, parent
             ref = parent

@@ -105,7 +105,7 @@ def _seen(registry: Registry, models: Iterable[Version], current: Version) -> se
     ancestors = {
         ancestor.ref: ancestor
         for model in models
-        for _, _, ancestor in registry.lineage(model)
+        for _, _, _, ancestor in registry.lineage(model)
         if ancestor is not None and ancestor.type == "dataset" and ancestor.ref != current.ref
     }
     seen: set[bytes] = set()

@@ -54,10 +54,7 @@ def judge(
     if here and not by_hand and any(_same(ref, candidate) for ref in history.ever_in_production(params, registry)):
         reason = f"it was in production before and was replaced; {_command(params, candidate)} brings it back"
         return rules.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
-    try:
-        dataset = registry.resolve(params.dataset_name)
-    except RegistryError:
-        raise PromotionError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    dataset = stage.dataset_of(params, registry)
     others = [
         registry.resolve(ref) for ref in history.contenders(params, registry) if ref not in (candidate.ref, alias)
     ]
@@ -94,7 +91,7 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
     return True
 
 
-def report(params: Params, decision: Decision, tracked: Run | None = None) -> tuple[Path, ...]:
+def report(params: Params, decision: Decision, run: Run | None = None) -> tuple[Path, ...]:
     """Say a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
 
     Returns the files written into the reports folder.
@@ -111,9 +108,9 @@ def report(params: Params, decision: Decision, tracked: Run | None = None) -> tu
         written.append(gate_picture.draw(decision.report(), picture))
     else:
         picture.unlink(missing_ok=True)  # of an earlier decision
-    if tracked is not None:
-        tracked.summarize(decision.numbers())
-        tracked.log_pictures(written[1:])
+    if run is not None:
+        run.summarize(decision.numbers())
+        run.log_pictures(written[1:])
     return tuple(written)
 
 
@@ -149,12 +146,10 @@ def promote(
         if _same(decision.production, candidate):
             log.info(f"promote: {candidate.label} is in production already")
             return decision
-        tracked = Tracker(params, registry, stage.turn(registry)).start(
-            "promote", f"promote {candidate.label}", {"model": candidate.ref, "forced": force, "reason": reason}
-        )
-        tracked.used(candidate)
-        try:
-            report(params, decision, tracked)
+        config = {"model": candidate.ref, "forced": force, "reason": reason}
+        tracker = Tracker(params, registry)
+        with tracker.run("promote", f"promote {candidate.label}", config, used=(candidate,)) as run:
+            report(params, decision, run)
             why = "; ".join(decision.reasons)
             refused = decision.decision == "keep"
             if refused and not force:
@@ -162,10 +157,6 @@ def promote(
             if not decision.checks.get("answers", True):
                 raise PromotionError(f"{candidate.label} is not promoted, nor would it be by force: {why}")
             _move(params, registry, candidate, decision, f"{reason}: {why}" if reason else why, forced=refused)
-        except BaseException:
-            tracked.finish(failed=True)
-            raise
-        tracked.finish()
     forced = " by force" if refused else ""
     log.info(f"promote: {candidate.label} is in production{forced}: {f'{reason}: {why}' if reason else why}")
     return decision
@@ -198,9 +189,9 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
         f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
     facts = {"model": version.ref, "from": production, "reason": reason}
-    tracked = Tracker(params, registry, stage.turn(registry)).start("promote", f"rollback {version.label}", facts)
-    tracked.used(version)
-    tracked.finish()
+    run = Tracker(params, registry).start("promote", f"rollback {version.label}", facts)
+    run.used(version)
+    run.finish()
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
 
 

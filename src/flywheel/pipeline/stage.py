@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import FlywheelError, files
-from flywheel.params import RETRAINED_NAME, Params
+from flywheel.params import Params
 from flywheel.pipeline import fingerprint
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version, inputs_by_role
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage before it runs. `inputs` are what it reads (role -> ref), `roots` the modules that make its result.
+    """A stage before it runs. `reads` is what it reads (role -> ref), `roots` the modules that make its result.
 
     `artifacts` are the collections whose versions may stand for a missing receipt, by prefix.
     `unfinished` may name work that the params ask for beyond what the metrics (of the receipt, or of a version's
@@ -67,11 +67,16 @@ class Stage:
     params: Params
     registry: Registry
     identity: Mapping[str, Any]
-    inputs: Mapping[str, str]
+    reads: Mapping[str, str]
     roots: tuple[str, ...]
     seed: int | None = None
     artifacts: str = ""
     unfinished: Callable[[Mapping[str, Any]], str | None] | None = None
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        """What it reads, as versions and receipts record it: role -> refs."""
+        return {role: [ref] for role, ref in self.reads.items()}
 
     @cached_property
     def code(self) -> dict[str, str]:
@@ -82,16 +87,6 @@ class Stage:
     def fingerprint(self) -> str:
         """The digest of identity params, inputs and code."""
         return files.digest_json({"params": self.identity, "inputs": self.inputs, "code": self.code})
-
-    @property
-    def lock_path(self) -> Path:
-        """Where the lock lies."""
-        return self.params.store_paths.lock(self.name)
-
-    @property
-    def receipt_path(self) -> Path:
-        """Where the receipt lies."""
-        return self.params.store_paths.receipt(self.name)
 
     def provenance(self) -> dict[str, Any]:
         """Return what a version's metadata tells of how it was made, the fingerprint included."""
@@ -106,10 +101,8 @@ class Stage:
 
 def check(stage: Stage) -> Verdict:
     """Tell whether a stage is up to date, with the reason. Reads receipts, manifests and code; never W&B."""
-    receipt = None
-    with contextlib.suppress(OSError, ValueError):
-        receipt = files.read_json(stage.receipt_path)
-    if not isinstance(receipt, dict) or "fingerprint" not in receipt:
+    receipt = read_receipt(stage.params.store_paths.receipt(stage.name))
+    if receipt is None:
         adopted = _version_with(stage)
         return Verdict(
             adopted is not None, f"made before as {adopted.label}" if adopted else "never run", None, adopted
@@ -136,9 +129,21 @@ def check(stage: Stage) -> Verdict:
     return Verdict(True, f"nothing changed since {receipt['started']}", receipt)
 
 
-def turn(registry: Registry) -> str:
-    """Return the turn of the wheel, which groups the W&B runs: each retrained model begins another."""
-    return f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"
+def read_receipt(path: Path) -> dict[str, Any] | None:
+    """Return a receipt, or None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        receipt = files.read_json(path)
+        inputs = inputs_by_role(receipt["inputs"], path.stem)
+        return {**receipt, "inputs": {role: list(refs) for role, refs in inputs.items()}}
+    return None
+
+
+def dataset_of(params: Params, registry: Registry) -> Version:
+    """Return the newest data set. Raises StageError when there is none."""
+    try:
+        return registry.resolve(params.dataset_name)
+    except RegistryError:
+        raise StageError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
 
 
 def run(
@@ -153,7 +158,7 @@ def run(
     `adopt` brings a version that was made elsewhere or earlier into use (aliases, reports) in place of
     `work`. Raises files.Locked when another process runs the same stage.
     """
-    with files.lock(stage.lock_path):
+    with files.lock(stage.params.store_paths.lock(stage.name)):
         verdict = check(stage)
         if force or not verdict.up_to_date:
             stage.registry.refresh()  # perhaps somebody else made it; and aliases may have moved
@@ -165,24 +170,29 @@ def run(
                 return verdict.receipt
         else:
             log.info(f"{stage.name}: running ({'forced' if force else verdict.reason})")
-        started, clock = datetime.now(UTC), time.monotonic()
         if verdict.up_to_date and not force and verdict.adopted is not None:
-            outcome = adopt(verdict.adopted) if adopt else Outcome((verdict.adopted,))
-        else:
-            outcome = work()
-        receipt = {
-            **stage.provenance(),
-            "inputs": dict(stage.inputs),
-            "outputs": [version.ref for version in outcome.outputs],
-            "reports": [path.relative_to(stage.params.reports).as_posix() for path in outcome.reports],
-            "code": stage.code,
-            "seed": stage.seed,
-            "started": started.isoformat(timespec="seconds"),
-            "wall_s": round(time.monotonic() - clock, 3),
-            "metrics": dict(outcome.metrics),
-        }
-        files.write_json(stage.receipt_path, receipt)
-        return receipt
+            adopted = verdict.adopted
+            return execute(stage, lambda: adopt(adopted) if adopt else Outcome((adopted,)))
+        return execute(stage, work)
+
+
+def execute(stage: Stage, work: Callable[[], Outcome]) -> Mapping[str, Any]:
+    """Run `work` and write the receipt, last and atomically. Returns the receipt. The caller holds the stage's lock."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    outcome = work()
+    receipt = {
+        **stage.provenance(),
+        "inputs": stage.inputs,
+        "outputs": [version.ref for version in outcome.outputs],
+        "reports": [path.relative_to(stage.params.reports).as_posix() for path in outcome.reports],
+        "code": stage.code,
+        "seed": stage.seed,
+        "started": started.isoformat(timespec="seconds"),
+        "wall_s": round(time.monotonic() - clock, 3),
+        "metrics": dict(outcome.metrics),
+    }
+    files.write_json(stage.params.store_paths.receipt(stage.name), receipt)
+    return receipt
 
 
 def _version_with(stage: Stage) -> Version | None:
@@ -203,8 +213,8 @@ def _difference(stage: Stage, receipt: Mapping[str, Any]) -> str:
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             return f"{key} changed: {before.get(key)} -> {now.get(key)}"
-    for role, ref in stage.inputs.items():
-        if receipt["inputs"].get(role) != ref:
+    for role, refs in stage.inputs.items():
+        if receipt["inputs"].get(role) != refs:
             return f"its input changed: {role}"
     changed = sorted(
         module

@@ -1,5 +1,6 @@
-"""Versioned artifacts behind one interface; `local` is the store on disk."""
+"""Versioned artifacts in the store on disk. Knows nothing of W&B."""
 
-from flywheel.registry.local import Registry, RegistryError, Version
+from flywheel.registry.local import Registry
+from flywheel.registry.manifest import Inputs, RegistryError, Version, inputs_by_role
 
-__all__ = ["Registry", "RegistryError", "Version"]
+__all__ = ["Inputs", "Registry", "RegistryError", "Version", "inputs_by_role"]

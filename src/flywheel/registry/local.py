@@ -17,17 +17,26 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.registry import integrity, manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
 from flywheel.registry.blobs import Blobs
-from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version
+from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version, inputs_by_role
 from flywheel.registry.versions import Shelf, stamp
 
 __all__ = ["Registry", "RegistryError", "Version"]
+
+
+class Ancestor(NamedTuple):
+    """A version in a lineage: its depth, its role for the version above it, and None where it is not here."""
+
+    depth: int
+    role: str
+    ref: str
+    version: Version | None
 
 
 class Registry:
@@ -49,11 +58,11 @@ class Registry:
         contents: Path | Mapping[str, Path],
         *,
         metadata: Mapping[str, Any] | None = None,
-        inputs: tuple[str, ...] = (),
+        inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Version:
         """Store files as a version of `name`; identical content gives the existing version. Moves `latest`.
 
-        `contents` is a directory or maps paths inside the artifact to files. `inputs` are refs
+        `contents` is a directory or maps paths inside the artifact to files. `inputs` are role -> refs
         (`name@digest`). Raises RegistryError for a bad name or no files.
         """
         if not NAME.fullmatch(name):
@@ -65,8 +74,9 @@ class Registry:
             version = next((v for v in self.versions(name) if v.digest == digest), None)
             if version is None:
                 version = Version(
-                    name, self._shelf.next_number(name), type, digest, entries, inputs, now(), dict(metadata or {})
-                )
+                    name, self._shelf.next_number(name), type, digest, entries,
+                    inputs_by_role(inputs or {}, type), now(), dict(metadata or {}),
+                )  # fmt: skip
                 self._commit(version)
             else:
                 self._mend(version)
@@ -229,12 +239,9 @@ class Registry:
         """Return the audit log, oldest first: at, who, model, alias, from, to, reason, gate, forced."""
         return self._audit.entries(registered_model)
 
-    def lineage(self, version: Version) -> Iterator[tuple[int, str, Version | None]]:
-        """Yield (depth, ref, version) for a version and all it was made from; None where one is absent.
-
-        What stands in several places is followed at the first only: each turn names the one before it twice.
-        """
-        yield from self._ancestors(version.ref, 0, set())
+    def lineage(self, version: Version) -> Iterator[Ancestor]:
+        """Yield a version and all it was made from, depth first. A version's own inputs follow its first mention."""
+        yield from self._ancestors("", version.ref, 0, set())
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -281,13 +288,14 @@ class Registry:
             raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(self.aliases(model)) or 'no aliases'}")
         return self.resolve(target)
 
-    def _ancestors(self, ref: str, depth: int, followed: set[str]) -> Iterator[tuple[int, str, Version | None]]:
+    def _ancestors(self, role: str, ref: str, depth: int, followed: set[str]) -> Iterator[Ancestor]:
         version = self.resolve(ref) if self.has(ref) else None
-        yield depth, ref, version
+        yield Ancestor(depth, role, ref, version)
         if version is not None and ref not in followed:
             followed.add(ref)
-            for parent in version.inputs:
-                yield from self._ancestors(parent, depth + 1, followed)
+            for of, parents in version.inputs.items():
+                for parent in parents:
+                    yield from self._ancestors(of, parent, depth + 1, followed)
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from flywheel.files import Digests
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NUMBER = re.compile(r"v(0|[1-9][0-9]*)")
 
+Inputs = Mapping[str, tuple[str, ...]]  # role -> refs
+
 
 class RegistryError(FlywheelError):
     """An artifact is missing, damaged or misnamed; the message says which and what to do."""
@@ -26,14 +28,14 @@ class RegistryError(FlywheelError):
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an artifact. `inputs` are `name@digest` references of what it was made from."""
+    """One version of an artifact. `inputs` are the versions it was made from: role -> refs (`name@digest`)."""
 
     name: str
     number: int
     type: str
     digest: str
     files: Mapping[str, Digests]
-    inputs: tuple[str, ...]
+    inputs: Inputs
     created: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,6 +48,10 @@ class Version:
     def label(self) -> str:
         """The name for people: name:vN."""
         return f"{self.name}:v{self.number}"
+
+    def input(self, role: str) -> str | None:
+        """Return the ref of the one input of a role, or None when there is none."""
+        return next(iter(self.inputs.get(role, ())), None)
 
     @property
     def size(self) -> int:
@@ -61,6 +67,23 @@ def digest_of(entries: Mapping[str, Digests]) -> str:
     return hasher.hexdigest()
 
 
+def inputs_by_role(inputs: Mapping[str, str | Sequence[str]] | Sequence[str], type: str) -> Inputs:
+    """Return inputs as role -> refs. A list, as stores before roles have it, gets its roles from type and names."""
+    if isinstance(inputs, Mapping):
+        return {role: (refs,) if isinstance(refs, str) else tuple(refs) for role, refs in inputs.items() if refs}
+    found: dict[str, tuple[str, ...]] = {}
+    for ref in inputs:
+        name = ref.partition("@")[0]
+        if name.endswith("_dataset"):
+            role = "dataset"
+        elif name.endswith("-feedback"):
+            role = "previous" if type == "feedback" else "feedback"
+        else:
+            role = "parent" if type == "model" else "model"
+        found[role] = (*found.get(role, ()), ref)
+    return found
+
+
 def write(path: Path, version: Version) -> None:
     """Write a version's manifest."""
     files.write_json(path, asdict(version))
@@ -71,7 +94,7 @@ def read(path: Path, name: str, number: int) -> Version:
     try:
         raw = files.read_json(path)
         raw["files"] = {place: Digests(**entry) for place, entry in raw["files"].items()}
-        raw["inputs"] = tuple(raw["inputs"])
+        raw["inputs"] = inputs_by_role(raw["inputs"], raw["type"])
         version = Version(**raw)
         whole = (version.name, version.number, version.digest) == (name, number, digest_of(version.files))
     except PermissionError as error:

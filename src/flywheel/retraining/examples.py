@@ -41,7 +41,7 @@ def find(registry: Registry, version: Version, opened: Dataset) -> HardExamples:
     listed = [example for example in feedback.read(registry, version) if example.side == "train"]
     older = {
         parent.ref: parent
-        for _, _, parent in registry.lineage(version)
+        for _, _, _, parent in registry.lineage(version)
         if parent is not None and parent.type == "dataset"
     }
     # Opened one after the other, and only while something is missing: mostly the first has all.

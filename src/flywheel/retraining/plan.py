@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from flywheel import files
 from flywheel.params import RETRAINED_NAME, Params
+from flywheel.pipeline import stage
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.retraining import RetrainError
 from flywheel.traffic import feedback
@@ -27,10 +27,10 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
     """Return what is to be done, or the reason why nothing is.
 
     A failure is new unless a feedback version that lists it is an input of production or of any retrained model,
-    refused ones too. `force` takes the newest feedback though it was used. Raises RetrainError when there is no data
-    set or no model, FeedbackError when the newest feedback cannot be read.
+    refused ones too. `force` takes the newest feedback though it was used. Raises StageError or RetrainError when
+    there is no data set or no model, FeedbackError when the newest feedback cannot be read.
     """
-    parent, dataset = _parent(params, registry), _dataset(params, registry)
+    parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
     if newest is None:
         return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects failures"
@@ -52,7 +52,7 @@ def _used(params: Params, registry: Registry) -> set[str]:
     users = registry.versions(RETRAINED_NAME)
     with contextlib.suppress(RegistryError):
         users.append(registry.resolve(f"{params.registered_model}:production"))
-    refs = {ref for version in users for ref in version.inputs if ref.startswith(f"{params.feedback_name}@")}
+    refs = {ref for version in users for ref in version.inputs.get("feedback", ())}
     hashes: set[str] = set()
     for ref in refs:
         # A version that was removed is no loss: the later ones list what it listed.
@@ -69,10 +69,8 @@ def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | 
     made = registry.resolve(RETRAINED_NAME)
     if registry.incomplete(made) is not None:
         return None  # known from W&B: it was made and judged on another machine
-    receipt = {}
-    with contextlib.suppress(OSError, ValueError):
-        receipt = files.read_json(params.store_paths.receipt("retrain"))
-    return made if newest.ref in made.inputs and made.ref not in receipt.get("outputs", ()) else None
+    receipt = stage.read_receipt(params.store_paths.receipt("retrain")) or {}
+    return made if newest.ref == made.input("feedback") and made.ref not in receipt.get("outputs", ()) else None
 
 
 def _parent(params: Params, registry: Registry) -> Version:
@@ -82,9 +80,3 @@ def _parent(params: Params, registry: Registry) -> Version:
         if alias in aliases and registry.has(aliases[alias]):
             return registry.resolve(aliases[alias])
     raise RetrainError(f"there is no model to continue from; run make evaluate PROFILE={params.profile}")
-
-
-def _dataset(params: Params, registry: Registry) -> Version:
-    if not registry.has(params.dataset_name):
-        raise RetrainError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}")
-    return registry.resolve(params.dataset_name)

@@ -59,7 +59,7 @@ class ServedModel:
             "classes": list(self.class_names),
             "image_size": self.image_size,
             "created": self.version.created,
-            "inputs": list(self.version.inputs),
+            "inputs": {role: list(refs) for role, refs in self.version.inputs.items()},
             "recipe": metadata.get("recipe"),
             "metrics": metadata.get("metrics"),
         }

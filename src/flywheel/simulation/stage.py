@@ -17,7 +17,7 @@ from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import server_record, stage
 from flywheel.pipeline.stage import StageError
-from flywheel.registry import Registry, RegistryError
+from flywheel.registry import Registry
 from flywheel.traffic import feedback
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def server(params: Params) -> tuple[str, str]:
 
 
 def _simulate(params: Params, registry: Registry) -> Mapping[str, Any]:
-    try:
-        data = registry.resolve(params.dataset_name)
-    except RegistryError:
-        raise StageError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    data = stage.dataset_of(params, registry)
     url, remedy = server(params)
 
     from flywheel.data import dataset
@@ -67,34 +64,29 @@ def _simulate(params: Params, registry: Registry) -> Mapping[str, Any]:
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     told = {"url": url} if params.tracking.machine_info else {}  # it may name a host
     config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **told}
-    tracked = Tracker(params, registry, stage.turn(registry)).start("simulate", name, config)
-    try:
+    with Tracker(params, registry).run("simulate", name, config) as run:
         result = _play(params, url, places, opened)
         models = results.models(result, registry)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         report = {"at": at, "dataset": data.ref, "url": url, **results.measure(result, models, registry)}
-        tracked.log_pictures(results.draw(result, params.reports))
+        run.log_pictures(results.draw(result, params.reports))
         rows = results.table(result, options.table_rows, options.seed)
         if rows:
-            tracked.log_table("right", results.TABLE_COLUMNS, rows)
+            run.log_table("right", results.TABLE_COLUMNS, rows)
             log.info(f"simulate: W&B table of {len(rows):,} of {len(result.right):,} right predictions")
         failed = {result.answers[i].model for i in result.wrong}
         version, added = feedback.publish(
             params, registry, results.examples(opened, result.index[result.wrong]),
-            (data.ref, *sorted(model.ref for label in failed if (model := models[label]))),
+            {"dataset": [data.ref], "model": sorted(model.ref for label in failed if (model := models[label]))},
             {"stage": "simulate", "simulation": name},
         )  # fmt: skip
         report |= {"feedback": version.ref if version else None, "feedback_new": added}
-        tracked.used(data, *(model for model in models.values() if model))
+        run.used(data, *(model for model in models.values() if model))
         if version and added:
-            tracked.made(version)
+            run.made(version)
         files.append_json_lines(params.store_paths.feedback_log, *_lines(result, report, name))
         files.write_json(params.reports / "simulation.json", report)
-        tracked.summarize({key: report[key] for key in report if key not in {*results.DETAILS, "url"}} | told)
-    except BaseException:
-        tracked.finish(failed=True)
-        raise
-    tracked.finish()
+        run.summarize({key: report[key] for key in report if key not in {*results.DETAILS, "url"}} | told)
     return report
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import stage
-from flywheel.pipeline.stage import Outcome, Stage, StageError
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.pipeline.stage import Outcome, Stage
+from flywheel.registry import Registry, Version
 
 if TYPE_CHECKING:
     from flywheel.sweep.checkpoints import Place
@@ -29,10 +29,7 @@ log = logging.getLogger(__name__)
 
 def define(params: Params, registry: Registry) -> Stage:
     """Return the stage as the params describe it. Raises StageError when there is no data set."""
-    try:
-        dataset = registry.resolve(params.dataset_name)
-    except RegistryError:
-        raise StageError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+    dataset = stage.dataset_of(params, registry)
 
     def unfinished(metrics: Mapping[str, Any]) -> str | None:
         made, asked = metrics.get("trials", 0), params.sweep.trials
@@ -82,7 +79,7 @@ def _journals(defined: Stage) -> Path:
 
 
 def _identity(defined: Stage) -> dict[str, Any]:
-    return {**defined.identity, "inputs": dict(defined.inputs)}
+    return {**defined.identity, "inputs": dict(defined.reads)}
 
 
 def _search(defined: Stage, force: bool) -> Outcome:
@@ -90,7 +87,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
     from flywheel.tracking.runs import Tracker
 
     with interruptible():
-        tracker = Tracker(defined.params, defined.registry, stage.turn(defined.registry))
+        tracker = Tracker(defined.params, defined.registry)
         return _sweep(defined, tracker, force)
 
 
@@ -104,7 +101,8 @@ def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
 
     began = time.monotonic()
     params, registry = defined.params, defined.registry
-    opened = dataset.open_directory(registry.open(registry.resolve(defined.inputs["dataset"])))
+    dataset_version = registry.resolve(defined.reads["dataset"])
+    opened = dataset.open_directory(registry.open(dataset_version))
     identity = _identity(defined)
     chosen = resume.choose(_journals(defined), identity, defined.code, force=force)
     journal, spent_s = chosen.journal, chosen.record.spent_s if chosen.record else 0.0
@@ -116,15 +114,14 @@ def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
             f"{len(campaign.waiting)} go on from their last checkpoints"
         )
     place = Place(params.checkpoints).below(journal.sweep_id)
-    tracked = tracker.start("sweep", journal.sweep_id, {**defined.identity, "dataset": defined.inputs["dataset"]})
-    tracked.used(registry.resolve(defined.inputs["dataset"]))
-    recorder = Recorder(params, campaign, place, tracker)
-    data = TrainingData.of(opened)
-    try:
+    data, images = TrainingData.of(opened), opened.description["splits"]
+    config = {**defined.identity, "dataset": dataset_version.ref}
+    with tracker.run("sweep", journal.sweep_id, config, used=(dataset_version,)) as run:
+        recorder = Recorder(params, campaign, place, tracker)
         try:
             if not campaign.over:
                 with cluster.connected():
-                    _run_trials(params, data, opened.description["splits"], campaign, recorder, began - spent_s)
+                    _run_trials(params, data, images, campaign, recorder, began - spent_s)
         except KeyboardInterrupt:
             log.info(
                 f"sweep: interrupted after {campaign.ended} of {params.sweep.trials} trials; "
@@ -135,13 +132,7 @@ def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
             recorder.close()
         kept = _keep(params, registry, campaign, place, data)
         if not kept:
-            reasons = sorted({trial.error for trial in campaign.trials.values() if trial.error})
-            if campaign.over:
-                raise SweepError(f"all {campaign.ended} trials failed: {'; '.join(reasons)}")
-            raise SweepError(
-                f"sweep.time_budget_s={params.sweep.time_budget_s:g} was over before a trial had an epoch; "
-                "raise it, and the same command goes on"
-            )
+            raise SweepError(_nothing_to_publish(params, campaign))
         facts = {
             "sweep_id": journal.sweep_id,
             "trials": campaign.ended,
@@ -150,20 +141,25 @@ def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
             "time_budget_s": None if campaign.over else params.sweep.time_budget_s,
         }
         best, others = _publish(defined, kept, facts)
-        tracked.made(best, *others)
+        run.made(best, *others)
         journal.done(model=best.ref, trials=campaign.ended)
         if campaign.over:
             place.remove()
-        best_facts = {**facts, **_of(kept[0][0])}
-        outcome = _report(params, registry, best, best_facts, others)
-        tracked.summarize({**outcome.metrics, "artifact": best.ref})
-        tracked.log_pictures([path for path in outcome.reports if path.suffix == ".png"])
-    except BaseException:
-        tracked.finish(failed=True)
-        raise
-    tracked.finish()
+        outcome = _report(params, registry, best, {**facts, **_of(kept[0][0])}, others)
+        run.summarize({**outcome.metrics, "artifact": best.ref})
+        run.log_pictures([path for path in outcome.reports if path.suffix == ".png"])
     shutil.rmtree(_scratch(params), ignore_errors=True)
     return outcome
+
+
+def _nothing_to_publish(params: Params, campaign: Campaign) -> str:
+    if campaign.over:
+        reasons = sorted({trial.error for trial in campaign.trials.values() if trial.error})
+        return f"all {campaign.ended} trials failed: {'; '.join(reasons)}"
+    return (
+        f"sweep.time_budget_s={params.sweep.time_budget_s:g} was over before a trial had an epoch; "
+        "raise it, and the same command goes on"
+    )
 
 
 def _run_trials(
@@ -253,9 +249,7 @@ def _publish(
             provenance.pop("fingerprint")
         metadata = {**provenance, "recipe": one.config, "metrics": {**facts, **_of(one), "rank": rank}}
         versions.append(
-            defined.registry.publish(
-                f"model-{one.id}", "model", weights, metadata=metadata, inputs=(defined.inputs["dataset"],)
-            )
+            defined.registry.publish(f"model-{one.id}", "model", weights, metadata=metadata, inputs=defined.reads)
         )
     return versions[0], tuple(versions[1:])
 
@@ -280,7 +274,7 @@ def _report(
     config = next(trial.config for trial in trials if trial.id == facts["trial"])
     summary = {
         "sweep_id": facts["sweep_id"],
-        "dataset": version.inputs[0],
+        "dataset": version.input("dataset"),
         "best": {
             "trial": facts["trial"],
             "accuracy": facts["accuracy"],

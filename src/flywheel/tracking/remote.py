@@ -90,7 +90,7 @@ class Remote:
         import wandb
 
         own = {
-            "inputs": list(version.inputs),
+            "inputs": {role: list(refs) for role, refs in version.inputs.items()},
             "created": version.created,
             "files": {path: [entry.sha256, entry.size] for path, entry in version.files.items()},
         }
@@ -256,7 +256,14 @@ def _version(artifact: Any) -> Version | None:
         number = int(str(artifact.source_version).removeprefix("v"))
         name = str(artifact.source_name).partition(":")[0]
         made = Version(
-            name, number, artifact.type, artifact.digest, entries, tuple(own["inputs"]), own["created"], metadata
+            name,
+            number,
+            artifact.type,
+            artifact.digest,
+            entries,
+            manifest.inputs_by_role(own["inputs"], artifact.type),
+            own["created"],
+            metadata,
         )
     except (AssertionError, KeyError, TypeError, ValueError):
         return None

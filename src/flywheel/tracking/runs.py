@@ -7,15 +7,16 @@ something moves (`connection`). What W&B did not take by then is told in one lin
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, Version
 from flywheel.tracking import media
 from flywheel.tracking.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
@@ -164,11 +165,11 @@ class Run:
 class Tracker:
     """The runs of one stage: one thread tells W&B what happens, in order."""
 
-    def __init__(self, params: Params, registry: Registry, group: str):
+    def __init__(self, params: Params, registry: Registry):
         self.params = params
         self.registry = registry if isinstance(registry, SharedRegistry) else SharedRegistry(params)
         self.connection: Connection = self.registry.connection
-        self.group = group
+        self.group = f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._pending = 0
@@ -176,6 +177,20 @@ class Tracker:
         self._idle.set()
         self._lock = threading.Lock()
         self._asking = threading.Lock()  # W&B's public API is asked by one thread at a time
+
+    @contextlib.contextmanager
+    def run(
+        self, job_type: str, name: str, config: Mapping[str, Any], *, used: Sequence[Version] = ()
+    ) -> Iterator[Run]:
+        """Start the run of a stage and finish it at the end of the block: finished, failed or interrupted."""
+        run = self.start(job_type, name, config)
+        run.used(*used)
+        try:
+            yield run
+        except BaseException:
+            run.finish(failed=True)
+            raise
+        run.finish()
 
     def start(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None = None) -> Run:
         """Start a run of the tracker's group; the mode is printed at the first."""

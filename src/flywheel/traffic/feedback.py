@@ -9,7 +9,7 @@ confidences, models and counts go to `store/<profile>/feedback.jsonl`, which is 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,12 @@ def publish(
     params: Params,
     registry: Registry,
     failures: Iterable[Example],
-    inputs: tuple[str, ...],
+    inputs: Mapping[str, Sequence[str]],
     metadata: Mapping[str, Any],
 ) -> tuple[Version | None, int]:
     """Add failures to what is known and publish it. Returns the newest version (None: no failure ever) and the new.
 
-    `inputs` are the refs of the data set and of the models that failed; the former version is an input too, so that
+    `inputs` are the data set and the models that failed; the former version is an input too, as `previous`, so that
     the lineage reaches every data set that an image comes from. Nothing new: the version that is there, untouched.
     """
     before = latest(params, registry)
@@ -96,7 +96,7 @@ def publish(
         version = registry.publish(
             params.feedback_name, TYPE, {FILE: path},
             metadata={**metadata, "images": len(merged), "train": sum(e.side == "train" for e in merged)},
-            inputs=(*inputs, *((before.ref,) if before else ())),
+            inputs={**inputs, "previous": [before.ref] if before else []},
         )  # fmt: skip
     return version, len(merged) - len(known)
 
@@ -108,8 +108,8 @@ def seen(registry: Registry, model: Version) -> frozenset[str]:
     one of those is not in the store, since what it lists is then unknown.
     """
     hashes: set[str] = set()
-    for _, ref, version in registry.lineage(model):
-        if version is None and "-feedback@" in ref:
+    for _, role, ref, version in registry.lineage(model):
+        if version is None and role in ("feedback", "previous"):
             raise FeedbackError(f"{model.label} was trained on {ref}, which is not in the store")
         if version is not None and version.type == TYPE:
             try:

@@ -232,14 +232,21 @@ def _nodes(params: Params, registry: Registry) -> list[Node]:
     if ref is None or not registry.has(ref):
         return []
     found: dict[str, Version | None] = {}
-    for _, name, version in registry.lineage(registry.resolve(ref)):
-        found[name] = version
+    for ancestor in registry.lineage(registry.resolve(ref)):
+        found[ancestor.ref] = ancestor.version
     pointing: dict[str, list[str]] = {}
     for alias, name in aliases.items():
         pointing.setdefault(name, []).append(alias)
     return ordered(
         [
-            Node(name, version.label, version.type, version.created, version.inputs, tuple(pointing.get(name, ())))
+            Node(
+                name,
+                version.label,
+                version.type,
+                version.created,
+                tuple(ref for refs in version.inputs.values() for ref in refs),
+                tuple(pointing.get(name, ())),
+            )
             for name, version in found.items()
             if version is not None
         ]
