@@ -40,7 +40,7 @@ from flywheel.data.images import decode
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.serving import replica
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def measure(
 
 def _swap(params: Params, model: Path, folder: Path) -> None:
     """Move production ten times, evenly over the run."""
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     other = shutil.copytree(model, folder / "other")
     description = files.read_json(other / "model.json")
     files.write_json(other / "model.json", {**description, "recipe": {**description["recipe"], "seed": 1}})
@@ -219,7 +219,7 @@ def _publish(params: Params, directory: Path) -> Path:
     classifier.Classifier("standard", CLASSES, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 32).save(
         directory, {"precision": "auto"}
     )
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     version = registry.publish("model-bench", "model", directory, metadata={}, inputs={})
     registry.link(version, params.registered_model, ("production",), reason="benchmark")
     return directory

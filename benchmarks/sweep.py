@@ -42,7 +42,7 @@ from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
 from flywheel.params import file as params_file
 from flywheel.pipeline import plotting
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.training.loop import TrainingData
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> No
 def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the trials of the textbook search, and how many images it trained and validated on."""
     params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(params.dataset_name))))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))

@@ -27,7 +27,7 @@ import pages
 
 from flywheel import cli, files
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.sweep import cluster, tune_runner
 from flywheel.sweep.checkpoints import Place
 from flywheel.sweep.journal import Journal
@@ -76,7 +76,7 @@ def measure(trials: int) -> dict[str, Any]:
         parts: dict[str, float] = {}
         campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
-        tracker = Tracker(params, Registry(params.store))
+        tracker = Tracker(params, LocalRegistry(params.store))
         recorder = Recorder(params, campaign, place, tracker)
         ended, ended_at = recorder.ended, list[float]()
         recorder.ended = lambda trial: ended_at.append(time.monotonic()) or ended(trial)  # type: ignore[method-assign, func-returns-value]

@@ -35,7 +35,7 @@ from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 from flywheel.retraining import stage as retraining_stage
 from flywheel.simulation.result import examples
 from flywheel.traffic import feedback
@@ -60,7 +60,7 @@ def _turned(source: Path, profile: str, overrides: str, seed: int, turns: int, f
         f"{overrides} paths.store={folder / 'store'} paths.reports={folder / 'reports'} data.seed={seed} "
         f"retrain.seed={seed} tracking.wandb=disabled retrain.control=true",
     )  # fmt: skip
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     data_stage.run(params, registry)
     data = registry.resolve(params.dataset_name)
     images = dataset.open_directory(registry.open(data))

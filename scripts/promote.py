@@ -11,7 +11,7 @@ Writes  the aliases production and previous of <data.name>-classifier, with a li
 
 from flywheel import cli
 from flywheel.gate import promotion
-from flywheel.tracking.mirror import SharedRegistry
+from flywheel.tracking.mirror import Mirror
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     with cli.logged(params, "promote"):
         promotion.promote(
             params,
-            SharedRegistry(params),
+            Mirror(params),
             arguments.model,
             force=arguments.force,
             reason=arguments.reason,

@@ -15,7 +15,7 @@ import pytest
 
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
@@ -61,7 +61,7 @@ def params(make_params: Callable[..., Params]) -> Params:
 @pytest.fixture
 def registry(params: Params) -> Registry:
     """An empty registry of the demo profile."""
-    return Registry(params.store)
+    return LocalRegistry(params.store)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from served import free_port
 from flywheel import files
 from flywheel.commands import demo
 from flywheel.params import Params
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def test_the_wheel_turns_and_leaves_no_process(tmp_path: Path) -> None:
     served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
     if retrained["promoted"]:
         assert list(served["models"]) == ["retrained-model:v0"]
-    registry = Registry(store)
+    registry = LocalRegistry(store)
     assert {ref.partition("@")[0] for _, ref, _ in registry.lineage(registry.resolve("retrained-model"))} >= {
         "digits_dataset", "digits-feedback",
     }  # fmt: skip

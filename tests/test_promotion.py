@@ -27,7 +27,7 @@ from flywheel.models import classifier
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.params import file as params_file
 from flywheel.pipeline.stage import StageError
-from flywheel.registry import Registry, Version, inputs_by_role
+from flywheel.registry import LocalRegistry, Registry, Version, inputs_by_role
 from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def wheel(make_params: Callable[..., Params], made: Made, tmp_path: Path) -> Wheel:
     params = make_params(SMALL)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     dataset.save(made.data, tmp_path / "data")
     return Wheel(params, registry, made, registry.publish("digits_dataset", "dataset", tmp_path / "data"))
 
@@ -252,7 +252,7 @@ def test_without_a_data_set_it_says_what_to_make(
     make_params: Callable[..., Params], made: Made, tmp_path: Path
 ) -> None:
     params = make_params(SMALL)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     candidate = registry.publish("model-a", "model", made.models["a"])
     with pytest.raises(StageError, match="there is no digits_dataset; run make data PROFILE=demo"):
         promotion.judge(params, registry, candidate)
@@ -550,11 +550,11 @@ import sys
 from pathlib import Path
 from flywheel.params import file as params_file
 from flywheel.gate import promotion
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 if sys.argv[3] == "promote":
     from flywheel.gate import exam, picture  # before it begins: seconds that a rollback does not need
 params = params_file.load(sys.argv[1], "demo", sys.argv[2])
-registry = Registry(params.store)
+registry = LocalRegistry(params.store)
 print("begun", flush=True)
 while True:
     if sys.argv[3] == "rollback":

@@ -16,7 +16,7 @@ from PIL import Image
 from wandb_double import Run, WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.tracking import run_files
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
@@ -26,7 +26,7 @@ KEYS = {"data": "data0", "model": "train0"}
 TURN = """
 import numpy as np
 from PIL import Image
-registry = SharedRegistry(params)
+registry = Mirror(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
 run = Tracker(params, registry).start("data", "data", {"source": "digits"}, id="data0")
 run.made(data)
@@ -46,7 +46,7 @@ run.summarize({"accuracy": 0.4})
 run.finish()
 """
 MOVE = """
-registry = Registry(params.store)
+registry = LocalRegistry(params.store)
 model = publish(registry, "model-%s", "weights of %s" * 1000)
 registry.link(model, params.registered_model, ("production",), reason="a test moves it")
 """
@@ -73,7 +73,7 @@ def sync(place: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
 
 def check_all_is_there(place: Path, double: WandbDouble) -> None:
     """What the turn made is on W&B, once."""
-    registry = Registry(store_of(place))
+    registry = LocalRegistry(store_of(place))
     data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
     train = double.projects[PROJECT].runs["train0"]
     assert [row["accuracy"] for row in train.history if "accuracy" in row] == [epoch / 10 for epoch in range(5)]
@@ -160,7 +160,7 @@ def test_versions_of_which_no_run_is_known_arrive_too(turn: Path, double: WandbD
     code, said = sync(turn, double)
     assert code == 0, said
     assert "no run is known that made it" in said
-    registry = Registry(store_of(turn))
+    registry = LocalRegistry(store_of(turn))
     aliases = double.aliases(REGISTRY, MODEL)
     assert aliases["production"] == registry.resolve("model-b").digest
     assert aliases["previous"] == aliases["best"] == registry.resolve("model-a").digest
@@ -178,7 +178,7 @@ def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDoub
 @pytest.mark.long
 def test_what_was_pruned_meanwhile_is_left_out_and_said(turn: Path, double: WandbDouble) -> None:
     made = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 run = Tracker(params, registry).start("sweep", "another", {})
 version = publish(registry, "model-gone", "weights")
 run.made(version)
@@ -265,7 +265,7 @@ def elsewhere(turn: Path, double: WandbDouble, name: str) -> str:
     """A colleague moves production on W&B to a model of theirs; returns its digest."""
     other = turn.parent / f"{turn.name}-colleague"
     colleague = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 registry.refresh()
 model = publish(registry, "model-%s", "weights of %s" * 1000)
 run = Tracker(params, registry).start("promote", "theirs", {})
@@ -275,7 +275,7 @@ run.finish()
 """
     done = python(other, colleague % (name, name), **double.environment)
     assert done.code == 0, done
-    return Registry(store_of(other)).resolve(f"model-{name}").digest
+    return LocalRegistry(store_of(other)).resolve(f"model-{name}").digest
 
 
 @pytest.mark.long
@@ -286,7 +286,7 @@ def test_an_alias_that_someone_else_moved_is_not_moved_until_a_person_decides(
     assert sync(turn, double)[0] == 0
     theirs = elsewhere(turn, double, "theirs")
     python(turn, MOVE % ("ours", "ours"))
-    ours = Registry(store_of(turn)).resolve("model-ours").digest
+    ours = LocalRegistry(store_of(turn)).resolve("model-ours").digest
     code, said = sync(turn, double)
     assert code == 1
     assert f"{MODEL}:production is model-theirs@{theirs} on W&B, moved by someone else, and model-ours:v0 here" in said
@@ -295,7 +295,7 @@ def test_an_alias_that_someone_else_moved_is_not_moved_until_a_person_decides(
     assert code == 0, said
     kept = {"ours": ours, "theirs": theirs}[keep]
     assert double.aliases(REGISTRY, MODEL)["production"] == kept
-    assert Registry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
+    assert LocalRegistry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
 
 
 @pytest.mark.long
@@ -305,7 +305,7 @@ def test_an_alias_that_moved_offline_several_times_follows(turn: Path, double: W
         python(turn, MOVE % (name, name))
     code, said = sync(turn, double)
     assert code == 0, said
-    registry = Registry(store_of(turn))
+    registry = LocalRegistry(store_of(turn))
     aliases = double.aliases(REGISTRY, MODEL)
     assert (aliases["production"], aliases["previous"]) == (
         registry.resolve("model-c").digest, registry.resolve("model-b").digest

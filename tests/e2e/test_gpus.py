@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from flywheel.params import file as params_file
 from flywheel.sweep import cluster, tune_runner as runner
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.sweep.state import Campaign
 from flywheel.sweep.checkpoints import Place
 from flywheel.sweep.journal import Journal
@@ -64,7 +64,7 @@ campaign = Campaign(params, Journal(place / "sweep-1.jsonl"))
 trials = Place(str(place / "trials"))
 with cluster.connected():
     slots = cluster.Slots(params.sweep)
-    recorder = Recorder(params, campaign, trials, Tracker(params, Registry(params.store)))
+    recorder = Recorder(params, campaign, trials, Tracker(params, LocalRegistry(params.store)))
     assert runner.run(params, data, campaign, trials, slots, recorder, function=around)
 print("resources", slots.resources)
 """

@@ -19,7 +19,7 @@ import processes
 import psutil
 import pytest
 
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.sweep.journal import Journal, Record
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_a_sweep_killed_three_times_is_the_sweep_that_was_not(tmp_path: Path, ra
     assert f"goes on: {ended} of 12 trials ended" in last.stdout
     assert comparable(journal(cut)) == comparable(journal(whole))
     assert len(journal(cut).trials) == 12
-    models = [Registry(place / "store" / "demo").resolve("digits-classifier:best") for place in (whole, cut)]
+    models = [LocalRegistry(place / "store" / "demo").resolve("digits-classifier:best") for place in (whole, cut)]
     weights = [model.files["model.safetensors"].sha256 for model in models]
     assert weights[0] == weights[1]
     assert not (cut / "store" / "demo" / "trials" / journal_name(cut)).exists()
@@ -155,7 +155,7 @@ def test_side_by_side_and_killed_a_sweep_has_exactly_its_trials_and_can_have_mor
     assert nine[:6] == six
     assert len(nine) == 9
     assert all(trial.bayesian for trial in nine[6:])
-    models = [name for name in Registry(tmp_path / "store" / "demo").collections() if name.startswith("model-")]
+    models = [name for name in LocalRegistry(tmp_path / "store" / "demo").collections() if name.startswith("model-")]
     best = sorted(nine, key=lambda trial: (-(trial.accuracy or 0), trial.number))[:2]
     assert {f"model-{trial.id}" for trial in best} <= set(models)
     assert "up to date" in run(tmp_path, "sweep", f"{overrides} sweep.trials=9").stdout
@@ -170,7 +170,7 @@ def test_other_params_are_a_new_sweep_and_the_old_one_is_named(tmp_path: Path) -
     assert again.returncode == 0, again.stderr
     assert re.search(rf"{former} is left as it is, after 0 of \d trials", again.stdout)
     assert "early_stopping changed: False -> True" in again.stdout
-    assert len([n for n in Registry(tmp_path / "store" / "demo").collections() if n.startswith("model-")]) == 1
+    assert len([n for n in LocalRegistry(tmp_path / "store" / "demo").collections() if n.startswith("model-")]) == 1
     wait_for_none_left(tmp_path, 90)
 
 

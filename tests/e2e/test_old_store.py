@@ -18,7 +18,7 @@ from wandb_double import WandbDouble
 
 from flywheel import files
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
@@ -35,7 +35,7 @@ def unpack(folder: Path) -> Server:
     paths = " ".join(f"paths.{name}={folder / name}" for name in ("store", "reports", "cache"))
     overrides = f"{paths} serve.port={free_port()} {OVERRIDES}"
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    return Server(params, Registry(params.store), folder, overrides)
+    return Server(params, LocalRegistry(params.store), folder, overrides)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from served import free_port
 from wandb_double import WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, store_of, wait_until
 
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.sweep.journal import Journal
 from flywheel.tracking import run_files
 
@@ -138,7 +138,7 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
 
 
 def check_all_is_there(place: Path, double: WandbDouble) -> None:
-    registry = Registry(store_of(place))
+    registry = LocalRegistry(store_of(place))
     records = list(run_files.records(store_of(place)))
     assert {record.job_type for record in records} == {*STAGES, "trial"}
     assert sum(record.job_type == "trial" for record in records) == 2

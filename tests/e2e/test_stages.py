@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 
 ROOT = Path(__file__).parents[2]
 DONE = "data: up to date (nothing changed since "
@@ -272,7 +272,7 @@ def test_a_killed_stage_is_not_done_and_the_next_run_completes(empty: Checkout, 
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (empty.store / "receipts").exists()
-    whole = Registry(empty.store)
+    whole = LocalRegistry(empty.store)
     for version in whole.versions("digits_dataset"):
         whole.verify(version)
     expected = (
@@ -301,7 +301,7 @@ def test_a_stage_killed_at_any_time_leaves_a_store_that_the_next_run_completes(e
             process.kill()
     if not (empty.store / "receipts" / "data.json").exists():
         assert not empty.status()["data"].startswith("up to date nothing changed")
-    registry = Registry(empty.store)
+    registry = LocalRegistry(empty.store)
     for version in registry.versions("digits_dataset"):
         registry.verify(version)
     assert empty.says().startswith(("data: running (never run)", "data: up to date ("))

@@ -13,7 +13,7 @@ from flywheel import files
 from flywheel.data import dataset
 from flywheel.models import classifier
 from flywheel.params import file as params_file
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 from flywheel.traffic import feedback
 
 SMALL = (
@@ -28,7 +28,7 @@ def wheel(tmp_path: Path) -> Server:
     paths = f"paths.store={tmp_path / 'store'} paths.reports={tmp_path / 'reports'} paths.cache={tmp_path / 'cache'}"
     overrides = f"{paths} serve.port={free_port()} {SETTINGS} {SMALL}"
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     server = Server(params, registry, tmp_path, overrides)
     assert server.run("data").endswith("[exit 0]")
     parents.produce(params, registry, tmp_path / "parent", params.sweep.epochs)

@@ -10,8 +10,8 @@ import pytest
 
 from flywheel import files
 from flywheel.params import file as params_file
-from flywheel.registry import Registry, RegistryError, Version
-from flywheel.tracking.mirror import SharedRegistry
+from flywheel.registry import LocalRegistry, Registry, RegistryError, Version
+from flywheel.tracking.mirror import Mirror
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def store(tmp_path: Path) -> Path:
 def registry(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The local store, or (when test_shared.py runs this file) a store with W&B behind it, a project a test."""
     if "CONTRACT_BASE_URL" not in os.environ:
-        return Registry(store)
+        return LocalRegistry(store)
     for name in ("BASE_URL", "API_KEY"):
         monkeypatch.setenv(f"WANDB_{name}", os.environ[f"CONTRACT_{name}"])
     paths = f"paths.store={store.parent} paths.reports={tmp_path}/reports"
     overrides = f"{paths} tracking.wandb=online tracking.project={tmp_path.name.replace('_', '-')}"
-    shared = SharedRegistry(params_file.load(profile="demo", overrides=overrides))
+    shared = Mirror(params_file.load(profile="demo", overrides=overrides))
     assert shared.connection.online
     return shared
 
@@ -244,7 +244,7 @@ def test_lineage_walks_to_the_beginning_and_marks_what_is_absent(registry: Regis
 def test_another_process_sees_the_same(registry: Registry, store: Path, tmp_path: Path) -> None:
     version = publish(registry, tmp_path, "one")
     registry.link(version, "model", ("best",), reason="x")
-    other = Registry(store)
+    other = LocalRegistry(store)
     assert other.resolve("model:best") == version
     assert other.collections() == ["thing"]
     assert other.registered_models() == ["model"]
@@ -253,12 +253,12 @@ def test_another_process_sees_the_same(registry: Registry, store: Path, tmp_path
 def test_a_store_that_moved_still_opens(registry: Registry, store: Path, tmp_path: Path) -> None:
     version = publish(registry, tmp_path, "one")
     moved = store.rename(tmp_path / "elsewhere")
-    assert (Registry(moved).open(version) / "a").read_text() == "one"
+    assert (LocalRegistry(moved).open(version) / "a").read_text() == "one"
 
 
 def _publish_many(store: Path, folder: Path, who: int) -> None:
     for index in range(5):
-        Registry(store).publish(
+        LocalRegistry(store).publish(
             "thing", "test", content(folder / f"{who}-{index}", a=f"{who}-{index % 3}", b=f"{index}")
         )
 
@@ -271,7 +271,7 @@ def test_processes_that_publish_at_once_get_versions_of_their_own(store: Path, t
     for worker in workers:
         worker.join()
     assert all(worker.exitcode == 0 for worker in workers)
-    registry = Registry(store)
+    registry = LocalRegistry(store)
     versions = registry.versions("thing")
     assert [version.number for version in versions] == list(range(20))
     assert len({version.digest for version in versions}) == 20

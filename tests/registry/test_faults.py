@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 
 from flywheel import files
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry import LocalRegistry, Registry, RegistryError, Version
 
 FORK = multiprocessing.get_context("fork")
 ROOT = os.getuid() == 0
@@ -59,7 +59,7 @@ def store(place: Path) -> Path:
 
 @pytest.fixture
 def registry(store: Path) -> Registry:
-    return Registry(store)
+    return LocalRegistry(store)
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ def test_a_disk_that_fills_at_any_point_of_a_publish_harms_nothing_and_the_next_
     small_disk: Path, place: Path
 ) -> None:
     store, filler, refusals = small_disk / "store", small_disk / "filler", []
-    registry = Registry(store)
+    registry = LocalRegistry(store)
     kept = [publish(registry, place, "first", extra=5_000)]
     registry.link(kept[0], "model", ("production",), reason="x")
     for free in range(12):  # a version of these files takes ten pages
@@ -423,7 +423,7 @@ def test_a_disk_that_fills_at_any_point_of_a_publish_harms_nothing_and_the_next_
 
 def test_a_file_larger_than_the_disk_is_refused_and_its_room_comes_back(small_disk: Path, place: Path) -> None:
     store = small_disk / "store"
-    registry = Registry(store)
+    registry = LocalRegistry(store)
     one = publish(registry, place, "one")
     with pytest.raises(RegistryError, match="No space left on device; free space"):
         publish(registry, place, "two", extra=3_000_000)
@@ -434,7 +434,7 @@ def test_a_file_larger_than_the_disk_is_refused_and_its_room_comes_back(small_di
 
 
 def test_a_full_disk_can_be_read_and_opened(small_disk: Path, place: Path) -> None:
-    registry = Registry(small_disk / "store")
+    registry = LocalRegistry(small_disk / "store")
     version = publish(registry, place, "one")
     (folder_of(small_disk / "store", version) / "verified.json").unlink()
     fill(small_disk / "filler", 0)
@@ -468,7 +468,7 @@ def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
     aliases, history, whole = registry.aliases("model"), registry.history(), log.read_bytes()
 
     def move(store: Path) -> None:
-        Registry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
+        LocalRegistry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
 
     elsewhere = place / "elsewhere"
     shutil.copytree(store, elsewhere)
@@ -482,7 +482,7 @@ def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
         log.write_bytes(whole)
     move(store)
     assert registry.history()[: len(history)] == history
-    assert registry.aliases("model") == Registry(elsewhere).aliases("model") != aliases
+    assert registry.aliases("model") == LocalRegistry(elsewhere).aliases("model") != aliases
 
 
 # -- no permission, no writing, another place ------------------------------------------------------------
@@ -526,9 +526,9 @@ def test_a_log_without_permission_to_write_moves_no_alias(registry: Registry, st
 def test_a_store_that_cannot_be_made_is_refused_in_one_sentence(store: Path, place: Path) -> None:
     sources = content(place / "one", "one")
     place.chmod(0o555)
-    message = refusal(lambda: in_child(lambda: Registry(store).publish("thing", "test", sources), user=NOBODY))
+    message = refusal(lambda: in_child(lambda: LocalRegistry(store).publish("thing", "test", sources), user=NOBODY))
     assert str(store) in message
-    assert Registry(store).collections() == []
+    assert LocalRegistry(store).collections() == []
 
 
 def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(registry: Registry, store: Path, place: Path) -> None:
@@ -561,7 +561,7 @@ def test_a_read_only_store_is_read_as_any_other(
     (folder_of(store, data) / "verified.json").unlink()
 
     def read(store: Path) -> None:
-        there = Registry(store)
+        there = LocalRegistry(store)
         for reference in ("model:best", "model", "model-1:v0", version.ref):
             assert there.resolve(reference) == version
         assert (there.open(data) / "a").read_text() == "data"
@@ -581,10 +581,10 @@ def test_a_read_only_store_refuses_every_change_in_one_sentence(
     registry.link(version, "model", ("best",), reason="x")
     sources = content(place / "two", "two")
     changes: list[Callable[[Path], object]] = [
-        lambda store: Registry(store).publish("thing", "test", sources),
-        lambda store: Registry(store).link(version, "model", ("production",), reason="y"),
-        lambda store: Registry(store).set_latest(version),
-        lambda store: Registry(store).remove([version]),
+        lambda store: LocalRegistry(store).publish("thing", "test", sources),
+        lambda store: LocalRegistry(store).link(version, "model", ("production",), reason="y"),
+        lambda store: LocalRegistry(store).set_latest(version),
+        lambda store: LocalRegistry(store).remove([version]),
     ]
     for change in changes:
         message = refusal(lambda change=change: read_only(change))
@@ -609,7 +609,7 @@ def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: P
     else:
         moved.parent.mkdir()
         store.rename(moved)
-    there = Registry(moved)
+    there = LocalRegistry(moved)
     assert there.history() == history
     assert there.resolve("model:previous") == one
     assert [ref for _, ref, _ in there.lineage(there.resolve("model:production"))] == [two.ref, data.ref]
@@ -630,7 +630,7 @@ def test_two_processes_that_publish_the_same_at_once_make_one_version(
     kept = []
     for turn in range(10):
         sources = content(place / f"{turn}", f"{turn}", extra=200_000)
-        published = at_once(2, lambda who, sources=sources: Registry(store).publish("thing", "test", sources))
+        published = at_once(2, lambda who, sources=sources: LocalRegistry(store).publish("thing", "test", sources))
         assert published[0] == published[1]
         assert published[0].label == f"thing:v{turn}"
         kept.append(published[0])
@@ -647,16 +647,16 @@ def test_twenty_processes_that_publish_at_once_get_a_number_each_and_readers_see
 
     def work(who: int) -> object:
         if who < 20:
-            return Registry(store).publish("thing", "test", every[who])
+            return LocalRegistry(store).publish("thing", "test", every[who])
         seen, until = 0, time.monotonic() + 60
         while seen < 20 and time.monotonic() < until:
-            versions = Registry(store).versions("thing")
+            versions = LocalRegistry(store).versions("thing")
             assert len(versions) >= seen
             seen = len(versions)
             for version in versions:
-                Registry(store).open(version)
+                LocalRegistry(store).open(version)
             if versions:
-                assert Registry(store).resolve("thing").number < 20
+                assert LocalRegistry(store).resolve("thing").number < 20
         return seen
 
     *published, seen = at_once(21, work)
@@ -672,7 +672,7 @@ def test_twenty_processes_that_move_an_alias_at_once_leave_a_chain(
     registry: Registry, store: Path, place: Path
 ) -> None:
     versions = [publish(registry, place, f"{who}") for who in range(20)]
-    at_once(20, lambda who: Registry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
+    at_once(20, lambda who: LocalRegistry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
     moves = [entry for entry in registry.history("model") if entry["alias"] == "production"]
     assert sorted(entry["to"] for entry in moves) == sorted(version.ref for version in versions)
     assert [entry["from"] for entry in moves] == [None, *(entry["to"] for entry in moves[:-1])]
@@ -725,7 +725,7 @@ def test_a_fault_before_any_step_of_a_change_leaves_the_store_whole(
         aliases, history = registry.aliases("model"), registry.history()
         fault_hit, outcome = with_fault(lambda step=step: action(registry, place, step), fault, step, store)
 
-        found = Registry(store)
+        found = LocalRegistry(store)
         check_whole(store, kept)
         if action is publish_new and isinstance(outcome, Version):
             assert found.resolve("thing") == outcome
@@ -805,7 +805,7 @@ def test_fifty_kills_at_random_moments_of_a_publish_loop_lose_nothing(
         fresh = [write(place / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
 
         def loop(report: Callable[[object], None], turn: int = turn, fresh: list[Path] = fresh) -> None:
-            here = Registry(store)
+            here = LocalRegistry(store)
             for index in range(10_000):  # every fourth is published a second time
                 unique = fresh[(index - index % 4 // 3) % len(fresh)]
                 contents = {"a": unique, "sub/b": shared[index % 6], "sub/c": shared[turn % 6]}
@@ -818,7 +818,7 @@ def test_fifty_kills_at_random_moments_of_a_publish_loop_lose_nothing(
         for version in finished:
             assert numbers.setdefault(version.label, version.ref) == version.ref
         check_whole(store, finished)
-        finished.append(publish(Registry(store), place, f"after-{turn}"))
+        finished.append(publish(LocalRegistry(store), place, f"after-{turn}"))
         assert leftovers_in_tmp(store) == []
         check_whole(store, finished[-1:])
     assert len(finished) > 100
@@ -837,7 +837,7 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
         moment_s, seed = random.uniform(0, 0.1), random.random()
 
         def loop(report: Callable[[object], None], seed: float = seed) -> None:
-            here, choose = Registry(store), Random(seed)
+            here, choose = LocalRegistry(store), Random(seed)
             for _ in range(10_000):
                 version = choose.choice(versions)
                 aliases = tuple(choose.sample(["best", "candidate", "production"], choose.randint(1, 3)))
@@ -853,8 +853,9 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
         whole = log[: log.rfind(b"\n") + 1].splitlines()
         lines = [json.loads(line) for line in whole]  # not one torn line but, perhaps, the last
         entries = [entry for line in lines for entry in (line if isinstance(line, list) else [line])]
-        assert Registry(store).history() == entries
-        assert Registry(store).aliases("model") == {entry["alias"]: entry["to"] for entry in entries if entry["alias"]}
+        found = LocalRegistry(store)
+        assert found.history() == entries
+        assert found.aliases("model") == {entry["alias"]: entry["to"] for entry in entries if entry["alias"]}
         for aliases, ref in reported:
             table |= dict.fromkeys(aliases, ref) | (
                 {"previous": table["production"]}
@@ -862,13 +863,13 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
                 else {}
             )
         unreported = entries[-4:]  # what one more link may have moved before it could report
-        found = Registry(store).aliases("model")
+        found = LocalRegistry(store).aliases("model")
         for alias, ref in table.items():
             assert found[alias] == ref or (alias, found[alias]) in {(e["alias"], e["to"]) for e in unreported}
         for alias in found:
-            registry.verify(Registry(store).resolve(f"model:{alias}"))
-        Registry(store).link(versions[0], "model", ("best",), reason="next")
-        assert Registry(store).aliases("model")["best"] == versions[0].ref
+            registry.verify(LocalRegistry(store).resolve(f"model:{alias}"))
+        LocalRegistry(store).link(versions[0], "model", ("best",), reason="next")
+        assert LocalRegistry(store).aliases("model")["best"] == versions[0].ref
     assert len(finished) > 200
 
 
@@ -896,7 +897,7 @@ def test_publishing_a_large_file_costs_little_more_than_copying_it_and_computing
 
     published_s, parts_s = [], []
     for _ in range(3):
-        published_s.append(seconds(lambda: Registry(store).publish("large", "test", {"file": source})))
+        published_s.append(seconds(lambda: LocalRegistry(store).publish("large", "test", {"file": source})))
         shutil.rmtree(store)
         parts_s.append(seconds(copy_and_digest))
         (place / "copy").unlink()
@@ -965,7 +966,7 @@ def flip(path: Path, position: int = 0) -> None:
 
 def check_whole(store: Path, finished: list[Version]) -> None:
     """Every version there is, is listed, once, and whole to the last byte; so is all that was finished."""
-    registry = Registry(store)
+    registry = LocalRegistry(store)
     listed = {version.label: version for name in registry.collections() for version in registry.versions(name)}
     folders = (store / "registry" / "versions").glob("*/v*")
     assert sorted(listed) == sorted(f"{folder.parent.name}:{folder.name}" for folder in folders)

@@ -14,13 +14,13 @@ from wandb_double import WandbDouble
 from wandb_process import ROOT, Done, clean_environment, python, store_of
 
 from flywheel import files
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 
 # One machine: two data sets, two models of the same size, aliases.
 ONE = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 old = publish(registry, "digits_dataset", "old images", type="dataset")
 data = publish(registry, "digits_dataset", "images", type="dataset", metadata={"fingerprint": "f", "n": [1, None]})
 first = publish(registry, "model-a", "weights of a", inputs={"dataset": data.ref})
@@ -34,8 +34,8 @@ run.finish()
 # Another, whose store is empty.
 OTHER = """
 import json
-from flywheel.registry import RegistryError
-registry = SharedRegistry(params)
+from flywheel.registry import LocalRegistry, RegistryError
+registry = Mirror(params)
 def tell(*references):
     for reference in references:
         try:
@@ -65,19 +65,19 @@ def told(done: Done) -> dict[str, list[Any]]:
 
 
 def test_every_name_and_all_that_belongs_to_a_version_is_known_elsewhere(one: Path, double: WandbDouble) -> None:
-    here = Registry(store_of(one))
+    here = LocalRegistry(store_of(one))
     data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
     names = ["digits_dataset", "digits_dataset:latest", data.ref, f"{MODEL}:best", f"{MODEL}:production", first.ref]
     names += ["model-c:v0", "model-c"]  # which no alias names
     lineage = f"""
 tell(*{names!r}, "{MODEL}:candidate", "absent", "digits_dataset:v7")
-print("lineage", [ref for _, ref, version in registry.lineage(registry.resolve("{second.ref}")) if version])
+print("lineage", [ref for _, _, ref, version in registry.lineage(registry.resolve("{second.ref}")) if version])
 print("versions", [version.ref for version in registry.versions("digits_dataset")])
 print(json.dumps(registry.aliases("{MODEL}")))
 """
     done = other(one, double, lineage)
     found = told(done)
-    assert found["digits_dataset"] == found[data.ref] == [data.ref, "images", {"fingerprint": "f", "n": [1, None]}, []]
+    assert found["digits_dataset"] == found[data.ref] == [data.ref, "images", {"fingerprint": "f", "n": [1, None]}, {}]
     assert found[f"{MODEL}:best"] == found[first.ref] == [first.ref, "weights of a", {}, [data.ref]]
     assert found[f"{MODEL}:production"] == [second.ref, "weights of b", {}, [data.ref, first.ref]]  # of the same size
     assert found["model-c"] == found["model-c:v0"] == [here.resolve("model-c").ref, "weights of c", {}, []]
@@ -85,7 +85,7 @@ print(json.dumps(registry.aliases("{MODEL}")))
     assert done.lines[-3] == f"lineage {[second.ref, data.ref, first.ref, data.ref]}"
     assert done.lines[-2] == f"versions {[version.ref for version in here.versions('digits_dataset')]}"
     assert json.loads(done.lines[-1]) == here.aliases(MODEL)
-    there = Registry(store_of(one.parent / "other"))
+    there = LocalRegistry(store_of(one.parent / "other"))
     for name in ("digits_dataset", "model-a", "model-b"):
         assert there.resolve(name).files == here.resolve(name).files
         there.verify(there.resolve(name))
@@ -108,7 +108,7 @@ def test_offline_nothing_is_asked(one: Path, double: WandbDouble) -> None:
 
 def test_a_blob_that_arrives_damaged_is_named_and_not_kept(one: Path, double: WandbDouble) -> None:
     double.fail("GET blob", "corrupt", times=1)
-    ref = Registry(store_of(one)).resolve("model-a").ref
+    ref = LocalRegistry(store_of(one)).resolve("model-a").ref
     done = other(one, double, f"tell({ref!r})")
     assert "arrived damaged from W&B; nothing was kept, try again" in done.lines[-1]
     blobs = store_of(one.parent / "other") / "registry" / "blobs"
@@ -118,8 +118,8 @@ def test_a_blob_that_arrives_damaged_is_named_and_not_kept(one: Path, double: Wa
 
 
 def test_a_file_that_was_lost_here_comes_back(one: Path, double: WandbDouble) -> None:
-    version = Registry(store_of(one)).resolve("model-a")
-    (Registry(store_of(one)).open(version) / "a").unlink()
+    version = LocalRegistry(store_of(one)).resolve("model-a")
+    (LocalRegistry(store_of(one)).open(version) / "a").unlink()
     done = python(one, OTHER + 'tell("model-a")', **double.environment)
     assert told(done)["model-a"][1] == "weights of a"
 
@@ -141,20 +141,20 @@ def test_aliases_that_moved_there_follow_and_those_that_moved_in_both_places_are
 ) -> None:
     other(one, double, 'registry.refresh(); tell("model-a")')
     move = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 run = Tracker(params, registry).start("promote", "back", {})
 registry.link(registry.resolve("model-a"), params.registered_model, ("production",), reason="back")
 run.finish()
 """
     assert len(python(one, move, **double.environment).lines) == 1
-    here = Registry(store_of(one))
+    here = LocalRegistry(store_of(one))
     assert double.aliases(REGISTRY, MODEL)["production"] == here.resolve("model-a").digest
     follow = f'registry.refresh(); print(registry.resolve("{MODEL}:production").name)'
     assert other(one, double, follow).lines[-1] == "model-a"
-    there = Registry(store_of(one.parent / "other"))
+    there = LocalRegistry(store_of(one.parent / "other"))
     there.link(there.resolve("model-b"), MODEL, ("production",), reason="here")
     theirs = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 run = Tracker(params, registry).start("promote", "new", {})
 new = publish(registry, "model-c", "weights of c")
 run.made(new)
@@ -171,7 +171,7 @@ def test_nothing_stays_locked_when_w_and_b_is_asked_for_aliases_that_nobody_has(
     """Linking asks where aliases are, before the writer's lock is taken: asking writes too."""
     with WandbDouble() as double:
         code = """
-registry = SharedRegistry(params)
+registry = Mirror(params)
 registry.link(publish(registry, "model-a", "a"), params.registered_model, ("best",), reason="x")
 print(registry.resolve(f"{params.registered_model}:best").label)
 """
@@ -197,7 +197,7 @@ def test_the_contract_holds_online(tmp_path: Path) -> None:
 def test_manifests_without_files_take_next_to_nothing(one: Path, double: WandbDouble) -> None:
     other(one, double, "registry.refresh()")
     store = store_of(one.parent / "other")
-    known = Registry(store)
+    known = LocalRegistry(store)
     assert known.collections() == ["digits_dataset", "model-a", "model-b"]
     assert all(known.incomplete(version) for name in known.collections() for version in known.versions(name))
     assert files.size_of(store / "registry") < 20_000

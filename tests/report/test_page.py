@@ -22,7 +22,7 @@ from flywheel import files
 from flywheel.commands.report import facts, page
 from flywheel.commands.report.facts import Facts
 from flywheel.params import Params
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 from flywheel.sweep import space
 from flywheel.tracking.run_files import Record
 
@@ -188,7 +188,7 @@ def test_after_half_a_turn_there_is_half_a_page(wheel: Any, tmp_path: Path, make
     params.reports.mkdir(parents=True)
     for name in ("sweep", "evaluation", "gate"):
         shutil.copy(wheel.params.reports / f"{name}.json", params.reports)
-    shown = written(params, Registry(params.store))
+    shown = written(params, LocalRegistry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
     assert "What the failures taughtNot yet; type make retrain PROFILE=demo" in shown.text
@@ -203,7 +203,7 @@ def test_a_damaged_report_costs_its_own_section_only(
     shutil.copytree(wheel.params.reports, params.reports)
     shutil.copytree(wheel.params.store, params.store)
     (params.reports / f"{name}.json").write_text(content)
-    shown = written(params, Registry(params.store))
+    shown = written(params, LocalRegistry(params.store))
     told = shown.text.count("written anew by")
     assert 1 <= told <= (2 if name == "simulation" else 1)
     assert f"{facts.REPORTS[name]} PROFILE=demo" in shown.text
@@ -214,7 +214,7 @@ def test_images_that_are_gone_leave_their_words(wheel: Any, make_params: Callabl
     shutil.copytree(wheel.params.reports, params.reports)
     shutil.copytree(wheel.params.store, params.store)
     shutil.rmtree(params.store / "registry" / "versions" / "digits_dataset")
-    shown = written(params, Registry(params.store))
+    shown = written(params, LocalRegistry(params.store))
     assert shown.named("img") == []
     assert "→ " in shown.text
 

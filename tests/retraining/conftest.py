@@ -15,7 +15,7 @@ from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import Registry, Version
+from flywheel.registry import LocalRegistry, Registry, Version
 from flywheel.simulation.result import examples
 from flywheel.traffic import feedback
 
@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store after data, a training of eight epochs, and its promotion."""
     place = tmp_path_factory.mktemp("trained")
     params = load(place)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     data_stage.run(params, registry)
     parents.produce(params, registry, place / "model", epochs=8)
     return place
@@ -62,7 +62,7 @@ def params(place: Path) -> Params:
 
 @pytest.fixture
 def registry(params: Params) -> Registry:
-    return Registry(params.store)
+    return LocalRegistry(params.store)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def failed(trained: Path) -> list[int]:
     """Which simulation images the trained model gets wrong."""
     from flywheel.models import classifier
 
-    registry = Registry(load(trained).store)
+    registry = LocalRegistry(load(trained).store)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
     split = opened.split("simulation")
     model = classifier.load(registry.open(registry.resolve("model-1")))

@@ -17,7 +17,7 @@ from flywheel.commands import housekeeping
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.params import Params
-from flywheel.registry import Registry, Version
+from flywheel.registry import LocalRegistry, Registry, Version
 from flywheel.retraining import RetrainError
 from flywheel.retraining import stage as retraining_stage
 from flywheel.traffic.feedback import Example
@@ -53,7 +53,7 @@ def test_an_empty_store_is_no_reason_to_do_nothing_for_ever(make: Make, tmp_path
     """A fresh CI runner without W&B, or cron in the wrong directory: exit 0 would hide it."""
     empty = make(f"paths.store={tmp_path / 'empty'}")
     with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
-        retraining_stage.run(empty, Registry(empty.store))
+        retraining_stage.run(empty, LocalRegistry(empty.store))
 
 
 def test_failures_are_used_once_even_by_a_refused_candidate(

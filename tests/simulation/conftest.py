@@ -20,7 +20,7 @@ from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.registry import Registry, Version
+from flywheel.registry import LocalRegistry, Registry, Version
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
@@ -122,7 +122,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the digits' data set and two models in the registry."""
     place = tmp_path_factory.mktemp("built")
     params = load(place)
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     data_stage.run(params, registry)
     for name in ("model-1", "model-2"):
         (place / name).write_text(name)
@@ -154,7 +154,7 @@ def make(place: Path) -> Callable[[str], Params]:
 
 @pytest.fixture
 def registry(params: Params) -> Registry:
-    return Registry(params.store)
+    return LocalRegistry(params.store)
 
 
 @pytest.fixture

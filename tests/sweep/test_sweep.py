@@ -21,7 +21,7 @@ from flywheel.evaluation import stage as evaluate_stage
 from flywheel.models import classifier
 from flywheel.params import Params, Recipe
 from flywheel.pipeline import stage
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 from flywheel.sweep import SweepError, cluster
 from flywheel.sweep import stage as sweep_stage
 from flywheel.sweep.journal import Journal
@@ -49,7 +49,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[
     paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
     space = "sweep.space.learning_rate={log_uniform: [0.002, 10]}"
     params = params_file.load(profile="demo", overrides=f"{paths} {SMALL} {space} sweep.first=[{{}}, {DIVERGING}]")
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     with captured() as said:
         data_stage.run(params, registry)
         sweep_stage.run(params, registry)
@@ -195,7 +195,7 @@ def test_all_trials_failing_is_an_error_with_the_reason(make_params: Make) -> No
     space = "sweep.space.learning_rate=10.0 sweep.space.architecture=compact sweep.space.optimizer=sgd"
     diverging = "recipe.weight_decay=1.0 recipe.momentum=0.0 sweep.space.batch_size=16 tracking.wandb=disabled"
     params = make_params(f"data.image_size=16 sweep.trials=2 sweep.epochs=2 {space} {diverging}")
-    registry = Registry(params.store)
+    registry = LocalRegistry(params.store)
     data_stage.run(params, registry)
     with pytest.raises(SweepError, match=r"all 2 trials failed: TrainingDiverged: the "):
         sweep_stage.run(params, registry)

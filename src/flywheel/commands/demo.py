@@ -16,7 +16,7 @@ import requests
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
-from flywheel.registry import Registry
+from flywheel.registry import LocalRegistry, Registry
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(params: Params, arguments: Sequence[str]) -> None:
     log.info("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds))
     retrained = _report(params, "retrain")
     if retrained.get("candidate") != before:
-        for line in table(params, Registry(params.store), retrained):
+        for line in table(params, LocalRegistry(params.store), retrained):
             log.info(line)
     log.info("")
     _script("report", arguments)
@@ -103,7 +103,7 @@ def _script(name: str, arguments: Sequence[str]) -> None:
 def _wait_for_production(params: Params) -> None:
     """Wait until the server answers with the model in production."""
     served = server_record.read(params)
-    wanted = Registry(params.store).aliases(params.registered_model).get("production")
+    wanted = LocalRegistry(params.store).aliases(params.registered_model).get("production")
     until = time.monotonic() + params.serve.poll_s + FOLLOW_S
     while served is not None and time.monotonic() < until:
         with contextlib.suppress(requests.RequestException, ValueError):

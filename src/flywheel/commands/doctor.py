@@ -45,7 +45,7 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
         yield _packages()
         yield _device()
         yield from _disk(params)
-        yield _store(registry)
+        yield _store(params, registry)
         yield _port(params)
         yield ray.result()
         yield wandb.result()
@@ -115,12 +115,12 @@ def _disk(params: Params) -> Iterator[Finding]:
         yield Finding(f"{name} disk", text, fix)
 
 
-def _store(registry: Registry) -> Finding:
+def _store(params: Params, registry: Registry) -> Finding:
     damaged = registry.damaged()
     if damaged:
         return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify tells what else is damaged")
     versions = sum(len(registry.versions(name)) for name in registry.collections())
-    return Finding("registry", f"{versions} versions in {registry.root}")
+    return Finding("registry", f"{versions} versions in {params.store_paths.registry}")
 
 
 def _ray() -> Finding:

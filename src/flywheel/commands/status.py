@@ -60,7 +60,7 @@ def artifacts(registry: Registry) -> Iterator[str]:
         created = version.created[:19].replace("T", " ")
         yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
     if not versions:
-        yield f"no artifact in {registry.root} yet; run make data"
+        yield "no artifact in this store yet; run make data"
 
 
 def verify(registry: Registry) -> Iterator[str]:

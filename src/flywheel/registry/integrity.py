@@ -1,4 +1,4 @@
-"""Whether the files of a version are whole: by size and time stamp where they were verified before, else every byte."""
+"""Check the files of a version: by size and time stamp where they were verified before, otherwise every byte."""
 
 from __future__ import annotations
 

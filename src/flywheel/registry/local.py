@@ -6,8 +6,8 @@
     versions/<name>/latest         the number of the newest version
     ../audit.jsonl                 every link and alias move of the registered models, appended
 
-A version appears by one rename, so it is whole or absent. An alias is what the last line about it in the
-audit log says, so a move and its record are one write. Writers take one lock; readers need none.
+A version appears by one rename, so it is complete or absent. The last line about an alias in the audit log says where
+it points, so a move and its record are one write. Writers take one lock; readers need none.
 """
 
 from __future__ import annotations
@@ -15,38 +15,29 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.registry import integrity, manifest
 from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
+from flywheel.registry.base import Registry
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version, inputs_by_role
-from flywheel.registry.versions import Shelf, stamp
-
-__all__ = ["Registry", "RegistryError", "Version"]
+from flywheel.registry.versions import VersionFolders, stamp
 
 
-class Ancestor(NamedTuple):
-    """A version in a lineage: its depth, its role for the version above it, and None where it is not here."""
-
-    depth: int
-    role: str
-    ref: str
-    version: Version | None
-
-
-class Registry:
+class LocalRegistry(Registry):
     """Artifacts of one profile's store."""
 
     def __init__(self, store: Path):
         paths = StorePaths(store)
         self.root = paths.registry
         self._blobs = Blobs(self.root / "blobs", self.root / "tmp")
-        self._shelf = Shelf(self.root / "versions")
+        self._folders = VersionFolders(self.root / "versions")
         self._audit = Audit(paths.audit_log)
 
     # -- publishing ------------------------------------------------------------------------------------
@@ -60,11 +51,7 @@ class Registry:
         metadata: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Version:
-        """Store files as a version of `name`; identical content gives the existing version. Moves `latest`.
-
-        `contents` is a directory or maps paths inside the artifact to files. `inputs` are role -> refs
-        (`name@digest`). Raises RegistryError for a bad name or no files.
-        """
+        """Store files as a version; see Registry.publish."""
         if not NAME.fullmatch(name):
             raise RegistryError(f"{name!r} is not an artifact name: letters, digits, '.', '_', '-', at most 128")
         sources = _sources(contents)
@@ -74,19 +61,19 @@ class Registry:
             version = next((v for v in self.versions(name) if v.digest == digest), None)
             if version is None:
                 version = Version(
-                    name, self._shelf.next_number(name), type, digest, entries,
+                    name, self._folders.next_number(name), type, digest, entries,
                     inputs_by_role(inputs or {}, type), now(), dict(metadata or {}),
                 )  # fmt: skip
                 self._commit(version)
             else:
                 self._mend(version)
-            self._shelf.set_latest(version.name, version.number)
+            self._folders.set_latest(version.name, version.number)
             return version
 
     def set_latest(self, version: Version) -> None:
         """Make an existing version the latest of its collection."""
         with self._writing():
-            self._shelf.set_latest(version.name, version.number)
+            self._folders.set_latest(version.name, version.number)
 
     def link(
         self,
@@ -99,12 +86,7 @@ class Registry:
         gate: Mapping[str, Any] | None = None,
         forced: bool = False,
     ) -> None:
-        """Link a version to a registered model and move aliases of that model to it, all logged in one write.
-
-        `expected` maps aliases to the ref each must still point to (None: to nothing): otherwise nothing moves and
-        RegistryError says so. When `production` moves, `previous` moves to what it was. An alias that already
-        points there stays.
-        """
+        """Link a version and move aliases; see Registry.link."""
         unknown = set(aliases) - set(MODEL_ALIASES)
         if unknown:
             raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
@@ -124,14 +106,50 @@ class Registry:
                 moves = [Move(None, None, version.ref)]
             self._audit.append(registered_model, moves, reason=reason, gate=gate, forced=forced)
 
+    def note(self, version: Version) -> Version:
+        """Keep the manifest of a version whose files are elsewhere. Returns it with its number here."""
+        with self._writing():
+            known = next((one for one in self.versions(version.name) if one.digest == version.digest), None)
+            if known is not None:
+                return known
+            noted = replace(version, number=self._folders.next_number(version.name))
+            temporary = self.root / "tmp" / secrets.token_hex(8)
+            manifest.write(temporary / "manifest.json", noted)
+            self._place(temporary, noted)
+            return noted
+
+    def move_aliases(
+        self,
+        registered_model: str,
+        moves: Mapping[str, str],
+        *,
+        expected: Mapping[str, str | None],
+        reason: str,
+        wanted: Callable[[], bool],
+    ) -> list[str]:
+        """Move aliases that still point to what is expected, in one write. Returns those that moved.
+
+        `wanted` is asked while the writer's lock is held: a caller that was given up meanwhile moves nothing.
+        `previous` comes first, since moving production by `link` moves it.
+        """
+        with self._writing():
+            now = self.aliases(registered_model)
+            changes = [
+                Move(alias, expected.get(alias), moves[alias])
+                for alias in MODEL_ALIASES[::-1]
+                if alias in moves and now.get(alias) == expected.get(alias) and wanted()
+            ]
+            self._audit.append(registered_model, changes, reason=reason, gate=None, forced=False)
+        return [str(change.alias) for change in changes]
+
     def remove(self, versions: Sequence[Version]) -> int:
         """Remove versions and the blobs only they had; returns the bytes freed. Their numbers are not used again."""
         with self._writing():
-            grave = self.root / "tmp"
-            grave.mkdir(parents=True, exist_ok=True)
+            doomed = self.root / "tmp"
+            doomed.mkdir(parents=True, exist_ok=True)
             for version in versions:
-                self._shelf.spend_numbers(version.name)
-                self._shelf.folder(version.name, version.number).rename(grave / secrets.token_hex(8))
+                self._folders.reserve_number(version.name)
+                self._folders.folder(version.name, version.number).rename(doomed / secrets.token_hex(8))
             needed = {
                 entry.sha256 for name in self.collections() for v in self.versions(name) for entry in v.files.values()
             }
@@ -140,10 +158,7 @@ class Registry:
     # -- reading ---------------------------------------------------------------------------------------
 
     def resolve(self, reference: str) -> Version:
-        """Return the version that `name`, `name:alias`, `name:vN` or `name@digest` names.
-
-        A registered model's versions and aliases resolve to the version they link to. Raises RegistryError.
-        """
+        """Return the version that a reference names; see Registry.resolve."""
         name, digest = reference.partition("@")[::2]
         name, alias = name.partition(":")[::2]
         if not NAME.fullmatch(name):
@@ -156,72 +171,52 @@ class Registry:
         links = self._audit.links(name)
         if links:
             return self._resolve_link(name, alias or "latest", links)
-        numbers = self._shelf.numbers(name)
+        numbers = self._folders.numbers(name)
         if not numbers:
             raise RegistryError(f"no artifact {name} in {self.root}")
         if alias in ("", "latest"):
-            return self._shelf.read(name, self._shelf.latest(name, numbers))
+            return self._folders.read(name, self._folders.latest(name, numbers))
         if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
-            return self._shelf.read(name, int(alias[1:]))
+            return self._folders.read(name, int(alias[1:]))
         raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
 
     def open(self, version: Version) -> Path:
-        """Return the directory of a version's files, after checking that they are whole (do not write there).
-
-        Files whose size and time stamp are those last verified are taken as whole; others are read again. Raises
-        RegistryError naming the damaged or missing file.
-        """
-        return integrity.opened(self._shelf.folder(version.name, version.number), version, self.verify)
+        """Return the directory of the files, verified unless they are as they were when last verified."""
+        return integrity.opened(self._folders.folder(version.name, version.number), version, self.verify)
 
     def verify(self, version: Version) -> None:
         """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
-        integrity.verify(self._shelf.folder(version.name, version.number), version)
-
-    def has(self, reference: str) -> bool:
-        """Tell whether a reference names a version that is here."""
-        try:
-            self.resolve(reference)
-        except RegistryError:
-            return False
-        return True
-
-    def label(self, reference: str) -> str:
-        """Return name:vN for people, or the reference itself where its version is not here."""
-        return self.resolve(reference).label if self.has(reference) else reference
+        integrity.verify(self._folders.folder(version.name, version.number), version)
 
     def incomplete(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
-        return integrity.incomplete(self._shelf.folder(version.name, version.number), version)
+        return integrity.incomplete(self._folders.folder(version.name, version.number), version)
 
     def refresh(self) -> None:
-        """Learn what others did: nothing here, see SharedRegistry."""
+        """Nothing: the store on disk is up to date."""
 
     def collections(self) -> list[str]:
         """Return the names of all artifacts that have a version, sorted."""
-        return self._shelf.names()
+        return self._folders.names()
 
     def versions(self, name: str) -> list[Version]:
         """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
         found = []
-        for number in self._shelf.numbers(name):
+        for number in self._folders.numbers(name):
             with contextlib.suppress(RegistryError):
-                found.append(self._shelf.read(name, number))
+                found.append(self._folders.read(name, number))
         return found
 
     def damaged(self) -> list[str]:
         """Return what is wrong with every manifest that is damaged."""
         reasons = []
         for name in self.collections():
-            for number in self._shelf.numbers(name):
+            for number in self._folders.numbers(name):
                 try:
-                    self._shelf.read(name, number)
+                    self._folders.read(name, number)
                 except RegistryError as error:
                     reasons.append(str(error))
         return reasons
-
-    def registered_models(self) -> list[str]:
-        """Return the names of the registered models, sorted."""
-        return sorted({entry["model"] for entry in self.history()})
 
     def aliases(self, registered_model: str) -> dict[str, str]:
         """Return alias -> ref of a registered model."""
@@ -229,8 +224,8 @@ class Registry:
 
     def aliases_of(self, version: Version) -> list[str]:
         """Return what points at a version: `latest` and `<registered model>:<alias>`."""
-        numbers = self._shelf.numbers(version.name)
-        found = ["latest"] if numbers and self._shelf.latest(version.name, numbers) == version.number else []
+        numbers = self._folders.numbers(version.name)
+        found = ["latest"] if numbers and self._folders.latest(version.name, numbers) == version.number else []
         for model in self.registered_models():
             found += [f"{model}:{a}" for a, ref in sorted(self.aliases(model).items()) if ref == version.ref]
         return found
@@ -238,10 +233,6 @@ class Registry:
     def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
         """Return the audit log, oldest first: at, who, model, alias, from, to, reason, gate, forced."""
         return self._audit.entries(registered_model)
-
-    def lineage(self, version: Version) -> Iterator[Ancestor]:
-        """Yield a version and all it was made from, depth first. A version's own inputs follow its first mention."""
-        yield from self._ancestors("", version.ref, 0, set())
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -265,7 +256,10 @@ class Registry:
         stamps = {path: stamp(temporary / "files" / path) for path in version.files}
         files.write_json(temporary / "verified.json", stamps)
         manifest.write(temporary / "manifest.json", version)
-        folder = self._shelf.folder(version.name, version.number)
+        self._place(temporary, version)
+
+    def _place(self, temporary: Path, version: Version) -> None:
+        folder = self._folders.folder(version.name, version.number)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(folder)
         files.sync_directory(folder.parent)
@@ -273,7 +267,7 @@ class Registry:
     def _mend(self, version: Version) -> None:
         """Put the blobs, which were just written or checked, in place of damaged files of a version."""
         for path, entry in version.files.items():
-            place = self._shelf.folder(version.name, version.number) / "files" / path
+            place = self._folders.folder(version.name, version.number) / "files" / path
             if not place.exists() or files.digest_file(place) != entry:
                 place.unlink(missing_ok=True)
                 self._blobs.link(entry, place)
@@ -287,15 +281,6 @@ class Registry:
         if target is None:
             raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(self.aliases(model)) or 'no aliases'}")
         return self.resolve(target)
-
-    def _ancestors(self, role: str, ref: str, depth: int, followed: set[str]) -> Iterator[Ancestor]:
-        version = self.resolve(ref) if self.has(ref) else None
-        yield Ancestor(depth, role, ref, version)
-        if version is not None and ref not in followed:
-            followed.add(ref)
-            for of, parents in version.inputs.items():
-                for parent in parents:
-                    yield from self._ancestors(of, parent, depth + 1, followed)
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The versions on disk, by name and number: <root>/<name>/v3, the pointer `latest`, and numbers that are spent."""
+"""The version folders on disk: <root>/<name>/v3, the pointer `latest`, and the next number."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from flywheel.registry import manifest
 from flywheel.registry.manifest import NUMBER, Version
 
 
-class Shelf:
-    """The folders of versions below `root`."""
+class VersionFolders:
+    """The folders of all versions below `root`."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -49,19 +49,19 @@ class Shelf:
         files.write_text(self.root / name / "latest", f"{number}\n")
 
     def next_number(self, name: str) -> int:
-        """Return the number of the next version: above all there are and were."""
+        """Return the number of the next version: higher than all that exist and existed."""
         following = 0
         with contextlib.suppress(OSError, ValueError):
             following = int((self.root / name / "next").read_text())
         return max([following, *(number + 1 for number in self.numbers(name))])
 
-    def spend_numbers(self, name: str) -> None:
-        """Record which number comes next, before a version is removed."""
+    def reserve_number(self, name: str) -> None:
+        """Record which number comes next, before a version is removed, so that no number is used twice."""
         files.write_text(self.root / name / "next", f"{self.next_number(name)}\n")
 
 
 def stamp(path: Path) -> list[int] | None:
-    """Return what changes when a file is written: size and modification time in nanoseconds."""
+    """Return size and modification time (ns) of a file, which change when it is written; None where there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -20,7 +20,7 @@ from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, Version
 from flywheel.tracking import media
 from flywheel.tracking.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
-from flywheel.tracking.mirror import SharedRegistry
+from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.remote import abandon
 from flywheel.tracking.run_files import STEP, Medium, RunFile, plain
 from flywheel.tracking.verify import missing
@@ -167,7 +167,7 @@ class Tracker:
 
     def __init__(self, params: Params, registry: Registry):
         self.params = params
-        self.registry = registry if isinstance(registry, SharedRegistry) else SharedRegistry(params)
+        self.registry = registry if isinstance(registry, Mirror) else Mirror(params)
         self.connection: Connection = self.registry.connection
         self.group = f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -250,9 +250,9 @@ class Tracker:
         remote, registry = self.registry.remote, self.registry
         with self._asking:
             for version in made:
-                remote.log(run, version, Registry.open(registry, version))
+                remote.log(run, version, registry.local.open(version))
             wrong = [reason for version in used if (reason := remote.use(run.id, version.ref))]
-            if wrong := wrong or registry.mirror(self.params.registered_model):
+            if wrong := wrong or registry.push_aliases(self.params.registered_model):
                 raise WandbError("; ".join(wrong))
 
     def confirm(self, file: RunFile) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry import RegistryError, Version
 from flywheel.tracking import media, run_files
 from flywheel.tracking.connection import SilenceError, WandbError, one_line
-from flywheel.tracking.mirror import SharedRegistry
+from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.remote import Errors, abandon
 from flywheel.tracking.run_files import STEP, Record, RunFile
 from flywheel.tracking.runs import EXIT_CODES
@@ -57,7 +57,7 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
     """
     with files.lock(params.store_paths.lock("sync")):
         tracking = params.tracking.model_copy(update={"wandb": "online"})  # whoever types make sync wants that
-        registry = SharedRegistry(params.model_copy(update={"tracking": tracking}))
+        registry = Mirror(params.model_copy(update={"tracking": tracking}))
         mode = registry.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")
@@ -75,7 +75,7 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
 class _Sync:
     """One call of sync: what it found, and the processes that it started."""
 
-    def __init__(self, registry: SharedRegistry, keep: str | None):
+    def __init__(self, registry: Mirror, keep: str | None):
         self.registry = registry
         self.remote = registry.remote
         self.store = registry.params.store
@@ -126,7 +126,7 @@ class _Sync:
 
     def _run(self, record: Record) -> list[str]:
         """Bring one run. Returns what W&B lacks of it then; what was removed meanwhile is not brought."""
-        if gone := [ref for ref in record.made if not Registry.has(self.registry, ref)]:
+        if gone := [ref for ref in record.made if not self.registry.local.has(ref)]:
             log.info(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
         if lost := [medium for medium in record.media if not media.path(self.store, medium).exists()]:
@@ -140,7 +140,7 @@ class _Sync:
                     self._upload(record, folder)
                 missing(self.remote, replace(record, used=(), made=()))  # what W&B just took it may show a little later
                 there = self.remote.run(record.key)
-        made = [Registry.resolve(self.registry, ref) for ref in record.made]
+        made = [self.registry.local.resolve(ref) for ref in record.made]
         lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in lacking):
             self._resume(record, made, there)
@@ -178,7 +178,7 @@ class _Sync:
                     run.log({medium.name: media.shown(self.store, medium)})
                 run.summary.update(dict(record.summary))
             for version in made:
-                self.remote.log(run, version, Registry.open(self.registry, version))
+                self.remote.log(run, version, self.registry.local.open(version))
         finally:
             with Errors():
                 run.finish(exit_code=EXIT_CODES.get(record.finished or "failed", 1))
@@ -211,8 +211,8 @@ class _Sync:
 
     def _aliases(self, model: str) -> list[str]:
         if self.keep == "theirs":
-            self.registry.take(model)
-        return self.registry.mirror(model, ours=self.keep == "ours")
+            self.registry.pull_aliases(model)
+        return self.registry.push_aliases(model, ours=self.keep == "ours")
 
 
 def _title(record: Record) -> str:
