@@ -18,7 +18,7 @@ from wandb_double import WandbDouble
 
 from flywheel import files
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import LocalRegistry
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 

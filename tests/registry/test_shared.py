@@ -78,9 +78,10 @@ print(json.dumps(registry.aliases("{MODEL}")))
     done = other(one, double, lineage)
     found = told(done)
     assert found["digits_dataset"] == found[data.ref] == [data.ref, "images", {"fingerprint": "f", "n": [1, None]}, {}]
-    assert found[f"{MODEL}:best"] == found[first.ref] == [first.ref, "weights of a", {}, [data.ref]]
-    assert found[f"{MODEL}:production"] == [second.ref, "weights of b", {}, [data.ref, first.ref]]  # of the same size
-    assert found["model-c"] == found["model-c:v0"] == [here.resolve("model-c").ref, "weights of c", {}, []]
+    assert found[f"{MODEL}:best"] == found[first.ref] == [first.ref, "weights of a", {}, {"dataset": [data.ref]}]
+    made_of = {"dataset": [data.ref], "parent": [first.ref]}
+    assert found[f"{MODEL}:production"] == [second.ref, "weights of b", {}, made_of]  # of the same size
+    assert found["model-c"] == found["model-c:v0"] == [here.resolve("model-c").ref, "weights of c", {}, {}]
     assert len([line for line in done.lines if line.startswith("RegistryError")]) == 3
     assert done.lines[-3] == f"lineage {[second.ref, data.ref, first.ref, data.ref]}"
     assert done.lines[-2] == f"versions {[version.ref for version in here.versions('digits_dataset')]}"
