@@ -110,10 +110,7 @@ def trained(data: TrainingData, recipe: Recipe) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
-    lines = [
-        "| network | bfloat16, % | float32, % | difference, points | speed |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| network | bfloat16, % | float32, % | difference, points | speed |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(row["architecture"] for row in result["rows"]):
         of_seeds = sorted((row for row in result["rows"] if row["architecture"] == name), key=lambda row: row["seed"])
         found = {kind: [row for row in of_seeds if row["precision"] == kind] for kind in PRECISIONS}

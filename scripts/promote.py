@@ -23,13 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "promote"):
-        promotion.promote(
-            params,
-            Mirror(params),
-            arguments.model,
-            force=arguments.force,
-            reason=arguments.reason,
-        )
+        promotion.promote(params, Mirror(params), arguments.model, force=arguments.force, reason=arguments.reason)
 
 
 if __name__ == "__main__":

@@ -382,9 +382,7 @@ def test_however_many_were_in_production_few_are_asked(wheel: Wheel, monkeypatch
     assert "model-1" in [version.name for version in kept]
 
 
-def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_good_it_was(
-    wheel: Wheel,
-) -> None:
+def test_a_fresh_machine_knows_from_the_lineage_what_was_in_production_and_how_good_it_was(wheel: Wheel) -> None:
     """It has from W&B what `production` and `previous` name, the manifests of their ancestors, and no history."""
 
     def retrained(kind: str, parent: Version, before: float, after: float) -> Version:
@@ -566,8 +564,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("action", "kills", "longest_s"),
-    [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)],
+    ("action", "kills", "longest_s"), [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)]
 )
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     wheel: Wheel, random: np.random.Generator, action: str, kills: int, longest_s: float

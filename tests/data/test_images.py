@@ -359,11 +359,7 @@ def test_any_flipped_bits_are_an_image_or_refused(data: bytes, flips: list[tuple
 
 @pytest.mark.parametrize(
     "data",
-    [
-        VALID["GIF"][:-1] + b",\0\0\0",
-        tiff_with_an_empty_second_page(),
-        tiff_with_a_fraction_for_an_offset(),
-    ],
+    [VALID["GIF"][:-1] + b",\0\0\0", tiff_with_an_empty_second_page(), tiff_with_a_fraction_for_an_offset()],
     ids=["GIF cut in its second frame", "TIFF with an empty second page", "TIFF with a fraction for an offset"],
 )
 def test_damage_that_long_fuzzing_found_is_refused(data: bytes) -> None:

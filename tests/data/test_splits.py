@@ -72,9 +72,7 @@ def test_every_content_stays_in_the_first_split_that_has_it(
 
 @steady
 @given(overlapping())
-def test_what_was_dropped_and_what_is_double_is_counted(
-    case: tuple[dict[str, NDArray[np.int64]], list[int]],
-) -> None:
+def test_what_was_dropped_and_what_is_double_is_counted(case: tuple[dict[str, NDArray[np.int64]], list[int]]) -> None:
     named, contents = case
     stays = expected(named, contents)
     assume(all(stays.values()))

@@ -257,8 +257,7 @@ def empty(tmp_path: Path) -> Checkout:
 
 
 @pytest.mark.parametrize(
-    "where",
-    ["writing", *(pytest.param(where, marks=pytest.mark.long) for where in ("at the start", "published"))],
+    "where", ["writing", *(pytest.param(where, marks=pytest.mark.long) for where in ("at the start", "published"))]
 )
 def test_a_killed_stage_is_not_done_and_the_next_run_completes(empty: Checkout, where: str) -> None:
     scratch, versions = empty.store / "scratch" / "data", empty.store / "registry/versions/digits_dataset/v0"

@@ -12,10 +12,7 @@ from flywheel.metrics.comparison import compare, paired_difference
 # (pairs where only the first is right, only the second, all pairs) -> Tango's 95 % interval.
 # Fagerland, Lydersen & Laake, Statistics in Medicine 33 (2014), 2850-2875: airway hyper-responsiveness (Bentur et al.)
 # and complete response (Cavo et al.); the second also in the tests of the R package contingencytables.
-PUBLISHED = [
-    ((1, 7, 21), (-0.517, -0.026), 3),
-    ((6, 16, 161), (-0.1240, -0.0054), 4),
-]
+PUBLISHED = [((1, 7, 21), (-0.517, -0.026), 3), ((6, 16, 161), (-0.1240, -0.0054), 4)]
 
 
 @pytest.mark.parametrize(("counts", "limits", "digits"), PUBLISHED)

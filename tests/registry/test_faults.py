@@ -447,10 +447,7 @@ def test_a_write_that_fails_half_way_publishes_nothing(registry: Registry, store
     for size in (10_001, 1_500_000, 3_000_000):
         sources = content(place / f"{size}", f"{size}", extra=size)
         with pytest.raises(RegistryError, match="File too large"):
-            in_child(
-                lambda sources=sources: registry.publish("thing", "test", sources),
-                file_limit_bytes=10_000,
-            )
+            in_child(lambda sources=sources: registry.publish("thing", "test", sources), file_limit_bytes=10_000)
         assert registry.versions("thing") == [one]
     two = publish(registry, place, "two", extra=10_001)
     assert two.label == "thing:v1"

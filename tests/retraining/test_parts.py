@@ -146,10 +146,7 @@ def test_exact_copies_of_test_and_validation_images_are_dropped(opened: Dataset,
     good = [e for e in examples(opened, opened.indices["simulation"][failed]) if e.side == "train"][:5]
     planted = [entry(opened, "test", 3), entry(opened, "validation", 4)]
     found = choose([*good, *planted], opened)
-    assert found.dropped == {
-        "a copy of a test image": [planted[0].id],
-        "a copy of a validation image": [planted[1].id],
-    }
+    assert found.dropped == {"a copy of a test image": [planted[0].id], "a copy of a validation image": [planted[1].id]}
     assert found.hashes == tuple(e.hash for e in good)
 
 

@@ -55,12 +55,7 @@ def cifar10(data: params.Data, cache: Path, dataset_class: Any = None) -> Source
         from torchvision.datasets import CIFAR10
 
         dataset_class = CIFAR10
-    fetch.archive(
-        dataset_class.url,
-        cache / dataset_class.filename,
-        dataset_class.tgz_md5,
-        dataset_class.base_folder,
-    )
+    fetch.archive(dataset_class.url, cache / dataset_class.filename, dataset_class.tgz_md5, dataset_class.base_folder)
     try:
         train = dataset_class(str(cache), train=True, download=False)
         test = dataset_class(str(cache), train=False, download=False)

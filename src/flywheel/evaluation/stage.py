@@ -40,11 +40,7 @@ def define(params: Params, registry: Registry) -> Stage:
         registry,
         {name: getattr(params, name).identity() for name in ("gate", "promotion")},
         {"dataset": dataset.ref, "model": model},
-        (
-            "flywheel.metrics.classification",
-            "flywheel.models.classifier",
-            "flywheel.gate.promotion",
-        ),
+        ("flywheel.metrics.classification", "flywheel.models.classifier", "flywheel.gate.promotion"),
     )
 
 

@@ -114,14 +114,7 @@ def report(params: Params, decision: Decision, run: Run | None = None) -> tuple[
     return tuple(written)
 
 
-def promote(
-    params: Params,
-    registry: Registry,
-    reference: str,
-    *,
-    force: bool = False,
-    reason: str = "",
-) -> Decision:
+def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> Decision:
     """Judge a model that somebody names and put it into production if it passes, or all the same if forced.
 
     Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or

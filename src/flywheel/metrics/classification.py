@@ -113,11 +113,7 @@ def most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
     pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
     return [
-        {
-            "label": class_names[true],
-            "prediction": class_names[predicted],
-            "count": int(wrong[true, predicted]),
-        }
+        {"label": class_names[true], "prediction": class_names[predicted], "count": int(wrong[true, predicted])}
         for true, predicted in pairs
         if wrong[true, predicted]
     ]

@@ -189,25 +189,14 @@ def search_history(trials: Sequence[Mapping[str, Any]], title: str, path: Path) 
     done = [trial for trial in trials if trial["accuracy"] is not None]
     with drawing(path, 7.2, 4.2) as figure:
         axis = figure.subplots()
-        for status, marker, colour in (
-            ("finished", "o", GOOD),
-            ("stopped", "v", MUTED),
-            ("failed", "x", BAD),
-        ):
+        for status, marker, colour in (("finished", "o", GOOD), ("stopped", "v", MUTED), ("failed", "x", BAD)):
             members = [trial for trial in done if trial["status"] == status]
             if members:
                 numbers, heights = [t["number"] for t in members], [100 * t["accuracy"] for t in members]
                 axis.scatter(numbers, heights, marker=marker, color=colour, s=42, label=status, zorder=3)
         if done:
             best = np.maximum.accumulate([100 * trial["accuracy"] for trial in done])
-            axis.step(
-                [t["number"] for t in done],
-                best,
-                where="post",
-                color=ACCENT,
-                linewidth=2,
-                label="best so far",
-            )
+            axis.step([t["number"] for t in done], best, where="post", color=ACCENT, linewidth=2, label="best so far")
         guided = [trial["number"] for trial in done if trial["bayesian"]]
         if guided:
             axis.axvspan(
@@ -221,11 +210,7 @@ def search_history(trials: Sequence[Mapping[str, Any]], title: str, path: Path) 
 
 
 def params_against_accuracy(
-    trials: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    logarithmic: Sequence[str],
-    title: str,
-    path: Path,
+    trials: Sequence[Mapping[str, Any]], names: Sequence[str], logarithmic: Sequence[str], title: str, path: Path
 ) -> Path:
     """Draw validation accuracy against each searched param, coloured by architecture. Takes trials of sweep.json."""
     done = [trial for trial in trials if trial["accuracy"] is not None]

@@ -147,11 +147,7 @@ def dataset_of(params: Params, registry: Registry) -> Version:
 
 
 def run(
-    stage: Stage,
-    work: Callable[[], Outcome],
-    *,
-    adopt: Callable[[Version], Outcome] | None = None,
-    force: bool = False,
+    stage: Stage, work: Callable[[], Outcome], *, adopt: Callable[[Version], Outcome] | None = None, force: bool = False
 ) -> Mapping[str, Any]:
     """Run `work` unless the stage is up to date, and return the receipt.
 

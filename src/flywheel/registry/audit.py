@@ -56,13 +56,7 @@ class Audit:
         return list(dict.fromkeys(entry["to"] for entry in self.entries(registered_model)))
 
     def append(
-        self,
-        registered_model: str,
-        moves: Sequence[Move],
-        *,
-        reason: str,
-        gate: Mapping[str, Any] | None,
-        forced: bool,
+        self, registered_model: str, moves: Sequence[Move], *, reason: str, gate: Mapping[str, Any] | None, forced: bool
     ) -> None:
         """Record moves, all in one write."""
         write = secrets.token_hex(8)

@@ -67,11 +67,7 @@ def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tu
     """
     base = float(parent.metadata.get("base_learning_rate", written["learning_rate"]))
     options = params.retrain
-    changes = {
-        "learning_rate": base * options.learning_rate_scale,
-        "epochs": options.epochs,
-        "seed": options.seed,
-    }
+    changes = {"learning_rate": base * options.learning_rate_scale, "epochs": options.epochs, "seed": options.seed}
     return Recipe.model_validate({**written, **changes}), base
 
 

@@ -71,8 +71,7 @@ def run(params: Params) -> None:
                 deploy.deploy(params)
                 url, now = settings.url(params), datetime.now(UTC).isoformat(timespec="seconds")
                 server_record.write(
-                    params,
-                    Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder)),
+                    params, Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder))
                 )
                 log.info(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
                 while not stopping.wait(1):

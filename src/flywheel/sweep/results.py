@@ -20,10 +20,7 @@ def write(
 ) -> list[Path]:
     """Write the reports of a sweep into a folder and return their paths. `summary` has sweep.json's other keys."""
     files.write_json(folder / "sweep.json", {**summary, "trials": list(rows)})
-    with (
-        files.atomic(folder / "sweep.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as out,
-    ):
+    with files.atomic(folder / "sweep.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -23,13 +23,7 @@ class Choice:
     again: bool
 
 
-def choose(
-    folder: Path,
-    identity: Mapping[str, Any],
-    code: Mapping[str, str],
-    *,
-    force: bool,
-) -> Choice:
+def choose(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *, force: bool) -> Choice:
     """Return the newest sweep of the same identity (params and data), or a new one, and say which and why.
 
     A sweep goes on unless it is complete and the code changed since, or all its trials failed, or `force`.

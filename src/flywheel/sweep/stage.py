@@ -275,12 +275,7 @@ def _report(
     summary = {
         "sweep_id": facts["sweep_id"],
         "dataset": version.input("dataset"),
-        "best": {
-            "trial": facts["trial"],
-            "accuracy": facts["accuracy"],
-            "model": version.ref,
-            "config": config,
-        },
+        "best": {"trial": facts["trial"], "accuracy": facts["accuracy"], "model": version.ref, "config": config},
         "bayesian_trials": sum(trial.bayesian for trial in trials),
         "wall_s": facts["wall_s"],
         "peak_disk_bytes": facts["peak_disk_bytes"],

@@ -10,11 +10,7 @@ from pathlib import Path
 
 from flywheel.params import Params
 
-SILENT = {
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_SILENT": "true",
-    "WANDB_CONSOLE": "off",
-}
+SILENT = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
 UNKNOWN_MACHINE = {
     "WANDB_PROGRAM": "flywheel",
     "WANDB_HOST": "flywheel",

@@ -70,7 +70,7 @@ def production(standing: Standing | None, registered_model: str, command: str) -
                 tag("dd", standing.reason),
             ),
             class_="hero",
-        ),
+        )
     )
 
 
