@@ -124,9 +124,9 @@ test-all: lint ## run make test and the long tests (an hour and a half)
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)
 
 BENCHES := training serving sweep_overhead start_up
-STUDIES := wheel retrain_rate gate_power precision concurrency compact sweep searcher_table searcher_study
+STUDIES := loop retrain_rate gate_power precision concurrency compact sweep searcher_table
 BENCH ?= $(BENCHES)
-BENCH_LONG ?= wheel
+BENCH_LONG ?= loop
 # One line per benchmark in the list; the first failure ends the recipe.
 define BENCHMARK
 @exec $(VENV_PYTHON) benchmarks/$(1).py $(ARGS)

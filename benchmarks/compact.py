@@ -3,11 +3,10 @@
     python benchmarks/compact.py --set "data.source=folder data.name=… data.path=…"
                                                         (make bench-long BENCH_LONG=compact, an hour and a half)
 
-Both train on all training images (validation included), in bfloat16 where the hardware has it; a seed of one and a
-seed of the other in turn, on CPUs as many at a time as there are, with one thread each. The reference is airbench94
-as its paper has it (Jordan, arXiv 2404.00498; its code: github.com/KellerJordan/cifar10-airbench), written anew: 9.9
-epochs, no test-time augmentation. Ours is the laptop profile's recipe. Time is that of the training alone; arithmetic
-is counted by torch's FLOP counter, and a product of two 4096 x 4096 matrices tells what the processor could do at most.
+Both train on all training images (validation included), in bfloat16 if the hardware has it, and alternate seed by seed.
+The reference is airbench94 (Jordan, arXiv 2404.00498; github.com/KellerJordan/cifar10-airbench), written again from the
+paper: 9.9 epochs, no test-time augmentation. Ours is the laptop profile's recipe. The time is that of the training
+alone. Torch's FLOP counter counts the arithmetic; the machine's peak is measured by a 4096 x 4096 matrix product.
 
 Reads   the sections data and recipe of params.yaml
 Writes  benchmarks/results/compact.json after every training, the entry `compact` of reports/bench.json, and its table
@@ -16,100 +15,69 @@ Writes  benchmarks/results/compact.json after every training, the entry `compact
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-import pages
+import samples
 import torch
 import workers
-from retrain_rate import opened
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training import MEAN, STD, peak_flops
 
-from flywheel import cli, files
+from flywheel import cli
 from flywheel.models import device as devices
-from flywheel.params import Params, Recipe
-from flywheel.params import file as params_file
+from flywheel.params import Recipe
 from flywheel.training.batches import Batches
 from flywheel.training.loop import TrainingData, fit
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "compact.json"
 NAMES = ("airbench94", "compact")
-EPOCHS, BATCH = 9.9, 1024  # the reference's
+KEYS = ("network", "seed")
+# The hyperparameters of airbench94. Its rates are per 1,024 images and decoupled from the momentum.
+EPOCHS, BATCH = 9.9, 1024
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BIAS_SCALE, SMOOTHING = 11.5, 0.85, 0.0153, 64.0, 0.2
 WHITEN_BIAS_EPOCHS = 3
 
 
 def main() -> None:
-    """Train every seed of both that the file does not have yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", default="", help="overrides of params.yaml, such as data.source")
-    parser.add_argument("--epochs", type=int, default=13, help="of ours (default: 13)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
-    params = params_file.load(ROOT / "params.yaml", "laptop", arguments.set)
-    data = everything(params)
+    """Train both networks with each seed, and write the table."""
+    options = harness.options(
+        __doc__, set=harness.SET, epochs=(13, "epochs of compact"), seeds=([0, 1, 2], "seeds of each network")
+    )
+    params = harness.params("laptop", options.set)
+    data = samples.train_and_test(samples.load(params), simulation=True)
     origin = {
-        **pages.origin(params, ["data"], ["flywheel.training.loop"], workers.machine()),
+        **harness.origin(params, ["data"], ["flywheel.training.loop"], workers.machine()),
         "images": len(data.labels), "test_images": len(data.validation_labels),
-        "recipe": params.complete_recipe({}, arguments.epochs).model_dump(),
+        "recipe": params.complete_recipe({}, options.epochs).model_dump(),
     }  # fmt: skip
-    rows: list[dict[str, Any]] = pages.resumed(RESULT, origin).get("rows", [])
-    known = {(row["network"], row["seed"]) for row in rows}
-    tasks = [
-        (name, params.complete_recipe({"seed": seed}, arguments.epochs))
-        for seed in arguments.seeds
-        for name in NAMES
-        if (name, seed) not in known
-    ]
-    for row in workers.each(one, data, tasks):
-        rows.append(row)
-        print(row, flush=True)
-        files.write_json(RESULT, {**origin, "rows": rows})
-    result = files.read_json(RESULT)
-    pages.add_to_report({"compact": result})
-    pages.write(ROOT / "docs" / "training.md", "compact", table(result))
-    print(table(result))
+    recipes = [params.complete_recipe({"seed": seed}, options.epochs) for seed in options.seeds]
+    tasks = {(name, recipe.seed): (name, recipe) for recipe in recipes for name in NAMES}
+    result = workers.complete(harness.RESULTS / "compact.json", origin, KEYS, tasks, train, data)
+    harness.publish("compact", "training.md", result, table)
 
 
-def everything(params: Params) -> TrainingData:
-    """Return all training images, and all test images (the simulation set among them) in place of validation."""
-    with tempfile.TemporaryDirectory() as folder:
-        images = opened(params, Path(folder) / "data")
-        train = np.concatenate([images.indices["train"], images.indices["validation"]])
-        test = np.concatenate([images.indices["test"], images.indices["simulation"]])
-        return TrainingData(
-            images.images[train], images.labels[train], images.images[test], images.labels[test],
-            images.class_names, images.mean, images.std,
-        )  # fmt: skip
-
-
-def one(data: TrainingData, name: str, recipe: Recipe) -> dict[str, Any]:
-    """Return what one training cost and reached; a line an epoch is printed."""
+def train(data: TrainingData, name: str, recipe: Recipe) -> dict[str, Any]:
+    """Train one network and return its accuracy, time and arithmetic; print a line per epoch."""
     peak = peak_flops(recipe.precision)
     accuracies, seconds = [], 0.0
-    epochs = reference(data, recipe) if name == NAMES[0] else ours(data, recipe)
-    for accuracy, epoch_s in epochs:
+    for accuracy, epoch_s in train_airbench94(data, recipe) if name == NAMES[0] else train_compact(data, recipe):
         accuracies.append(round(accuracy, 4))
         seconds += epoch_s
         print(f"{name}, seed {recipe.seed}, epoch {len(accuracies)}: {accuracy:.2%}, {seconds:.0f} s", flush=True)
     if name == NAMES[0]:
+        batch, epochs = BATCH, EPOCHS
         network: nn.Module = Airbench94(data).network
-        batch, whole = BATCH, EPOCHS
     else:
-        network, batch, whole = data.classifier(recipe).network, recipe.batch_size, recipe.epochs
-    steps = math.ceil(whole * (len(data.labels) // batch))
+        network, batch, epochs = data.classifier(recipe).network, recipe.batch_size, float(recipe.epochs)
+    steps = math.ceil(epochs * (len(data.labels) // batch))
     flops = steps * step_flops(network, data.images.shape[1], batch)
     return {
         "network": name, "seed": recipe.seed, "accuracy": accuracies[-1], "by_epoch": accuracies,
@@ -120,7 +88,7 @@ def one(data: TrainingData, name: str, recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float]]:
+def train_compact(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float]]:
     """Yield (accuracy on the test images, seconds of training) of each epoch of the project's loop."""
     size = len(data.labels) // recipe.batch_size * recipe.batch_size
     for result in fit(data.classifier(recipe), data, recipe, devices.pick()):
@@ -128,7 +96,7 @@ def ours(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float]]:
 
 
 class Airbench94:
-    """The network of airbench94: a fixed first layer that whitens 2 x 2 patches, three blocks, scaled logits."""
+    """The network of airbench94: a fixed first layer that whitens 2 x 2 patches, three blocks, a linear layer."""
 
     def __init__(self, data: TrainingData):
         widths = (64, 256, 256)
@@ -139,7 +107,7 @@ class Airbench94:
             layers += [_convolution(outputs, outputs), _norm(outputs), nn.GELU()]
         layers += [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(widths[-1], len(data.class_names), bias=False)]
         self.network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        self._whiten(prepared(torch.from_numpy(np.array(data.images[:5000]))))
+        self._whiten(normalize(torch.from_numpy(np.array(data.images[:5000]))))
 
     @torch.no_grad()
     def _whiten(self, images: Tensor) -> None:
@@ -154,7 +122,7 @@ class Airbench94:
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    nn.init.dirac_(layer.weight[:inputs])  # begins as the identity
+    nn.init.dirac_(layer.weight[:inputs])  # starts as the identity
     return layer
 
 
@@ -164,13 +132,13 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return layer
 
 
-def prepared(images: Tensor) -> Tensor:
-    """Return images (n, h, w, 3) uint8 normalised, (n, 3, h, w) float32, channels_last."""
+def normalize(images: Tensor) -> Tensor:
+    """Normalize images (n, h, w, 3) uint8 to (n, 3, h, w) float32, channels_last."""
     mean, std = torch.tensor(MEAN, device=images.device), torch.tensor(STD, device=images.device)
     return ((images / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def reference(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float]]:
+def train_airbench94(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float]]:
     """Yield (accuracy on the test images, seconds of training) of each epoch of airbench94."""
     device = devices.pick()
     precision = devices.resolve_precision(recipe.precision, device)
@@ -179,19 +147,15 @@ def reference(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float
     network = model.network.to(device)
     batches = Batches(data.images, data.labels, BATCH, flip=True, translate=2, seed=recipe.seed, device=device)
     steps = math.ceil(EPOCHS * len(batches))
-    kilostep = 1024 * (1 + 1 / (1 - MOMENTUM))  # the rates are per 1024 images, decoupled from the momentum
+    kilostep = 1024 * (1 + 1 / (1 - MOMENTUM))
     rate, decay = LEARNING_RATE / kilostep, WEIGHT_DECAY / kilostep * BATCH
     norms = [layer for layer in network if isinstance(layer, nn.BatchNorm2d)]
     weights = [p for layer in network if layer not in norms for p in layer.parameters() if p.requires_grad]
     assert model.whitening.bias is not None
     optimizer = torch.optim.SGD(
         [
-            {
-                "params": [norm.bias for norm in norms],
-                "lr": rate * BIAS_SCALE,
-                "weight_decay": decay / (rate * BIAS_SCALE),
-            },
-            {"params": weights, "lr": rate, "weight_decay": decay / rate},
+            {"params": parameters, "lr": rate * scale, "weight_decay": decay / (rate * scale)}
+            for parameters, scale in (([norm.bias for norm in norms], BIAS_SCALE), (weights, 1))
         ],
         momentum=MOMENTUM,
         nesterov=True,
@@ -207,8 +171,8 @@ def reference(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float
         model.whitening.bias.requires_grad = epoch <= WHITEN_BIAS_EPOCHS
         for images, labels in batches.epoch(epoch):
             with devices.autocast(device, precision):
-                logits = network(prepared(images)) / 9
-            # Summed, as the paper's rates are meant for.
+                logits = network(normalize(images)) / 9
+            # The paper's rates are for the sum of the losses.
             loss = functional.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING, reduction="sum")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -216,16 +180,16 @@ def reference(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float, float
             schedule.step()
             step += 1
             if step % 5 == 0 or step == steps:
-                look_ahead(network, slow, 1.0 if step == steps else 0.95**5 * (step / steps) ** 3)
+                update_lookahead(network, slow, 1.0 if step == steps else 0.95**5 * (step / steps) ** 3)
             if step == steps:
                 break
         seconds = time.perf_counter() - started
-        yield tested(network, data, precision, device), seconds
+        yield evaluate(network, data, precision), seconds
 
 
 @torch.no_grad()
-def look_ahead(network: nn.Module, slow: Mapping[str, Tensor], decay: float) -> None:
-    """Move the slow weights towards the network's by 1 - decay, and put the network there."""
+def update_lookahead(network: nn.Module, slow: Mapping[str, Tensor], decay: float) -> None:
+    """Move the slow weights towards the network's by 1 - decay, and copy them into the network."""
     for name, value in network.state_dict().items():
         if name in slow:
             slow[name].lerp_(value, 1 - decay)
@@ -233,47 +197,62 @@ def look_ahead(network: nn.Module, slow: Mapping[str, Tensor], decay: float) -> 
 
 
 @torch.inference_mode()
-def tested(network: nn.Module, data: TrainingData, precision: str, device: torch.device) -> float:
-    """Return the accuracy on the test images."""
+def evaluate(
+    network: nn.Module,
+    data: TrainingData,
+    precision: str,
+    side: int | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> float:
+    """Return the accuracy on the validation images, scaled to `side` if it is given."""
     network.eval()
-    right = 0
+    device, right = devices.pick(), 0
     for start in range(0, len(data.validation_labels), 500):
-        images = torch.from_numpy(np.array(data.validation_images[start : start + 500])).to(device)
+        images = normalize(torch.from_numpy(np.array(data.validation_images[start : start + 500])).to(device))
+        if side is not None:
+            images = functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
         with devices.autocast(device, precision):
-            predicted = network(prepared(images)).argmax(dim=1).cpu().numpy()
+            predicted = network(images.contiguous(memory_format=memory_format)).argmax(dim=1).cpu().numpy()
         right += int((predicted == data.validation_labels[start : start + 500]).sum())
     return right / len(data.validation_labels)
 
 
 def step_flops(network: nn.Module, side: int, batch: int) -> int:
-    """Return the floating point operations of a step forward and back, as torch counts them."""
+    """Return the floating-point operations of a forward and backward pass, as torch counts them."""
     images = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         network.cpu().train()(images).sum().backward()
     return int(counter.get_total_flops())
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """Return the figures in Markdown."""
-    lines = ["| network | test accuracy, % | seconds | of the reference's | PFLOP | of the machine's peak |"]
-    lines += ["|---|---|---|---|---|---|"]
+def by_network(result: Mapping[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
+    """Return the rows of each network by seed, and the times of compact relative to airbench94's."""
     rows = sorted(result["rows"], key=lambda row: row["seed"])
     found = {name: [row for row in rows if row["network"] == name] for name in NAMES}
-    ratios = [mine["seconds"] / theirs["seconds"] for theirs, mine in zip(*found.values(), strict=True)]
-    for name, own in found.items():
-        points = [100 * row["accuracy"] for row in own]
-        share = statistics.median(1000 * row["pflop"] / row["seconds"] / row["peak_tflop_per_s"] for row in own)
-        of = "" if name == NAMES[0] else pages.spread(ratios, ".0%")
-        cells = pages.spread(points, ".2f", statistics.mean)
-        times = f"{statistics.median(row['seconds'] for row in own):.0f}"
-        lines.append(f"| {name} | {cells} | {times} | {of} | {own[0]['pflop']:.3f} | {share:.0%} |")
-    recipe = result["recipe"]
-    note = (
+    return found, [own["seconds"] / reference["seconds"] for reference, own in zip(*found.values(), strict=True)]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    found, ratios = by_network(result)
+    rows = [
+        (
+            name,
+            harness.spread([100 * row["accuracy"] for row in own], ".2f", statistics.mean),
+            f"{statistics.median(row['seconds'] for row in own):.0f}",
+            "" if name == NAMES[0] else harness.spread(ratios, ".0%"),
+            f"{own[0]['pflop']:.3f}",
+            f"{statistics.median(1000 * r['pflop'] / r['seconds'] / r['peak_tflop_per_s'] for r in own):.0%}",
+        )
+        for name, own in found.items()
+    ]
+    heads = ("network", "test accuracy, %", "seconds", "relative to airbench94", "PFLOP", "of the machine's peak")
+    return harness.markdown(heads, rows) + harness.note(
+        result,
         f"{result['images']:,} training and {result['test_images']:,} test images, no test-time augmentation; mean of "
-        f"{len(ratios)} seeds (least to most), a seed of each in turn; {EPOCHS} epochs of airbench94, "
-        f"{recipe['epochs']} of ours. `{result['command']}`; {result['machine']}, torch {result['versions']['torch']}."
+        f"{len(ratios)} seeds (lowest to highest), alternating; {EPOCHS} epochs of airbench94, "
+        f"{result['recipe']['epochs']} of compact.",
     )
-    return "\n".join([*lines, "", note])
 
 
 if __name__ == "__main__":

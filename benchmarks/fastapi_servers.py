@@ -1,10 +1,10 @@
-"""The servers that `benchmarks/serving.py` compares with; each answers POST /predict with the image as the body.
+"""The servers that `benchmarks/serving.py` compares with; each answers POST /predict with an image as the body.
 
     python benchmarks/fastapi_servers.py textbook MODEL_DIRECTORY PORT
     python benchmarks/fastapi_servers.py batched MODEL_DIRECTORY PORT
 
 textbook  the original design: decode with PIL, torchvision's transforms, one image at a time, float32, one process
-batched   a fair queue: takes what arrives within 2 ms, up to 64; the same network in a thread, so the loop goes on
+batched   the same with a queue: batches of up to 64 requests that arrive within 2 ms; the network runs in a thread
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH, WAIT_S = 64, 0.002
 
 
 def build(kind: str, directory: Path) -> FastAPI:
-    """Return the app: `textbook` or `batched`, over the network of a saved model."""
+    """Return the app `textbook` or `batched` for a saved model."""
     model = classifier.load(directory, torch.device("cpu"), "float32")
     network = model.network.eval()
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(model.mean, model.std)])

@@ -1,30 +1,25 @@
-"""How often the gate lets candidates through whose true difference to production is known: what each margin means.
+"""How often does the gate pass candidates whose true difference to production is known? Power of each margin.
 
-    .venv/bin/python benchmarks/gate_power.py                   (about 2 minutes on one core)
+    python benchmarks/gate_power.py        (make bench-long BENCH_LONG=gate_power, 5 minutes on one core)
 
-Reads   the profiles' margins in params.yaml
-Writes  benchmarks/results/gate_power.json, the tables of docs/gate.md
+Simulated models are right on random images. The function under test is the gate's own `decide`.
+
+Reads   the gate's margins of each profile in params.yaml
+Writes  benchmarks/results/gate_power.json and its tables in docs/gate.md
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-import pages
 
-from flywheel import cli, files
+from flywheel import cli
 from flywheel.gate.rules import Answers, Exam, decide
-from flywheel.params import file as params_file
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks/results/gate_power.json", ROOT / "docs/gate.md"
 CLASSES = 10
 SIZES = ((450, 164, "demo"), (8000, 600, "cifar10"))  # test and holdout images, and the profile that has them
 DISAGREEMENTS = (0.04, 0.10, 0.20)  # images that only one of the two models gets right
@@ -66,57 +61,53 @@ def changed(
     return right ^ (random.random(len(right)) < chance)
 
 
-def study(draws: int, seed: int) -> dict[str, Any]:
-    """Return pass rates by size, disagreement, true difference and margin; of one harmed class; of a chain."""
-    found: dict[str, Any] = {"overall": [], "class": [], "chain": []}
-    for n, m, profile in SIZES:
-        rules, exam = params_file.load(ROOT / "params.yaml", profile).gate, make_exam(n, m)
-        for disagreement in DISAGREEMENTS:
-            for difference in DIFFERENCES:
-                random = np.random.default_rng([seed, n, round(1e4 * disagreement), round(1e4 * (1 + difference))])
-                decisions = []
-                for _ in range(draws):
-                    rights = [first_right(random, size) for size in (n, m)]
-                    new = [changed(random, right, disagreement, difference) for right in rights]
-                    old_answers, new_answers = answers("old", exam, *rights), answers("new", exam, *new)
-                    decisions.append(decide(rules, exam, new_answers, old_answers, old_answers))
-                low = np.array([d.overall.low for d in decisions if d.overall])
-                others = np.array([d.checks["per_class"] and d.checks["holdout"] for d in decisions])
-                found["overall"].append(
-                    {
-                        "n": n, "disagreement": disagreement, "difference": difference,
-                        "test": {str(margin): float((low > -margin).mean()) for margin in MARGINS},
-                        "gate": {str(margin): float(((low > -margin) & others).mean()) for margin in MARGINS},
-                        "called_better": float(np.mean([d.overall.low > 0 for d in decisions if d.overall])),
-                        "per_class": float(np.mean([d.checks["per_class"] for d in decisions])),
-                        "holdout": float(np.mean([d.checks["holdout"] for d in decisions])),
-                    }
-                )  # fmt: skip
-        for harm in (0.0, *HARMS):
-            random = np.random.default_rng([seed, n, round(1e4 * harm)])
-            high = []
-            for _ in range(draws):
-                right = first_right(random, n)
-                new_right = changed(random, right, max(0.04, harm), np.where(exam.test == 0, -harm, 0.0))
-                old_answers, none = answers("old", exam, right, np.ones(m, bool)), np.ones(m, bool)
-                decision = decide(rules, exam, answers("new", exam, new_right, none), old_answers, old_answers)
-                high.append(min(result.difference.high for result in decision.per_class.values()))
-            caught = {str(margin): float((np.array(high) < -margin).mean()) for margin in CLASS_MARGINS}
-            found["class"].append({"n": n, "harm": harm, "caught": caught})
-        for clause in (False, True):
-            random = np.random.default_rng([seed, n])
-            lost = [chain(random, rules, exam, clause) for _ in range(draws)]
-            found["chain"].append(
-                {"n": n, "best_ever_clause": clause, "mean": float(np.mean(lost)), "most": float(np.max(lost)),
-                 "p95": float(np.quantile(lost, 0.95))}
-            )  # fmt: skip
-    return found
+def overall(
+    n: int, m: int, rules: Any, draws: int, seed: int, disagreement: float, difference: float
+) -> dict[str, Any]:
+    """Return how often candidates of a known true difference pass, by margin, on n test and m holdout images."""
+    exam, decisions = make_exam(n, m), []
+    random = np.random.default_rng([seed, n, round(1e4 * disagreement), round(1e4 * (1 + difference))])
+    for _ in range(draws):
+        rights = [first_right(random, size) for size in (n, m)]
+        new = [changed(random, right, disagreement, difference) for right in rights]
+        old_answers, new_answers = answers("old", exam, *rights), answers("new", exam, *new)
+        decisions.append(decide(rules, exam, new_answers, old_answers, old_answers))
+    low = np.array([d.overall.low for d in decisions if d.overall])
+    checks = {name: np.array([d.checks[name] for d in decisions]) for name in ("per_class", "holdout")}
+    others = checks["per_class"] & checks["holdout"]
+    return {
+        "n": n, "disagreement": disagreement, "difference": difference,
+        "test": {str(margin): float((low > -margin).mean()) for margin in MARGINS},
+        "gate": {str(margin): float(((low > -margin) & others).mean()) for margin in MARGINS},
+        "called_better": float((low > 0).mean()),
+        **{name: float(passed.mean()) for name, passed in checks.items()},
+    }  # fmt: skip
 
 
-def chain(
-    random: np.random.Generator, rules: Any, exam: Exam, best_ever_clause: bool, disagreement: float = 0.04
-) -> float:
-    """Return the true accuracy that production lost after CHAIN candidates, each STEP worse than the last candidate."""
+def one_class(n: int, m: int, rules: Any, draws: int, seed: int, harm: float) -> dict[str, Any]:
+    """Return how often the check per class refuses candidates that are worse by `harm` on one class, by margin."""
+    random, exam = np.random.default_rng([seed, n, round(1e4 * harm)]), make_exam(n, m)
+    high, holdout = [], np.ones(m, bool)
+    for _ in range(draws):
+        right = first_right(random, n)
+        new_right = changed(random, right, max(0.04, harm), np.where(exam.test == 0, -harm, 0.0))
+        old, new = answers("old", exam, right, holdout), answers("new", exam, new_right, holdout)
+        high.append(min(result.difference.high for result in decide(rules, exam, new, old, old).per_class.values()))
+    return {"n": n, "harm": harm, "caught": {str(x): float((np.array(high) < -x).mean()) for x in CLASS_MARGINS}}
+
+
+def worsening(n: int, m: int, rules: Any, draws: int, seed: int, best_ever: bool) -> dict[str, Any]:
+    """Return what production loses over CHAIN candidates, with and without the comparison to the best ever."""
+    random, exam = np.random.default_rng([seed, n]), make_exam(n, m)
+    lost = [chain(random, rules, exam, best_ever) for _ in range(draws)]
+    return {
+        "n": n, "best_ever_clause": best_ever, "mean": float(np.mean(lost)), "most": float(np.max(lost)),
+        "p95": float(np.quantile(lost, 0.95)),
+    }  # fmt: skip
+
+
+def chain(random: np.random.Generator, rules: Any, exam: Exam, best_ever: bool, disagreement: float = 0.04) -> float:
+    """Return the true accuracy that production lost after CHAIN candidates, each STEP worse than the one before."""
     rights = [first_right(random, len(labels)) for labels in (exam.test, exam.holdout)]
     accuracy = 0.8
     production = best = answers("0", exam, *rights)
@@ -125,81 +116,83 @@ def chain(
         rights = [changed(random, right, disagreement, -STEP, accuracy) for right in rights]
         accuracy -= STEP
         candidate = answers(str(number), exam, *rights)
-        if decide(rules, exam, candidate, production, best if best_ever_clause else None).decision == "promote":
+        if decide(rules, exam, candidate, production, best if best_ever else None).decision == "promote":
             production, lost = candidate, STEP * number
             best = max(best, candidate, key=lambda model: model.accuracy(exam))
     return lost
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return the tables of docs/gate.md."""
-    made = f"{results['draws']:,} draws a cell, seed {results['seed']}, {CLASSES} classes, {results['at'][:10]}"
-    lines = [f"`{results['command']}`: {made}.", ""]
+def table(result: dict[str, Any]) -> str:
+    """Return the tables in Markdown."""
+
+    def marked(margins: tuple[float, ...], used: float) -> list[str]:
+        return [f"{100 * margin:g}{' (used)' if margin == used else ''}" for margin in margins]
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f} %"
+
+    parts = []
     for n, m, profile in SIZES:
-        used = results["margins"][profile]["margin"]
-        heads = "".join(f" {100 * x:g}{' (used)' if x == used else ''} |" for x in MARGINS)
-        lines += [
-            f"**{n:,} test and {m} holdout images** ({profile}{', laptop' if profile == 'cifar10' else ''}): part of "
-            "candidates that pass the whole gate, by margin in points, and that are called better.",
-            "",
-            f"| models disagree on | true difference |{heads} called better |",
-            f"|{' ---: |' * (len(MARGINS) + 3)}",
+        heads = marked(MARGINS, result["margins"][profile]["margin"])
+        rows = [
+            (
+                f"{100 * row['disagreement']:.0f} %",
+                f"{100 * row['difference']:+.1f}" if row["difference"] else "0",
+                *(percent(row["gate"][str(margin)]) for margin in MARGINS),
+                percent(row["called_better"]),
+            )
+            for row in result["overall"]
+            if row["n"] == n
         ]
-        for row in results["overall"]:
-            if row["n"] == n:
-                rates = "".join(f" {100 * row['gate'][str(x)]:.1f} % |" for x in MARGINS)
-                shown = f"{100 * row['difference']:+.1f}" if row["difference"] else "0"
-                better = f"{100 * row['called_better']:.1f} %"
-                lines.append(f"| {100 * row['disagreement']:.0f} % | {shown} |{rates} {better} |")
-        lines.append("")
-    used = results["margins"]["cifar10"]["class_margin"]
-    heads = "".join(f" {100 * x:g}{' (used)' if x == used else ''} |" for x in CLASS_MARGINS)
-    lines += [
-        "**One class of ten is worse, the others are equal**: how often the class clause catches it, by class margin "
-        "in points.",
-        "",
-        f"| test images | images a class | class worse by |{heads}",
-        f"|{' ---: |' * (len(CLASS_MARGINS) + 3)}",
+        parts += [
+            f"**{n:,} test and {m} holdout images** ({profile}{', laptop' if profile == 'cifar10' else ''}): share of "
+            "candidates that pass the whole gate, by margin in points, and share that is called better.",
+            harness.markdown(("models disagree on", "true difference", *heads, "called better"), rows),
+        ]
+    heads = marked(CLASS_MARGINS, result["margins"]["cifar10"]["class_margin"])
+    rows = [
+        (f"{row['n']:,}", row["n"] // CLASSES, f"{100 * row['harm']:g} points", *map(percent, row["caught"].values()))
+        for row in result["class"]
     ]
-    for row in results["class"]:
-        rates = "".join(f" {100 * row['caught'][str(x)]:.1f} % |" for x in CLASS_MARGINS)
-        lines.append(f"| {row['n']:,} | {row['n'] // CLASSES} | {100 * row['harm']:g} points |{rates}")
-    lines += [
-        "",
-        f"**{CHAIN} candidates in a row, each {100 * STEP:g} points worse than the last**: what production has truly "
-        "lost at the end, in points (the models disagree on 4 % from one to the next).",
-        "",
-        "| test images | best-ever clause | mean | 95 % lose at most | most |",
-        "| ---: | --- | ---: | ---: | ---: |",
+    chains = [
+        (
+            f"{row['n']:,}",
+            "yes" if row["best_ever_clause"] else "no",
+            *(f"{100 * row[key]:.1f}" for key in ("mean", "p95", "most")),
+        )
+        for row in result["chain"]
     ]
-    for row in results["chain"]:
-        clause = "yes" if row["best_ever_clause"] else "no"
-        figures = " | ".join(f"{100 * row[key]:.1f}" for key in ("mean", "p95", "most"))
-        lines.append(f"| {row['n']:,} | {clause} | {figures} |")
-    return "\n".join(lines)
+    parts += [
+        "**One class of ten is worse, the others are equal**: how often the check per class refuses the candidate, by "
+        "class margin in points.",
+        harness.markdown(("test images", "images per class", "class worse by", *heads), rows),
+        f"**{CHAIN} candidates in a row, each {100 * STEP:g} points worse than the one before**: true accuracy that "
+        "production has lost at the end, in points (consecutive models disagree on 4 %).",
+        harness.markdown(
+            ("test images", "compared with the best ever", "mean", "95 % of chains lose at most", "maximum"), chains
+        ),
+    ]
+    made = f"{result['draws']:,} draws per cell, {CLASSES} classes, {result['at'][:10]}."
+    return "\n\n".join(parts) + harness.note(result, made)
 
 
 def main() -> None:
     """Run the study and write its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=1000, help="draws a cell")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws")
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    found = study(arguments.draws, arguments.seed)
-    profiles = ("cifar10", "laptop", "demo")
-    margins = {name: params_file.load(ROOT / "params.yaml", name).gate.model_dump() for name in profiles}
-    versions = {name: metadata.version(name) for name in ("numpy", "scipy")}
-    results = {
-        "command": pages.command(),
+    options = harness.options(__doc__, draws=(1000, "draws per cell"), seed=(0, "seed of all draws"))
+    started, draws, seed = time.monotonic(), options.draws, options.seed
+    gates = {profile: harness.params(profile).gate for profile in ("cifar10", "laptop", "demo")}
+    sizes = [(n, m, gates[profile], draws, seed) for n, m, profile in SIZES]
+    result = {
+        **harness.stamp("numpy", "scipy"),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "draws": arguments.draws, "seed": arguments.seed, "margins": margins,
-        "machine": f"{platform.machine()}, {platform.system()}", "python": platform.python_version(),
-        "versions": versions, "wall_s": round(time.monotonic() - started, 1), **found,
+        "draws": draws, "seed": seed,
+        "margins": {name: gate.model_dump() for name, gate in gates.items()},
+        "overall": [overall(*size, by, true) for size in sizes for by in DISAGREEMENTS for true in DIFFERENCES],
+        "class": [one_class(*size, harm) for size in sizes for harm in (0.0, *HARMS)],
+        "chain": [worsening(*size, best_ever) for size in sizes for best_ever in (False, True)],
+        "wall_s": round(time.monotonic() - started, 1),
     }  # fmt: skip
-    files.write_json(RESULTS, results)
-    pages.write(PAGE, "gate_power", table(results))
-    print(table(results))
+    harness.publish("gate_power", "gate.md", result, table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Take the first images of each class out of an archive of images, for studies that two cores finish.
+"""Copy the first images of each class out of an archive, for studies that fit on two cores.
 
-    .venv/bin/python benchmarks/image_subset.py path/to/cifar10-jpeg.tar.gz path/to/jpeg-10k --train 1000
+    python benchmarks/image_subset.py path/to/cifar10-jpeg.tar.gz path/to/jpeg-10k --train 1000
 
 Reads   an archive of train/<class>/* and test/<class>/* (.tar or .tar.gz), at any depth
-Writes  a directory of the same form: the first `--train` images of each class by name, and all test images
+Writes  a directory of the same layout: the first `--train` images of each class by name, and all test images
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from flywheel import cli
 
 
 def main() -> None:
-    """Copy the images and print how many there are."""
+    """Copy the images and print their numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--train", type=int, default=1000, help="images of each class (default: 1000)")
+    parser.add_argument("--train", type=int, default=1000, help="training images per class (default: 1000)")
     arguments = parser.parse_args()
     classes: dict[tuple[str, str], list[tuple[str, bytes]]] = defaultdict(list)
     with tarfile.open(arguments.archive) as archive:

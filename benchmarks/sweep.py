@@ -1,13 +1,13 @@
-"""A whole search against a textbook one: the best validation accuracy over time, on the same images.
+"""A sweep against a textbook search: the best validation accuracy over time, on the same images.
 
     python benchmarks/sweep.py --set "data.source=folder data.name=… data.path=… data.validation_fraction=0.2857"
                                                              (make bench-long BENCH_LONG=sweep, an hour or more)
 
 *Textbook* is Optuna's TPE over the cifar10 profile's space (three ResNet-18s), one trial after the other with the
 textbook loop (benchmarks/training.py), no early stopping, validated after each epoch. *ResNets* is `make sweep` with
-that space, *with compact* the same with `compact` and Muon in it and the laptop profile's recipe tried first. All have
-as many trials and epochs. The clock of the textbook starts with its first trial; ours with the command, so the start of
-Ray and the workers is in it.
+that space. *With compact* adds `compact` and Muon to it and tries the laptop profile's recipe first. All have the same
+number of trials and epochs. The clock of the textbook starts with its first trial, ours with the command, including the
+start of Ray and the workers.
 
 Reads   the sections data, recipe and sweep of params.yaml
 Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep` of reports/bench.json, docs/sweep.png
@@ -16,85 +16,74 @@ Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep`
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import harness
 import optuna
-import pages
 import torch
-from compact import prepared
-from torch import nn
-from training import textbook_epoch, textbook_loader, textbook_network
+from compact import evaluate
+from training import textbook_epoch, textbook_loader, textbook_network, textbook_optimizer
 
 from flywheel import cli, files
 from flywheel.data import dataset
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
-from flywheel.params import file as params_file
 from flywheel.pipeline import plotting
 from flywheel.registry import LocalRegistry
 from flywheel.training.loop import TrainingData
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "sweep.json"
+RESULT = harness.RESULTS / "sweep.json"
 NAMES = ("textbook", "ResNets", "with compact")
 
 
 def main() -> None:
-    """Run the searches that the file does not have yet, draw and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", default="", help="overrides of params.yaml, such as data.source")
-    parser.add_argument("--trials", type=int, default=6, help="of each search (default: 6)")
-    parser.add_argument("--epochs", type=int, default=3, help="of a trial (default: 3)")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    params = params_file.load(ROOT / "params.yaml", "cifar10", arguments.set)
+    """Run the searches that the result file lacks, draw them and write the table."""
+    options = harness.options(
+        __doc__,
+        set=harness.SET,
+        trials=(6, "trials of each search"),
+        epochs=(3, "epochs of a trial"),
+        seed=(0, "seed of each search"),
+    )
+    params = harness.params("cifar10", options.set)
     modules = ["flywheel.data.stage", "flywheel.sweep.stage"]
-    machine = f"{devices.pick().type}, {os.cpu_count()} CPUs"
-    origin = {
-        **pages.origin(params, ["data", "recipe", "sweep"], modules, machine),
+    result: dict[str, Any] = {
+        **harness.origin(
+            params, ["data", "recipe", "sweep"], modules, f"{devices.pick().type}, {os.cpu_count()} CPUs"
+        ),
         "with_compact": with_compact(),
-        "trials": arguments.trials, "epochs": arguments.epochs, "seed": arguments.seed,
+        "trials": options.trials, "epochs": options.epochs, "seed": options.seed,
     }  # fmt: skip
-    earlier = pages.resumed(RESULT, origin)
-    searches: dict[str, Any] = earlier.get("searches", {})
-    counts: dict[str, int] = earlier.get("images", {})
+    result = {"images": {}, "searches": {}} | result | harness.resumed(RESULT, result)
     with tempfile.TemporaryDirectory(prefix="fw-sweep-") as folder:
         overrides = (
-            f"{arguments.set} paths.store={folder}/store paths.reports={folder}/reports tracking.wandb=disabled "
-            f"sweep.trials={arguments.trials} sweep.epochs={arguments.epochs} sweep.seed={arguments.seed}"
+            f"{options.set} {harness.scratch(folder)} sweep.trials={options.trials} sweep.epochs={options.epochs} "
+            f"sweep.seed={options.seed}"
         )
-        run("data", overrides)
+        harness.script("data", "cifar10", overrides)
         for name in NAMES:
-            if name not in searches:
+            if name not in result["searches"]:
                 load = os.getloadavg()[0]
                 if name == "textbook":
-                    trials, counts = textbook(overrides, arguments.trials, arguments.epochs, arguments.seed)
+                    trials, result["images"] = textbook(overrides, options.trials, options.epochs, options.seed)
                 else:
                     trials = ours(f"{overrides} {with_compact() if name == 'with compact' else ''}")
-                searches[name] = {"load_before": round(load, 1), "trials": trials}
-            files.write_json(RESULT, {**origin, "images": counts, "searches": searches})
-    result = files.read_json(RESULT)
-    picture = ROOT / "docs" / "sweep.png"
-    draw(result, picture)
-    pages.add_to_report({"sweep": result})
-    pages.write(ROOT / "docs" / "training.md", "sweep", table(result))
-    print(f"{table(result)}\n\npicture: {picture}")
+                result["searches"][name] = {"load_before": round(load, 1), "trials": trials}
+                files.write_json(RESULT, result)
+    draw(result, harness.ROOT / "docs" / "sweep.png")
+    harness.publish("sweep", "training.md", result, table)
 
 
 def with_compact() -> str:
-    """Return the overrides that put `compact` and Muon into the cifar10 profile's space, the laptop's recipe first."""
-    base, laptop = (params_file.load(ROOT / "params.yaml", name).recipe.model_dump() for name in ("cifar10", "laptop"))
+    """Return the overrides that add `compact` and Muon to the space and try the laptop profile's recipe first."""
+    base, laptop = (harness.params(profile).recipe.model_dump() for profile in ("cifar10", "laptop"))
     first = {key: value for key, value in laptop.items() if value != base[key]}
     return (
         f"sweep.first=[{json.dumps(first)}] sweep.space.optimizer=[sgd, adam, muon] "
@@ -102,23 +91,9 @@ def with_compact() -> str:
     )
 
 
-def textbook_optimizer(name: str, weights: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """Return what the textbook search tries."""
-    if name == "adam":
-        return torch.optim.Adam(weights, learning_rate)
-    return torch.optim.SGD(weights, learning_rate, momentum=0.9, weight_decay=5e-4)
-
-
-def run(script: str, overrides: str, profile: str = "cifar10", *more: str) -> None:
-    """Run a stage's script, which says itself what is wrong. Raises SystemExit then."""
-    words = [sys.executable, f"scripts/{script}.py", "--profile", profile, "--set", overrides, *more]
-    if subprocess.run(words, cwd=ROOT).returncode:
-        raise SystemExit(1)
-
-
 def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the trials of the textbook search, and how many images it trained and validated on."""
-    params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
+    """Return the trials of the textbook search, and the numbers of its training and validation images."""
+    params = harness.params("cifar10", overrides)
     registry = LocalRegistry(params.store)
     data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(params.dataset_name))))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -134,38 +109,25 @@ def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[
             "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.3, log=True),
         }
         model = textbook_network(recipe["architecture"], len(data.class_names)).to(devices.pick())
-        optimizer = textbook_optimizer(recipe["optimizer"], model.parameters(), recipe["learning_rate"])
-        loader = textbook_loader(recipe["architecture"], data.images, data.labels, recipe["batch_size"], workers=0)
+        optimizer = textbook_optimizer(recipe["optimizer"], model, recipe["learning_rate"])
+        loader = textbook_loader(recipe["architecture"], data, recipe["batch_size"], workers=0)
         curve = []
         for _ in range(epochs):
             textbook_epoch(model, loader, optimizer)
-            curve.append([round(time.monotonic() - started, 1), validated(model, recipe["architecture"], data)])
+            side = architecture(recipe["architecture"]).input_size
+            accuracy = evaluate(model, data, "float32", side, torch.contiguous_format)
+            curve.append([round(time.monotonic() - started, 1), accuracy])
         study.tell(trial, curve[-1][1])
         found.append({**recipe, "curve": curve})
         print(f"textbook {number + 1}/{trials}: {found[-1]}", flush=True)
     return found, {"train": len(data.labels), "validation": len(data.validation_labels)}
 
 
-@torch.inference_mode()
-def validated(model: nn.Module, name: str, data: TrainingData) -> float:
-    """Return the accuracy on the validation images as a notebook computes it: float32, a batch at a time."""
-    model.eval()
-    side, device, right = architecture(name).input_size, devices.pick(), 0
-    for start in range(0, len(data.validation_labels), 128):
-        batch = torch.from_numpy(np.array(data.validation_images[start : start + 128]))
-        images = prepared(batch).contiguous().to(device)
-        if side is not None:
-            images = nn.functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
-        predicted = model(images).argmax(dim=1).cpu().numpy()
-        right += int((predicted == data.validation_labels[start : start + 128]).sum())
-    return right / len(data.validation_labels)
-
-
 def ours(overrides: str) -> list[dict[str, Any]]:
-    """Return the trials of `make sweep`, as its journal tells them; times are from the start of the command."""
-    params = params_file.load(ROOT / "params.yaml", "cifar10", overrides)
+    """Run `make sweep` and return the trials in its journal; times are from the start of the command."""
+    params = harness.params("cifar10", overrides)
     started = time.time()
-    run("sweep", overrides)
+    harness.script("sweep", "cifar10", overrides)
     trials: dict[str, dict[str, Any]] = {}
     for event in files.read_json_lines(max((params.store / "journal").glob("*.jsonl"))):
         if event["event"] == "start":
@@ -178,7 +140,7 @@ def ours(overrides: str) -> list[dict[str, Any]]:
 
 
 def best_so_far(search: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return (seconds, accuracy) wherever a search found something better."""
+    """Return (seconds, accuracy) of each improvement of a search."""
     best: list[tuple[float, float]] = []
     for at, accuracy in sorted(point for trial in search["trials"] for point in trial["curve"]):
         if not best or accuracy > best[-1][1]:
@@ -200,43 +162,34 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
             axis.plot(ends[name], 100 * accuracies[-1], "o", color=colour)
         axis.set_xscale("log")
-        axis.set_xlabel("seconds (dot: the search has ended)")
+        axis.set_xlabel("seconds (dot: end of the search)")
         axis.set_ylabel("best validation accuracy, %")
-        axis.set_title("A search on two CPU cores")
+        axis.set_title("Best accuracy over time on two CPU cores")
         axis.legend()
-
-
-def reached(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the seconds in which each search had the textbook's best, None where it never did."""
-    goal = best_so_far(result["searches"]["textbook"])[-1][1]
-    return {
-        name: next((at for at, accuracy in best_so_far(search) if accuracy >= goal), None)
-        for name, search in result["searches"].items()
-    }
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """Return the figures in Markdown."""
-    after, ends = reached(result), ended(result)
-    textbook_s = best_so_far(result["searches"]["textbook"])[-1][0]
-    lines = ["| search | best validation accuracy | whole search | the textbook's best after | of its time |"]
-    lines += ["|---|---|---|---|---|"]
-    for name, search in result["searches"].items():
-        seconds = after[name]
-        when = "not reached |" if seconds is None else f"{seconds:,.0f} s | {seconds / textbook_s:.0%}"
-        lines.append(f"| {name} | {best_so_far(search)[-1][1]:.1%} | {ends[name]:,.0f} s | {when} |")
-    note = (
-        f"{result['trials']} trials of {result['epochs']} epochs, {result['images']['train']:,} training and "
-        f"{result['images']['validation']:,} validation images, one run each, seed {result['seed']}; the textbook had "
-        f"its best after {textbook_s:,.0f} of {ends['textbook']:,.0f} s. `{result['command']}`; "
-        f"{result['machine']}, torch {result['versions']['torch']}."
-    )
-    return "\n".join([*lines, "", note])
 
 
 def ended(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the seconds after which each search had its last epoch."""
     return {name: max(p[0] for t in s["trials"] for p in t["curve"]) for name, s in result["searches"].items()}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown."""
+    ends = ended(result)
+    textbook_s, goal = best_so_far(result["searches"]["textbook"])[-1]
+    rows = []
+    for name, search in result["searches"].items():
+        best = best_so_far(search)
+        reached = next((at for at, accuracy in best if accuracy >= goal), None)
+        cells = ("not reached", "") if reached is None else (f"{reached:,.0f} s", f"{reached / textbook_s:.0%}")
+        rows.append((name, f"{best[-1][1]:.1%}", f"{ends[name]:,.0f} s", *cells))
+    heads = ("search", "best validation accuracy", "total time", "time to the textbook's best", "relative to textbook")
+    return harness.markdown(heads, rows) + harness.note(
+        result,
+        f"{result['trials']} trials of {result['epochs']} epochs, {result['images']['train']:,} training and "
+        f"{result['images']['validation']:,} validation images, one run each, seed {result['seed']}; the textbook "
+        f"found its best after {textbook_s:,.0f} of {ends['textbook']:,.0f} s.",
+    )
 
 
 if __name__ == "__main__":

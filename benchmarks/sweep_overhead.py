@@ -1,10 +1,10 @@
-"""What a sweep costs beside its training: trials that do nothing, through all that a real sweep uses but W&B.
+"""What does a sweep cost besides training? Run trials that do nothing through a real sweep, without W&B.
 
     python benchmarks/sweep_overhead.py [--trials 50 200]        (make bench BENCH=sweep_overhead)
 
-Each trial reports three epochs at once and writes no weights, so what is left is ours: proposing (TPE), journal (a line
-an event, on disk when it returns), Ray Tune, actors that are reused. `replay` opens the finished journal again, as an
-interrupted sweep does. `propose` and `journal` are parts of `wall`.
+Each trial reports three epochs at once and writes no weights. What remains is proposing (TPE), the journal (one line
+per event, synced to disk), Ray Tune, and reused actors. `propose` and `journal` are parts of the wall time; `replay`
+rebuilds the state from the finished journal, as resuming a sweep does.
 
 Reads   params.yaml
 Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also benchmarks/results/sweep_overhead.json and
@@ -13,20 +13,16 @@ Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also be
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pages
+import harness
 
 from flywheel import cli, files
-from flywheel.params import file as params_file
 from flywheel.registry import LocalRegistry
 from flywheel.sweep import cluster, tune_runner
 from flywheel.sweep.checkpoints import Place
@@ -35,90 +31,70 @@ from flywheel.sweep.reporting import Recorder
 from flywheel.sweep.state import Campaign
 from flywheel.tracking.runs import Tracker
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "sweep_overhead.json"
 EPOCHS = 3
 
 
 def main() -> None:
-    """Run the sweeps and print a line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, nargs="+", default=[50, 200], help="of each sweep (default: 50 200)")
-    parser.add_argument("--publish", action="store_true", help="write the figures into the docs")
-    arguments = parser.parse_args()
+    """Run the sweeps and write the table."""
+    options = harness.options(__doc__, trials=([50, 200], "trials of each sweep"), publish=harness.PUBLISH)
     rows = []
-    for trials in arguments.trials:
+    for trials in options.trials:
         rows.append(measure(trials))
         print(rows[-1], flush=True)
-    result = {
-        "command": pages.command(),
-        "n": 1,
-        "machine": f"{os.cpu_count()} CPUs, load {os.getloadavg()[2]:.1f} over the last 15 minutes, its own included",
-        "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
-        "rows": rows,
-    }
-    print(f"\n{table(result)}\n\nreports: {pages.add_to_report({'sweep_overhead': result})}")
-    if arguments.publish:
-        files.write_json(RESULT, result)
-        pages.write(ROOT / "docs" / "scaling.md", "sweep_overhead", table(result))
+    result = {**harness.stamp("ray"), "rows": rows}
+    harness.publish("sweep_overhead", "scaling.md", result, table, commit=options.publish)
 
 
 def measure(trials: int) -> dict[str, Any]:
-    """Return the seconds of a sweep of so many trials that do nothing, and of its parts."""
-    with tempfile.TemporaryDirectory() as directory:
-        params = params_file.load(
-            ROOT / "params.yaml",
-            "demo",
-            f"paths.store={directory}/store sweep.trials={trials} sweep.epochs={EPOCHS} tracking.wandb=disabled",
-        )
-        journal, place = Journal(Path(directory) / "sweep-1.jsonl"), Place(f"{directory}/trials")
+    """Return the seconds of a sweep of trials that do nothing, and of its parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        params = harness.params("demo", f"{harness.scratch(folder)} sweep.trials={trials} sweep.epochs={EPOCHS}")
+        journal, place = Journal(Path(folder) / "sweep-1.jsonl"), Place(f"{folder}/trials")
         campaign = Campaign(params, journal)
         parts: dict[str, float] = {}
         campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
-        tracker = Tracker(params, LocalRegistry(params.store))
-        recorder = Recorder(params, campaign, place, tracker)
-        ended, ended_at = recorder.ended, list[float]()
-        recorder.ended = lambda trial: ended_at.append(time.monotonic()) or ended(trial)  # type: ignore[method-assign, func-returns-value]
+        recorder = Recorder(params, campaign, place, Tracker(params, LocalRegistry(params.store)))
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
-            started = time.monotonic()
-            assert tune_runner.run(params, {}, campaign, place, slots, recorder, function=nothing)
+            started_at, started = time.time(), time.monotonic()
+            assert tune_runner.run(params, {}, campaign, place, slots, recorder, function=train_nothing)
             wall_s = time.monotonic() - started
-        first = ended_at[0] - started
-        clock = time.monotonic()
+        end = next(e for e in files.read_json_lines(journal.path) if e["event"] in ("finished", "stopped"))
+        first_s = datetime.fromisoformat(end["at"]).timestamp() - started_at
+        started = time.monotonic()
         Campaign(params, Journal(journal.path))
         return {
             "trials": trials,
             "at_a_time": slots.resources.concurrent,
             "wall_s": round(wall_s, 1),
-            "first_trial_s": round(first, 1),
-            "s_a_trial_after_the_first": round((wall_s - first) / (trials - 1), 3),
+            "first_trial_s": round(first_s, 1),
+            "s_a_trial_after_the_first": round((wall_s - first_s) / (trials - 1), 3),
             "propose_s": round(parts["propose"], 2),
             "journal_s": round(parts["journal"], 2),
-            "replay_s": round(time.monotonic() - clock, 2),
+            "replay_s": round(time.monotonic() - started, 2),
             "journal_bytes": journal.path.stat().st_size,
         }
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
-    lines = [
-        "| trials | whole sweep | first trial ended after | a trial after that | proposing | journal | read again |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        after = f"{row['s_a_trial_after_the_first']:.3f} s"
-        parts = [f"{row[part]:.2f} s" for part in ("propose_s", "journal_s", "replay_s")]
-        lines.append(
-            f"| {row['trials']} | {row['wall_s']} s | {row['first_trial_s']} s | {after} | {' | '.join(parts)} |"
+    rows = [
+        (
+            row["trials"],
+            f"{row['wall_s']} s",
+            f"{row['first_trial_s']} s",
+            f"{row['s_a_trial_after_the_first']:.3f} s",
+            *(f"{row[part]:.2f} s" for part in ("propose_s", "journal_s", "replay_s")),
         )
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n".join([*lines, "", f"n = {result['n']} each. `{result['command']}`; {result['machine']}; {versions}."])
+        for row in result["rows"]
+    ]
+    heads = ("trials", "total", "until the first trial ends", "per trial after that", "proposing", "journal", "replay")
+    return harness.markdown(heads, rows) + harness.note(result, "One sweep each.")
 
 
 def timed(action: Callable[..., Any], name: str, parts: dict[str, float]) -> Callable[..., Any]:
-    """Return the action, its seconds added up under a name."""
+    """Return the action with its seconds added to a part."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
@@ -130,8 +106,8 @@ def timed(action: Callable[..., Any], name: str, parts: dict[str, float]) -> Cal
     return run
 
 
-def nothing(config: Mapping[str, Any], **_: object) -> None:
-    """A trial that has its epochs at once."""
+def train_nothing(config: Mapping[str, Any], **_: object) -> None:
+    """Report all epochs of a trial at once."""
     from ray import tune
 
     for epoch in range(1, EPOCHS + 1):

@@ -14,13 +14,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import pages
+import compact
+import harness
+import loop
 
 from flywheel import cli, files
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [harness.ROOT / "README.md", *sorted((harness.ROOT / "docs").glob("*.md"))]
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def updated(page: Path) -> str:
     """Return the text of a page with each of its tables made from the result file of the same name."""
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"^<!-- (\w[\w-]*) -->$", text, re.M):
-        text = pages.between(text, name, headlines() if name == "headlines" else table(name))
+        text = harness.with_table(text, name, headlines() if name == "headlines" else table(name))
     return text
 
 
 def table(name: str) -> str:
-    """Return the table of a result file, made by the benchmark that wrote it: `wheel` makes that of `wheel_demo`."""
+    """Return the table of a result file, made by the benchmark that wrote it: `loop` makes that of `loop_demo`."""
     stems = [path.stem for path in Path(__file__).parent.glob("*.py")]
     benchmark = max((stem for stem in stems if f"{name}_".startswith(f"{stem}_")), key=len)
     return str(importlib.import_module(benchmark).table(_result(name)))
@@ -46,58 +46,49 @@ def table(name: str) -> str:
 
 def headlines() -> str:
     """Return the table of README.md: the claim, the figure, and the command that measures it again."""
-    wheel, serving, training, compact = (_result(name) for name in ("wheel_demo", "serving", "training", "compact"))
-    turned = wheel["summary"]
-    ratios = [f"{row['ratio']:.1f}x" for row in serving["serving"]]
-    p99 = serving["serving"][-1]["p99_ms"]
-    swaps = serving["serving_swaps"]["swapping"]
-    gains = ", ".join(f"{row['ratio']:.1f}x ({row['architecture']})" for row in training["training"])
-    record, mine = (
-        sorted((row for row in compact["rows"] if row["network"] == name), key=lambda row: row["seed"])
-        for name in ("airbench94", "compact")
+    demo, serving, training, record = (_result(name) for name in ("loop_demo", "serving", "training", "compact"))
+    gain, p99 = loop.summary(demo), serving["serving"][-1]["p99_ms"]
+    regained = [gain[f"share of it regained after retraining {number}"] for number in (1, 3)]
+    rates = ", ".join(f"{row['ratio']:.1f}x" for row in serving["serving"])
+    speedups = ", ".join(f"{row['ratio']:.1f}x ({row['architecture']})" for row in training["training"])
+    share = min(1, *(row["share_of_ready"] for row in training["training"]))
+    by_network, ratios = compact.by_network(record)
+    means = {
+        name: f"{statistics.mean(100 * row['accuracy'] for row in rows):.1f}%" for name, rows in by_network.items()
+    }
+    rows = {
+        f"accuracy lost to drift on digits that one retraining regains, on images never trained on, {gain['seeds']} "
+        "seeds": (f"{regained[0]}; after three retrainings {regained[1].split(' ')[0]}", "make bench-long"),
+        "the same with as many right answers instead of the failures": (
+            f"the failures are better in {gain['holdout: failures beat control']} seeds", "make bench-long"
+        ),
+        "requests per second against a textbook FastAPI server with 1, 16, 64 connections": (
+            f"{rates}; p99 with 64: {p99['ours']:.0f} against {p99['textbook']:,.0f} ms", "make bench BENCH=serving"
+        ),
+        "failed requests during ten promotions under load": (
+            serving["serving_swaps"]["swapping"]["failed"], "make bench BENCH=serving"
+        ),
+        "training steps against the textbook PyTorch loop": (
+            f"{speedups}; at least {share:.0%} of the speed of the network alone", "make bench BENCH=training"
+        ),
+        f"`compact` against the speed record airbench94, {record['images']:,} training images: accuracy on "
+        f"{record['test_images']:,} others": (
+            f"{means['compact']} and {means['airbench94']}, in {statistics.median(ratios):.0%} of its time "
+            f"({len(ratios)} seeds)", "make bench-long BENCH_LONG=compact"
+        ),
+    }  # fmt: skip
+    text = harness.markdown(
+        ("claim", "measured", "command"), [(claim, figure, f"`{line}`") for claim, (figure, line) in rows.items()]
     )
-    share = statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in zip(mine, record, strict=True))
-    accuracies = (f"{statistics.mean(100 * row['accuracy'] for row in found):.1f}%" for found in (mine, record))
-    ready = min(row["share_of_ready"] for row in training["training"])
-    rows = [
-        (
-            f"one turn on drifted digits, {turned['seeds']} seeds: of the accuracy that drift took, won back on images "
-            "no training saw",
-            f"{turned['recovered of that, in production after turn 1']}; after three turns "
-            f"{turned['recovered of that, in production after turn 3'].split(' ')[0]}",
-            "make bench-long",
-        ),
-        (
-            "the same with as many right answers in place of the failures",
-            f"the failures win in {turned['holdout: failures beat control']} seeds",
-            "make bench-long",
-        ),
-        (
-            "requests a second against a textbook FastAPI server, 1, 16, 64 connections",
-            f"{', '.join(ratios)}; p99 with 64: {p99['ours']:.0f} against {p99['textbook']:,.0f} ms",
-            "make bench BENCH=serving",
-        ),
-        ("ten promotions under load: failed requests", f"{swaps['failed']}", "make bench BENCH=serving"),
-        (
-            "training steps against the textbook PyTorch loop",
-            f"{gains}; {min(ready, 1):.0%} of what the networks alone allow, the least of the four",
-            "make bench BENCH=training",
-        ),
-        (
-            f"`compact` against the speed record airbench94, two cores, {compact['images']:,} photographs: accuracy on "
-            f"{compact['test_images']:,} others",
-            f"{' and '.join(accuracies)}, in {share:.0%} of its time ({len(mine)} seeds)",
-            "make bench-long BENCH_LONG=compact",
-        ),
-    ]
-    lines = ["| what | measured | again by |", "|---|---|---|"]
-    lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows]
-    note = f"Two CPU cores, no GPU, other work on the machine; torch {serving['versions']['torch']}."
-    return "\n".join([*lines, "", f"{note} Spread, machine and every row: `benchmarks/results/`."])
+    torch = serving["versions"]["torch"]
+    return (
+        f"{text}\n\nTwo CPU cores, no GPU, other load on the machine; torch {torch}. Spread, machine and all rows: "
+        "`benchmarks/results/`."
+    )
 
 
 def _result(name: str) -> dict[str, Any]:
-    return dict(files.read_json(RESULTS / f"{name}.json"))
+    return dict(files.read_json(harness.RESULTS / f"{name}.json"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What the studies compute beside their trainings: replay, interpolation, draws, the reference's first layer."""
+"""The benchmarks without their trainings: replayed sweeps, drawn images, tables, and the origin of figures."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import re
@@ -13,14 +12,13 @@ from typing import Any
 
 import compact
 import concurrency
+import harness
 import numpy as np
-import pages
 import precision
 import pytest
-import searcher_study
+import samples
 import searcher_table
 import sweep_overhead
-import tables
 import torch
 import workers
 from PIL import Image
@@ -30,57 +28,56 @@ from shades import two_shades
 import sweep
 from flywheel import files
 from flywheel.params import Params
-from flywheel.params import file as params_file
 from flywheel.pipeline import fingerprint
 from flywheel.training.loop import TrainingData
 
 
 @pytest.fixture
-def curves() -> dict[str, Any]:
-    """A table whose accuracy tells the recipe: the best is compact, sgd, batch size 64 at the third rate."""
+def measured() -> dict[str, Any]:
+    """Curves whose accuracy depends on the recipe alone: compact, sgd, batch size 64 and the third rate are best."""
     rows = []
     for point in itertools.product(*searcher_table.GRID.values()):
         recipe = dict(zip(searcher_table.GRID, point, strict=True))
-        places = [choices.index(recipe[name]) for name, choices in searcher_table.GRID.items()]
-        best = 0.9 - 0.1 * places[0] - 0.05 * places[1] - 0.02 * places[2] - 0.1 * abs(places[3] - 2)
+        index = [choices.index(recipe[name]) for name, choices in searcher_table.GRID.items()]
+        best = 0.9 - 0.1 * index[0] - 0.05 * index[1] - 0.02 * index[2] - 0.1 * abs(index[3] - 2)
         accuracy = [best * epoch / searcher_table.EPOCHS for epoch in range(1, searcher_table.EPOCHS + 1)]
-        rows.append({**recipe, "accuracy": accuracy, "epoch_s": 1.0 + places[0]})
+        rows.append({**recipe, "accuracy": accuracy, "epoch_s": 1.0 + index[0]})
     return {"rows": rows, "epochs": searcher_table.EPOCHS, "images": 2000}
 
 
-def test_between_two_measured_rates_lies_their_mean_in_the_logarithm(curves: dict[str, Any]) -> None:
-    lies = searcher_table.Table(curves)
+def test_curves_between_two_rates_are_their_mean_weighted_by_the_logarithm(measured: dict[str, Any]) -> None:
+    curves = searcher_table.Curves(measured)
     recipe = {"architecture": "standard", "optimizer": "sgd", "batch_size": 64}
     low, high = searcher_table.RATES[1:3]
-    ends = [lies.trial({**recipe, "learning_rate": rate})[0] for rate in (low, high)]
-    between, seconds = lies.trial({**recipe, "learning_rate": math.sqrt(low * high)})
+    ends = [curves.trial({**recipe, "learning_rate": rate})[0] for rate in (low, high)]
+    between, seconds = curves.trial({**recipe, "learning_rate": math.sqrt(low * high)})
     assert [end[-1] for end in ends] == pytest.approx([0.7, 0.8])
     np.testing.assert_allclose(between, (ends[0] + ends[1]) / 2)
     assert seconds == 2.0
-    assert lies.trial({**recipe, "learning_rate": searcher_table.RATES[-1]})[0][-1] == pytest.approx(0.6)
+    assert curves.trial({**recipe, "learning_rate": searcher_table.RATES[-1]})[0][-1] == pytest.approx(0.6)
 
 
-def test_a_replayed_sweep_trains_all_epochs_unless_asha_stops_trials(curves: dict[str, Any]) -> None:
-    lies = searcher_table.Table(curves)
-    whole, stopped = (searcher_table.sweep(lies, "random", stopping, seed=0) for stopping in (False, True))
-    assert len(whole) == searcher_table.TRIALS * searcher_table.EPOCHS
-    assert len(stopped) < len(whole)
-    times = [at for at, _ in whole]
+def test_a_replayed_sweep_trains_all_epochs_unless_asha_stops_trials(measured: dict[str, Any]) -> None:
+    curves = searcher_table.Curves(measured)
+    complete, stopped = (searcher_table.sweep(curves, "random", stopping, seed=0) for stopping in (False, True))
+    assert len(complete) == searcher_table.TRIALS * searcher_table.EPOCHS
+    assert len(stopped) < len(complete)
+    times = [at for at, _ in complete]
     assert times == sorted(times)
     assert 16 * 6 / 2 <= times[-1] <= 16 * 6 * 2  # two at a time, epochs of one or two seconds
-    found = [searcher_table.best_at(whole, at) for at in (0.5, times[len(times) // 2], math.inf)]
-    assert 0.0 == found[0] < found[1] <= found[2] <= lies.best
+    found = [searcher_table.best_at(complete, at) for at in (0.5, times[len(times) // 2], math.inf)]
+    assert 0.0 == found[0] < found[1] <= found[2] <= curves.best
 
 
-def test_the_row_of_tpe_with_asha_is_what_the_others_are_compared_with(curves: dict[str, Any]) -> None:
-    rows = searcher_table.replay(curves, seeds=5)["rows"]
+def test_replayed_sweeps_are_compared_with_tpe_with_asha(measured: dict[str, Any]) -> None:
+    rows = searcher_table.replay(measured, seeds=5)["rows"]
     assert rows[0]["worse_than_tpe_with_asha_points"] == [0, 0, 0]
     assert rows[0]["lost_points"] == rows[0]["lost_at_equal_time_points"]
     assert {(row["searcher"], row["asha"]) for row in rows} == set(searcher_table.KINDS)
     assert all(row["lost_points"] <= row["lost_at_equal_time_points"] for row in rows if not row["asha"])
 
 
-def test_a_search_is_drawn_and_told_by_when_it_found_something_better(tmp_path: Path) -> None:
+def test_the_table_and_the_picture_of_searches_show_when_each_improved(tmp_path: Path) -> None:
     trials = [{"curve": [[2.0, 0.3], [5.0, 0.6]]}, {"curve": [[3.0, 0.2], [4.0, 0.5]]}]
     assert sweep.best_so_far({"trials": trials}) == [(2.0, 0.3), (4.0, 0.5), (5.0, 0.6)]
     quick = {"trials": [{"curve": [[1.0, 0.7]]}]}
@@ -93,7 +90,7 @@ def test_a_search_is_drawn_and_told_by_when_it_found_something_better(tmp_path: 
     rows = sweep.table(result).splitlines()[2:5]
     assert rows == [
         "| textbook | 60.0% | 5 s | 5 s | 100% |",
-        "| ResNets | 50.0% | 9 s | not reached | |",
+        "| ResNets | 50.0% | 9 s | not reached |  |",
         "| with compact | 70.0% | 1 s | 1 s | 20% |",
     ]
     sweep.draw(result, tmp_path / "sweep.png")
@@ -102,8 +99,8 @@ def test_a_search_is_drawn_and_told_by_when_it_found_something_better(tmp_path: 
 
 
 def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
-    searched = params_file.load(sweep.ROOT / "params.yaml", "cifar10", sweep.with_compact())
-    laptop = params_file.load(sweep.ROOT / "params.yaml", "laptop", "")
+    searched = harness.params("cifar10", sweep.with_compact())
+    laptop = harness.params("laptop")
     first, *others = searched.sweep.first
     assert not others
     assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
@@ -111,24 +108,24 @@ def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_a_sweep_costs_beside_its_training_is_measured_by_a_real_one() -> None:
+def test_the_overhead_is_measured_with_a_real_sweep() -> None:
     row = sweep_overhead.measure(3)
     assert row["trials"] == 3
     assert 0 < row["first_trial_s"] < row["wall_s"]
     assert row["wall_s"] > row["propose_s"] + row["journal_s"]
     assert row["journal_bytes"] > 3 * 3 * 100
-    lines = sweep_overhead.table({"rows": [row], "n": 1, "command": "c", "machine": "m", "versions": {"ray": "2"}})
+    lines = sweep_overhead.table({"rows": [row], "command": "c", "machine": "m", "versions": {"ray": "2"}})
     assert lines.splitlines()[2].startswith(f"| 3 | {row['wall_s']} s | {row['first_trial_s']} s | ")
 
 
-def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random: np.random.Generator) -> None:
+def test_images_are_drawn_from_all_classes_and_always_the_same(random: np.random.Generator) -> None:
     data = two_shades(random, 32)
     order = np.argsort(data.labels, kind="stable")  # as a folder's are
     data = TrainingData(
         data.images[order], data.labels[order], data.validation_images, data.validation_labels,
         data.class_names, data.mean, data.std,
     )  # fmt: skip
-    first, again = precision.some_of(data, 16, 4), precision.some_of(data, 16, 4)
+    first, again = samples.draw(data, 16, 4), samples.draw(data, 16, 4)
     assert len(first.labels) == 16
     assert len(first.validation_images) == 4
     assert set(first.labels) == set(data.labels)
@@ -136,20 +133,18 @@ def test_images_of_a_study_are_drawn_from_all_classes_and_always_the_same(random
 
 
 @pytest.mark.long
-def test_trainings_side_by_side_give_what_one_after_the_other_gives(
-    random: np.random.Generator, params: Params
-) -> None:
+def test_parallel_trainings_give_the_results_of_sequential_ones(random: np.random.Generator, params: Params) -> None:
     noise = random.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
     data = replace(two_shades(random, 16), validation_images=noise, validation_labels=random.integers(0, 2, 200))
     tasks = [
         (params.complete_recipe({"batch_size": 16, "seed": seed}, epochs=1),) for seed in range(workers.count() + 1)
     ]
-    rows = {row["seed"]: row["accuracy"] for row in workers.each(precision.trained, data, tasks)}
-    assert rows == {recipe.seed: precision.trained(data, recipe)["accuracy"] for (recipe,) in tasks}
+    rows = {row["seed"]: row["accuracy"] for row in workers.in_parallel(precision.train, data, tasks)}
+    assert rows == {recipe.seed: precision.train(data, recipe)["accuracy"] for (recipe,) in tasks}
     assert len(set(rows.values())) > 1
 
 
-def test_the_reference_begins_with_a_layer_that_whitens(random: np.random.Generator) -> None:
+def test_the_first_layer_of_airbench94_whitens(random: np.random.Generator) -> None:
     data = two_shades(random, 32)
     noise = random.normal(128, 40, (600, 32, 32, 3)) + random.normal(0, 40, (600, 32, 32, 1))  # correlated colours
     images = noise.clip(0, 255).astype(np.uint8)
@@ -158,12 +153,12 @@ def test_the_reference_begins_with_a_layer_that_whitens(random: np.random.Genera
                      data.class_names, data.mean, data.std)
     )  # fmt: skip
     with torch.no_grad():
-        out = model.whitening(compact.prepared(torch.from_numpy(images)))[:, :12].transpose(0, 1).flatten(1)
+        out = model.whitening(compact.normalize(torch.from_numpy(images)))[:, :12].transpose(0, 1).flatten(1)
     covariance = out @ out.T / out.shape[1]
     np.testing.assert_allclose(covariance.numpy(), np.eye(12), atol=0.1)
 
 
-def test_the_table_of_networks_pairs_seeds_and_keeps_the_networks_apart() -> None:
+def test_the_table_of_networks_pairs_seeds() -> None:
     rows = [
         {"network": name, "seed": seed, "accuracy": accuracy, "seconds": seconds, "pflop": 0.2, "peak_tflop_per_s": 1.0}
         for name, seed, accuracy, seconds in (
@@ -180,7 +175,7 @@ def test_the_table_of_networks_pairs_seeds_and_keeps_the_networks_apart() -> Non
     assert lines[3] == "| compact | 85.00 (80.00 to 90.00) | 440 | 80% (80% to 80%) | 0.200 | 138% |"
 
 
-def test_the_table_of_precisions_pairs_seeds_whatever_order_they_ended_in() -> None:
+def test_the_table_of_precisions_pairs_seeds_in_any_order() -> None:
     rows = [
         {"architecture": "compact", "seed": seed, "precision": kind, "accuracy": accuracy, "images_per_s": rate}
         for seed, kind, accuracy, rate in (
@@ -195,61 +190,61 @@ def test_the_table_of_precisions_pairs_seeds_whatever_order_they_ended_in() -> N
     assert precision.table(result).splitlines()[2] == expected
 
 
-def test_a_step_of_a_convolution_is_counted_forward_and_back() -> None:
+def test_flops_of_a_convolution_count_forward_and_backward() -> None:
     layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
     forward = 2 * 4 * 32 * 32 * 3 * 8 * 9
     assert compact.step_flops(layer, 32, 4) == 2 * forward  # images need no gradient
 
 
-def test_the_interval_of_a_mean_is_students(random: np.random.Generator) -> None:
+def test_the_interval_of_a_mean_is_students_t(random: np.random.Generator) -> None:
     values = random.normal(0.3, 1, 20).tolist()
-    low, mean, high = pages.interval(values, searcher_study.T_95[20])
+    low, mean, high = harness.interval(values)
     known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((known.low, known.high), abs=1e-3)
+    assert (low, high) == pytest.approx((known.low, known.high))
     assert mean == pytest.approx(np.mean(values))
 
 
-def test_a_row_of_figures_is_its_middle_the_least_and_the_most() -> None:
-    assert pages.spread([3, 1, 10]) == "3 (1 to 10)"
-    assert pages.spread([0.1, 0.2, 0.6], "+.1f", np.mean) == "+0.3 (+0.1 to +0.6)"
+def test_a_spread_is_the_middle_the_lowest_and_the_highest() -> None:
+    assert harness.spread([3, 1, 10]) == "3 (1 to 10)"
+    assert harness.spread([0.1, 0.2, 0.6], "+.1f", np.mean) == "+0.3 (+0.1 to +0.6)"
 
 
-def test_a_study_goes_on_only_from_what_the_same_command_wrote(tmp_path: Path) -> None:
+def test_a_study_resumes_only_results_of_the_same_command(tmp_path: Path) -> None:
     origin = {"command": "benchmarks/compact.py --seeds 0", "machine": "m"}
-    place = tmp_path / "result.json"
-    assert pages.resumed(place, origin) == {}
-    files.write_json(place, {**origin, "rows": [1]})
-    assert pages.resumed(place, origin)["rows"] == [1]
-    assert pages.resumed(place, {**origin, "machine": "another"}) == {}
+    path = tmp_path / "result.json"
+    assert harness.resumed(path, origin) == {}
+    files.write_json(path, {**origin, "rows": [1]})
+    assert harness.resumed(path, origin)["rows"] == [1]
+    assert harness.resumed(path, {**origin, "machine": "another"}) == {}
 
 
-def test_a_study_knows_other_code_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_digest_ignores_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
     found = []
     for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
         (tmp_path / "work.py").write_text(text)
-        found.append(pages.code_of("flywheel.work"))
+        found.append(harness.code_digest("flywheel.work"))
     assert found[0] == found[1] != found[2]
 
 
-def test_a_study_begins_anew_with_other_params_code_or_machine(
+def test_a_study_starts_over_with_other_params_code_or_machine(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
     def origin(overrides: str = "", module: str = "flywheel.training.loop", machine: str = "m") -> dict[str, Any]:
-        return pages.origin(make_params(overrides), ["data", "recipe"], [module], machine)
+        return harness.origin(make_params(overrides), ["data", "recipe"], [module], machine)
 
-    place = tmp_path / "result.json"
-    files.write_json(place, {**origin(), "rows": [1]})
-    assert pages.resumed(place, origin("sweep.trials=3"))["rows"] == [1]  # a section that this study does not read
+    path = tmp_path / "result.json"
+    files.write_json(path, {**origin(), "rows": [1]})
+    assert harness.resumed(path, origin("sweep.trials=3"))["rows"] == [1]  # a section that this study does not read
     for other in (
         origin("data.seed=1"), origin("recipe.batch_size=32"), origin(module="flywheel.files"), origin(machine="n"),
     ):  # fmt: skip
-        assert pages.resumed(place, other) == {}
+        assert harness.resumed(path, other) == {}
 
 
-def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_command_repeats_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", "--seeds", "0"])
-    assert pages.command() == "benchmarks/compact.py --seeds 0"
+    assert harness.command() == "benchmarks/compact.py --seeds 0"
 
 
 @pytest.mark.parametrize(
@@ -264,14 +259,14 @@ def test_a_study_tells_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPat
 def test_an_absolute_path_never_reaches_the_table(
     arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", *arguments])
-    assert pages.command() == f"benchmarks/compact.py {shown}"
-    table = concurrency.table(concurrency.result(argparse.Namespace(trials=1, epochs=1), {(2, 1): [1.0]}))
-    assert f"`benchmarks/compact.py {shown}`" in table
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/concurrency.py", *arguments])
+    rows = [{"at_a_time": 2, "threads": 1, "wall_s": [1.0]}]
+    table = concurrency.table({**harness.stamp(), "trials": 1, "epochs": 1, "rows": rows})
+    assert f"Measured by `benchmarks/concurrency.py {shown}` on " in table
 
 
 def test_committed_results_name_no_directory_of_a_machine() -> None:
-    for path in (tables.ROOT / "benchmarks" / "results").glob("*.json"):
+    for path in (harness.ROOT / "benchmarks" / "results").glob("*.json"):
         assert not re.search(r"[\"= ][/~]\w*/", path.read_text()), path
 
 
@@ -279,6 +274,6 @@ def test_studies_of_two_files_of_the_same_name_are_kept_apart(params: Params, mo
     origins = []
     for folder in ("a", "b"):
         monkeypatch.setattr("sys.argv", ["benchmarks/compact.py", "--set", f"data.path=/{folder}/c.tar"])
-        origins.append(pages.origin(params, [], ["flywheel.files"], "m"))
+        origins.append(harness.origin(params, [], ["flywheel.files"], "m"))
     assert origins[0]["command"] == origins[1]["command"]
     assert origins[0] != origins[1]

@@ -148,9 +148,9 @@ def test_make_bench_runs_the_named_benchmarks_in_order() -> None:
         assert (ROOT / "benchmarks" / f"{name}.py").exists()
     whole = "".join(f"exec .venv/bin/python benchmarks/{name}.py \n" for name in kept["BENCH"])
     assert shown("bench") == (0, whole, "")
-    two = ("bench-long", "BENCH_LONG=wheel compact", "ARGS=--seeds 2")
+    two = ("bench-long", "BENCH_LONG=loop compact", "ARGS=--seeds 2")
     assert shown(*two)[1].splitlines() == [
-        f"exec .venv/bin/python benchmarks/{name}.py --seeds 2" for name in ("wheel", "compact")
+        f"exec .venv/bin/python benchmarks/{name}.py --seeds 2" for name in ("loop", "compact")
     ]
     for wrong in ("BENCH=", "BENCH=serving srving"):
         done = subprocess.run(["make", "bench", "READY=", wrong], cwd=ROOT, capture_output=True, text=True)
