@@ -7,6 +7,7 @@ and feedback v1 with 29 failures that no model was trained on.
 from __future__ import annotations
 
 import html
+import json
 import re
 import tarfile
 from pathlib import Path
@@ -79,19 +80,31 @@ def test_history_says_who_promoted_what_and_why(unchanged: Server) -> None:
     assert second.endswith(f"flywheel  production: {SWEPT} -> {RETRAINED}  {PROMOTED}")
 
 
-def test_lineage_shows_dataset_feedback_and_parent(unchanged: Server) -> None:
-    printed = unchanged.run("lineage")
-    assert printed.endswith(DONE)
-    found = re.findall(r"^( *).*?([\w-]+:v\d+)  \(", printed, re.MULTILINE)
-    assert [(len(indent) // 3, label) for indent, label in found] == [
-        (0, RETRAINED),
-        (1, "digits_dataset:v0"),
-        (1, "digits-feedback:v0"),
-        (2, "digits_dataset:v0"),
-        (2, SWEPT),
-        (3, "digits_dataset:v0"),
-        (1, SWEPT),
+def test_lineage_infers_the_role_of_each_input(unchanged: Server) -> None:
+    assert lineage(unchanged) == [
+        (0, "", RETRAINED),
+        (1, "dataset", "digits_dataset:v0"),
+        (1, "feedback", "digits-feedback:v0"),
+        (2, "dataset", "digits_dataset:v0"),
+        (2, "model", SWEPT),
+        (3, "dataset", "digits_dataset:v0"),
+        (1, "parent", SWEPT),
     ]
+    inputs = [row[1:] for row in lineage(unchanged, "digits-feedback:v1") if row[0] == 1]
+    assert inputs == [("dataset", "digits_dataset:v0"), ("model", RETRAINED), ("previous", "digits-feedback:v0")]
+
+
+def lineage(server: Server, *reference: str) -> list[tuple[int, str, str]]:
+    """Return (depth, role, name:vN) of each line of the command's tree."""
+    printed = server.run("lineage", *reference)
+    assert printed.endswith(DONE), printed
+    found = re.findall(r"^( *)(?:└─ (\w+): )?([\w-]+:v\d+)  \(", printed, re.MULTILINE)
+    assert len(found) == printed.count("\n")
+    return [(len(indent) // 3, role, label) for indent, role, label in found]
+
+
+def test_prune_finds_that_every_version_is_needed(unchanged: Server) -> None:
+    assert unchanged.run("prune") == f"prune: all are needed\n{DONE}"
 
 
 def test_the_report_has_the_figures_of_every_stage(unchanged: Server) -> None:
@@ -132,9 +145,11 @@ def test_retrain_continues_from_production_with_the_new_feedback(old: Server) ->
         "candidate": "retrained-model:v1",
     }
     assert report["hard_examples"] == 235  # those of v0 that train, and 29
-    lineage = old.run("lineage", "retrained-model:v1")
-    for ancestor in ("digits-feedback:v1", "digits-feedback:v0", "digits_dataset:v0", RETRAINED, SWEPT):
-        assert f" {ancestor}  (" in lineage
+    assert [row for row in lineage(old, "retrained-model:v1") if row[0] == 1] == [
+        (1, "dataset", "digits_dataset:v0"),
+        (1, "feedback", "digits-feedback:v1"),
+        (1, "parent", RETRAINED),
+    ]
     assert old.registry.aliases("digits-classifier")["candidate"] == report["candidate"]
     assert re.search("^retrain +nothing to do", old.run("status"), re.MULTILINE)
 
@@ -146,6 +161,10 @@ def test_sync_uploads_runs_artifacts_and_aliases(old: Server, double: WandbDoubl
     for name in old.registry.collections():
         uploaded = [member.digest for member in double.collection("flywheel-demo", name).members]
         assert uploaded == [version.digest for version in old.registry.versions(name)]
+    (retrained,) = double.collection("flywheel-demo", "retrained-model").members
+    inputs = json.loads(retrained.given["metadata"])["flywheel"]["inputs"]
+    labels = {role: [old.registry.label(ref) for ref in refs] for role, refs in inputs.items()}
+    assert labels == {"dataset": ["digits_dataset:v0"], "feedback": ["digits-feedback:v0"], "parent": [SWEPT]}
     for record in run_files.records(old.params.store):
         run = project.runs[record.key]
         assert run.config.keys() - {"_wandb"} == record.config.keys()
