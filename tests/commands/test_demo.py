@@ -18,7 +18,7 @@ from flywheel.commands import demo
 from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def scores(test: float, holdout: float | None) -> dict[str, Any]:

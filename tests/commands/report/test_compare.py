@@ -17,7 +17,7 @@ from flywheel.commands import compare
 from flywheel.params import Params
 from flywheel.registry import LocalRegistry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from flywheel.sweep.journal import Journal, Trial
 from flywheel.traffic import feedback
 from flywheel.training.loop import TrainingData, fit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OVERRIDES = (
     "data.image_size=16 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0.3 gate.margin=0.3 "
     "retrain.epochs=2 retrain.min_failures=1"

@@ -26,7 +26,7 @@ from flywheel.registry import LocalRegistry, Registry
 from flywheel.sweep import space
 from flywheel.tracking.run_files import Record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECTIONS = (
     "production", "stages", "sweep", "evaluation", "traffic", "failures", "gate", "lineage", "history", "runs",
 )  # fmt: skip

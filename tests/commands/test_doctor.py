@@ -26,7 +26,7 @@ from flywheel.tracking import connection
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 Make = Callable[..., Params]
 
