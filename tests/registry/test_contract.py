@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registry(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The local store, or (when test_shared.py runs this file) a store with W&B behind it, a project a test."""
+    """The local store, or a mirror with a project of its own when tracking/test_mirror.py runs this file."""
     if "CONTRACT_BASE_URL" not in os.environ:
         return LocalRegistry(store)
     for name in ("BASE_URL", "API_KEY"):
