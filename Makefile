@@ -109,7 +109,7 @@ prune: $(READY) ## list versions that nothing needs (ARGS=--yes: remove them)
 clean: $(READY) ## remove reports and the leftovers of killed runs; artifacts stay
 	@$(SCRIPT) $(ARGS)
 
-.PHONY: lint test test-gpu test-all
+.PHONY: lint test test-gpu test-cpus test-all
 lint: $(READY) ## run ruff (lint and format check) and mypy
 	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy \
 	  && $(VENV_PYTHON) -m mypy benchmarks
@@ -119,6 +119,16 @@ test: lint ## run lint, type checks and tests (about 15 minutes on two cores)
 
 test-gpu: $(READY) ## test the device code on this machine's GPU
 	@FLYWHEEL_TEST_DEVICE=cuda exec $(VENV_PYTHON) -m pytest -m gpu $(ARGS)
+
+# Other makers and ages of CPU, as far as this one can play them; float32 everywhere; two threads.
+CPUS := OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE \
+  ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 ATEN_CPU_CAPABILITY=default FLYWHEEL_TEST_SET=recipe.precision=float32
+define TEST_CPU
+@echo '$(1)' && $(1) $(VENV_PYTHON) -m pytest -m "numerics and not long" -q $(ARGS)
+
+endef
+test-cpus: $(READY) ## run the tests that train under the settings of other CPUs
+	$(foreach cpu,$(CPUS),$(call TEST_CPU,$(cpu)))
 
 test-all: lint ## run make test and the long tests (an hour and a half)
 	@exec $(VENV_PYTHON) -m pytest $(ARGS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests share the machine, and one thread is repeatable
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share the machine
 
 import numpy as np
 import pytest
@@ -37,6 +37,22 @@ def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "RAY_ADDRESS", "PROFILE", "SET", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", os.environ.get("TMPDIR", "/tmp") + "/no-home")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _settings_of_the_run() -> Iterator[None]:
+    """Put FLYWHEEL_TEST_SET (see make test-cpus) under the overrides of every test."""
+    loaded = params_file.load
+    with pytest.MonkeyPatch.context() as patched:
+        if extra := os.environ.get("FLYWHEEL_TEST_SET"):
+            patched.setattr(
+                params_file,
+                "load",
+                lambda path="params.yaml", profile="cifar10", overrides="": loaded(
+                    path, profile, f"{extra} {overrides}"
+                ),
+            )
+        yield
 
 
 @pytest.fixture
