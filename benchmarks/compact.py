@@ -9,8 +9,7 @@ paper: 9.9 epochs, no test-time augmentation. Ours is the laptop profile's recip
 alone. Torch's FLOP counter counts the arithmetic; the machine's peak is measured by a 4096 x 4096 matrix product.
 
 Reads   the sections data and recipe of params.yaml
-Writes  benchmarks/results/compact.json after every training, the entry `compact` of reports/bench.json, and its table
-        in docs/training.md
+Writes  benchmarks/results/compact.json after every training, and its table in docs/training.md
 """
 
 from __future__ import annotations

@@ -32,29 +32,8 @@ def build(kind: str, directory: Path) -> FastAPI:
     model = classifier.load(directory, torch.device("cpu"), "float32")
     network = model.network.eval()
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(model.mean, model.std)])
-    app = FastAPI()
-
-    def answer(logits: torch.Tensor) -> dict[str, Any]:
-        probabilities = torch.softmax(logits, dim=0)
-        best = int(probabilities.argmax())
-        return {"label": model.class_names[best], "class_id": best, "confidence": float(probabilities[best])}
-
-    def read(body: bytes) -> torch.Tensor:
-        tensor: torch.Tensor = prepare(Image.open(io.BytesIO(body)).convert("RGB"))
-        return tensor
-
-    if kind == "textbook":
-
-        @app.post("/predict")
-        async def predict(request: Request) -> dict[str, Any]:
-            image = read(await request.body())
-            with torch.no_grad():
-                return answer(network(image.unsqueeze(0))[0])
-
-        return app
-
+    app, executor = FastAPI(), ThreadPoolExecutor(1)
     queue: asyncio.Queue[tuple[torch.Tensor, asyncio.Future[torch.Tensor]]] = asyncio.Queue()
-    executor = ThreadPoolExecutor(1)
     workers: list[asyncio.Task[None]] = []
 
     def compute(images: list[torch.Tensor]) -> torch.Tensor:
@@ -76,14 +55,19 @@ def build(kind: str, directory: Path) -> FastAPI:
             for (_, future), row in zip(batch, logits, strict=True):
                 future.set_result(row)
 
-    @app.post("/predict")
-    async def predict_batched(request: Request) -> dict[str, Any]:
+    async def enqueue(image: torch.Tensor) -> torch.Tensor:
         if not workers:
             workers.append(asyncio.create_task(work()))
-        image = read(await request.body())
         future: asyncio.Future[torch.Tensor] = asyncio.get_running_loop().create_future()
         await queue.put((image, future))
-        return answer(await future)
+        return await future
+
+    @app.post("/predict")
+    async def predict(request: Request) -> dict[str, Any]:
+        image = prepare(Image.open(io.BytesIO(await request.body())).convert("RGB"))
+        probabilities = torch.softmax(compute([image])[0] if kind == "textbook" else await enqueue(image), dim=0)
+        best = int(probabilities.argmax())
+        return {"label": model.class_names[best], "class_id": best, "confidence": float(probabilities[best])}
 
     return app
 

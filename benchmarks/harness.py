@@ -159,6 +159,11 @@ def note(result: Mapping[str, Any], text: str = "") -> str:
     return f"\n\n{text} {measured}" if text else f"\n\n{measured}"
 
 
+def extent(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the lowest and the highest of figures."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
 def spread(values: Sequence[float], form: str = ".0f", middle: Callable[..., float] = statistics.median) -> str:
     """Return the median (or another middle) of figures with the lowest and the highest."""
     return f"{middle(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -5,8 +5,7 @@
 The servers run at the same time and are measured in turn, so that other load on the machine affects all of them.
 
 Reads   params.yaml; needs wrk (Debian: apt install wrk)
-Writes  the entries `serving`, `serving_swaps` and `serving_parts` of reports/bench.json; with --publish also
-        benchmarks/results/serving.json and its tables in docs/serving.md
+Writes  reports/bench.json; with --publish also benchmarks/results/serving.json and its tables in docs/serving.md
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ import numpy as np
 import requests
 import torch
 from PIL import Image
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from flywheel import cli, files
 from flywheel.data.images import decode
@@ -139,12 +140,10 @@ def _swap(params: Params, model: Path, folder: Path) -> None:
     other = shutil.copytree(model, folder / "other")
     description = files.read_json(other / "model.json")
     files.write_json(other / "model.json", {**description, "recipe": {**description["recipe"], "seed": 1}})
-    versions = (
-        registry.publish("model-other", "model", other, metadata={}, inputs={}),
-        registry.resolve("model-bench"),
-    )
+    new = registry.publish("model-other", "model", other, metadata={}, inputs={})
     for number in range(SWAPS):
-        registry.link(versions[number % 2], params.registered_model, ("production",), reason="benchmark")
+        version = registry.resolve("model-bench") if number % 2 else new
+        registry.link(version, params.registered_model, ("production",), reason="benchmark")
         time.sleep(SWAP_RUN_S / (SWAPS + 1))
 
 
@@ -172,23 +171,21 @@ def _parts(model: Path, body: bytes, http: Measurement, ours: float) -> dict[str
 
 def _row(found: dict[tuple[str, int], list[Measurement]], connections: int) -> dict[str, Any]:
     measured = {name: found[name, connections] for name in SERVERS}
-    rates = {name: [m["requests_per_s"] for m in own] for name, own in measured.items()}
-    medians, p50, p99 = (
-        {name: statistics.median(m[key] for m in own) for name, own in measured.items()}
-        for key in ("requests_per_s", "p50_ms", "p99_ms")
-    )
+    rates = {name: harness.extent([m["requests_per_s"] for m in own]) for name, own in measured.items()}
+    textbook, batched, ours = (rates[name]["median"] for name in SERVERS)
+    latencies = {
+        key: {name: statistics.median(m[key] for m in own) for name, own in measured.items()}
+        for key in ("p50_ms", "p99_ms")
+    }
     return {
         "connections": connections,
-        "ours": medians["ours"],
-        "fastapi": medians["textbook"],
-        "fastapi_batched": medians["batched"],
-        "ratio": round(medians["ours"] / medians["textbook"], 3),
-        "ratio_batched": round(medians["ours"] / medians["batched"], 3),
-        "requests_per_s": {
-            name: {"median": medians[name], "least": min(values), "most": max(values)} for name, values in rates.items()
-        },
-        "p50_ms": p50,
-        "p99_ms": p99,
+        "ours": ours,
+        "fastapi": textbook,
+        "fastapi_batched": batched,
+        "ratio": round(ours / textbook, 3),
+        "ratio_batched": round(ours / batched, 3),
+        "requests_per_s": rates,
+        **latencies,
         "failed": {name: sum(m["failed"] for m in own) for name, own in measured.items()},
     }
 
@@ -211,7 +208,9 @@ def _fastapi(kind: str, model: Path) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, script, kind, str(model), str(port)])
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(f"{url}/openapi.json")
+        with requests.Session() as session:
+            session.mount(url, HTTPAdapter(max_retries=Retry(60, backoff_factor=0.2, backoff_max=1)))
+            session.get(f"{url}/openapi.json", timeout=3).raise_for_status()
         yield url
     finally:
         process.terminate()
@@ -223,16 +222,6 @@ def _wrk(url: str, connections: int, seconds: int, folder: Path) -> Measurement:
     words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
     output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
-
-
-def _wait(url: str, timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(url, timeout=3).ok:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(url)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ while they are up to date, and the stages with --force until their first useful 
 the first trial to Tune (and that trial's first epoch starts), evaluate predicts, retrain trains. W&B is offline; a
 background thread talks to it.
 
-Writes  the entry `start_up` of reports/bench.json; with --publish also benchmarks/results/start_up.json and its table
-        in docs/operate.md
+Writes  reports/bench.json; with --publish also benchmarks/results/start_up.json and its tables in docs/operate.md
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -37,7 +35,7 @@ def main() -> None:
     """Time all commands and write the table."""
     options = harness.options(__doc__, rounds=(3, "measurements of each command"), publish=harness.PUBLISH)
     times: dict[str, list[float]] = {}
-    firsts: dict[str, list[dict[str, float]]] = {name: [] for name in (*FIRST_WORK, "sweep, first epoch")}
+    firsts: dict[str, list[float]] = {name: [] for name in (*FIRST_WORK, "sweep, first epoch")}
     with tempfile.TemporaryDirectory(prefix="fw-start-") as folder:
         overrides = (
             f"{harness.scratch(folder)} tracking.wandb=offline sweep.trials=2 sweep.epochs=1 gate.floor_accuracy=0 "
@@ -86,17 +84,17 @@ def seconds(words: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def first_work(name: str, overrides: str) -> dict[str, float]:
-    """Return the seconds until a stage's first useful work, and the parts of them."""
+def first_work(name: str, overrides: str) -> float:
+    """Return the seconds until a stage's first useful work."""
     done = subprocess.run(
         [sys.executable, "benchmarks/first_work.py", name, overrides],
         cwd=harness.ROOT, check=True, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "STARTED": repr(time.time())},
     )  # fmt: skip
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return float(done.stdout.splitlines()[-1])
 
 
-def first_epoch(overrides: str, folder: Path) -> dict[str, float]:
+def first_epoch(overrides: str, folder: Path) -> float:
     """Return the seconds until the first epoch of a sweep starts: its end minus the time its images took."""
     started = time.time()
     harness.script("sweep", "demo", overrides, quiet=True)
@@ -104,27 +102,19 @@ def first_epoch(overrides: str, folder: Path) -> dict[str, float]:
     first = next(event for event in files.read_json_lines(journal) if event["event"] == "epoch")
     images = files.read_json(next((folder / "store").glob("demo/registry/**/dataset.json")))["splits"]["train"]
     epoch_s = images / first["metrics"]["images_per_s"]
-    return {"all": round(datetime.fromisoformat(first["at"]).timestamp() - epoch_s - started, 2)}
+    return round(float(datetime.fromisoformat(first["at"]).timestamp() - epoch_s - started), 2)
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     commands = [(f"`{name}`", harness.spread(found, ".2f")) for name, found in result["commands"].items()]
-    rows = [
-        (
-            name,
-            harness.spread([row["all"] for row in found], ".1f"),
-            *(
-                f"{statistics.median(row[part] for row in found):.1f}" if found[0].get(part) else ""
-                for part in ("imports", "ray")
-            ),
-        )
-        for name, found in result["first_work"].items()
-    ]
-    heads = ("until the first useful work of", "seconds", "of which imports", "of which the start of Ray")
-    return f"{harness.markdown(('command', 'seconds'), commands)}\n\n{harness.markdown(heads, rows)}" + harness.note(
-        result, f"W&B offline. Medians of {result['n']} rounds (lowest to highest)."
+    stages = [(name, harness.spread(found, ".1f")) for name, found in result["first_work"].items()]
+    tables = (
+        harness.markdown(("command", "seconds"), commands),
+        harness.markdown(("until the first useful work of", "seconds"), stages),
     )
+    text = f"W&B offline. Medians of {result['n']} rounds (lowest to highest)."
+    return "\n\n".join(tables) + harness.note(result, text)
 
 
 if __name__ == "__main__":

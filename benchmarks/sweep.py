@@ -10,8 +10,7 @@ number of trials and epochs. The clock of the textbook starts with its first tri
 start of Ray and the workers.
 
 Reads   the sections data, recipe and sweep of params.yaml
-Writes  benchmarks/results/sweep.json after each of the three, the entry `sweep` of reports/bench.json, docs/sweep.png
-        and its table in docs/training.md
+Writes  benchmarks/results/sweep.json after each search, docs/sweep.png, and its table in docs/training.md
 """
 
 from __future__ import annotations

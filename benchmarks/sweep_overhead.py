@@ -7,8 +7,7 @@ per event, synced to disk), Ray Tune, and reused actors. `propose` and `journal`
 rebuilds the state from the finished journal, as resuming a sweep does.
 
 Reads   params.yaml
-Writes  the entry `sweep_overhead` of reports/bench.json; with --publish also benchmarks/results/sweep_overhead.json and
-        its table in docs/scaling.md
+Writes  reports/bench.json; with --publish benchmarks/results/sweep_overhead.json and its table in docs/scaling.md
 """
 
 from __future__ import annotations

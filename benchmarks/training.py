@@ -6,13 +6,11 @@
 worker processes), PIL transforms, float32, contiguous memory, SGD. *Network alone* is our step on one prepared batch.
 All train on the same random 32 x 32 images, alternating; the first epoch of each is not counted.
 
-Writes  the entry `training` of reports/bench.json; with --publish also benchmarks/results/training.json and its table
-        in docs/training.md
+Writes  reports/bench.json; with --publish also benchmarks/results/training.json and its table in docs/training.md
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -79,13 +77,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     data = TrainingData(images, labels, images[:1], labels[:1], tuple("0123456789"), MEAN, STD)
     changes = {"architecture": name, "batch_size": batch_size, "learning_rate": 0.01}
     recipe = harness.params("cifar10").complete_recipe(changes, rounds + 1)
-    loops = dict(
-        zip(
-            NAMES,
-            (textbook(data, recipe, 0), textbook(data, recipe, 2), ours(data, recipe), ready(data, recipe)),
-            strict=True,
-        )
-    )
+    generators = (textbook(data, recipe, 0), textbook(data, recipe, 2), ours(data, recipe), ready(data, recipe))
+    loops = dict(zip(NAMES, generators, strict=True))
     rates: dict[str, list[float]] = {loop: [] for loop in loops}
     for number in range(rounds + 1):
         for loop, epochs in loops.items():
@@ -93,20 +86,18 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             if number:
                 rates[loop].append(rate)
             print(f"{name:<9} round {number}, {loop:<20} {rate:7.1f} images/s", flush=True)
-    medians = {loop: statistics.median(values) for loop, values in rates.items()}
-    best = max(medians[NAMES[0]], medians[NAMES[1]])
+    found = {loop: harness.extent(values) for loop, values in rates.items()}
+    one, two, own, ready_step = (found[loop]["median"] for loop in NAMES)
     return {
         "architecture": name,
-        "ours": medians["ours"],
-        "textbook": best,
-        "ready_step": medians["ready"],
-        "ratio": round(medians["ours"] / best, 3),
-        "share_of_ready": round(medians["ours"] / medians["ready"], 3),
+        "ours": own,
+        "textbook": max(one, two),
+        "ready_step": ready_step,
+        "ratio": round(own / max(one, two), 3),
+        "share_of_ready": round(own / ready_step, 3),
         "n": rounds,
         "batch_size": batch_size,
-        "images_per_s": {
-            loop: {"median": medians[loop], "least": min(values), "most": max(values)} for loop, values in rates.items()
-        },
+        "images_per_s": found,
     }
 
 
