@@ -63,9 +63,8 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
 
 
 def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
-    from flywheel.data import dataset
+    from flywheel.data import dataset, plots
     from flywheel.data.splits import SPLITS
-    from flywheel.pipeline import plotting
 
     # The stage is locked, so what lies here was left by one that was killed.
     shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)
@@ -78,7 +77,7 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
         title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
         title += drifted if name == "simulation" else ""
         path = params.reports / f"samples_{name}.png"
-        drawn.append(plotting.sample_grid(split.images, split.labels, opened.class_names, title, path))
+        drawn.append(plots.sample_grid(split.images, split.labels, opened.class_names, title, path))
     description = opened.description
     metrics = {key: description[key] for key in ("splits", "holdout", "duplicates", "skipped", "mean", "std")}
     return Outcome((version,), tuple(drawn), metrics)

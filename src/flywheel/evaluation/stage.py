@@ -70,9 +70,10 @@ def _evaluate(defined: Stage) -> Outcome:
 def _judge(
     params: Params, registry: Registry, data: Version, model: Version, test: Split, loaded: Classifier, run: Run
 ) -> Outcome:
+    from flywheel.evaluation import plots
     from flywheel.gate import promotion
     from flywheel.metrics import classification
-    from flywheel.pipeline import plotting
+    from flywheel.pipeline.plotting import worst_mistakes
 
     names = loaded.class_names
     probabilities = loaded.predict(test.images)
@@ -82,10 +83,10 @@ def _judge(
     folder = params.reports
     title = f"{model.label}: {result['accuracy']:.2%} of {result['n']:,} test images"
     curve, about = classification.calibration(probabilities, test.labels), f"calibration error {result['ece']:.3f}"
-    plots = (
-        plotting.confusion_matrix(result["confusion_matrix"], names, title, folder / "confusion_matrix.png"),
-        plotting.reliability(curve, f"{model.label}: {about}", folder / "reliability.png"),
-        plotting.worst_mistakes(
+    pictures = (
+        plots.confusion_matrix(result["confusion_matrix"], names, title, folder / "confusion_matrix.png"),
+        plots.reliability(curve, f"{model.label}: {about}", folder / "reliability.png"),
+        worst_mistakes(
             test.images, test.labels, predicted, confidence, names,
             f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
         ),
@@ -98,6 +99,6 @@ def _judge(
     figures = {key: result[key] for key in ("accuracy", "ece", "n", "interval")}
     run.summarize({**figures, "decision": decision.decision})
     run.log_confusion_matrix(test.labels.tolist(), predicted.tolist(), names)
-    run.log_pictures(plots)
+    run.log_pictures(pictures)
     verdict = {"decision": decision.decision, "reasons": list(decision.reasons), "promoted": promoted}
-    return Outcome((model,), (folder / "evaluation.json", *plots, *gate_reports), {**figures, **verdict})
+    return Outcome((model,), (folder / "evaluation.json", *pictures, *gate_reports), {**figures, **verdict})

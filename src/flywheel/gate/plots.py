@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, GRID, INK, MUTED, drawing, short_name
-
-SHOWN_CLASSES = 30  # beyond, those that changed most
+from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, GRID, INK, MUTED, READABLE_CLASSES, drawing, short_name
 
 
 def draw(decision: Mapping[str, Any], path: Path) -> Path:
     """Draw a decision in which models were compared. Takes what gate.json holds."""
     classes: dict[str, Any] = decision["per_class"]
-    chosen = sorted(classes, key=lambda name: -abs(classes[name]["difference"]))[:SHOWN_CLASSES]
+    # of more classes those that changed most
+    chosen = sorted(classes, key=lambda name: -abs(classes[name]["difference"]))[:READABLE_CLASSES]
     names = [name for name in reversed(classes) if name in chosen]  # the first class on top
     rows = [(name, classes[name]) for name in names]
     whole = [(text, decision[key]) for text, key in (("holdout", "holdout"), ("test", "overall")) if decision[key]]

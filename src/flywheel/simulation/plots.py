@@ -1,4 +1,4 @@
-"""The pictures of a simulation, in the style of `pictures`. Functions take data and a path and return the path."""
+"""The pictures of a simulation, confidence and latency. Functions take data and a path, return the path."""
 
 from __future__ import annotations
 

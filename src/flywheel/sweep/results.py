@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel import files
-from flywheel.pipeline import plotting
+from flywheel.sweep import plots
 
 
 def write(
@@ -28,8 +28,8 @@ def write(
     return [
         folder / "sweep.json",
         folder / "sweep.csv",
-        plotting.search_history(rows, f"{title}, search history", folder / "sweep_history.png"),
-        plotting.params_against_accuracy(
+        plots.search_history(rows, f"{title}, search history", folder / "sweep_history.png"),
+        plots.params_against_accuracy(
             rows, searched, logarithmic, f"{title}, params against accuracy", folder / "sweep_params.png"
         ),
     ]

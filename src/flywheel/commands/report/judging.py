@@ -20,8 +20,8 @@ from flywheel.commands.report.markup import (
     tag,
 )
 from flywheel.gate.table import AppliedRule, applied_rules
+from flywheel.pipeline.plotting import READABLE_CLASSES
 
-READABLE_CLASSES = 30  # beyond, the matrix would be too small to read
 WIDTH, MIDDLE = 180, 12  # pixels of a drawn interval
 COMPARED = frozenset({"test", "best_ever", "holdout", "per_class"})  # checks that are differences
 DECISIONS = {"promote": "promoted", "first": "first model", "keep": "production stays"}

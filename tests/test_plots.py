@@ -1,4 +1,4 @@
-"""The pictures of the reports: whatever the names are, a picture comes and nothing is said on stderr."""
+"""The plots of all packages: any class name can be drawn, and what they show."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from flywheel.data import plots as data_plots
 from flywheel.data import stage as data_stage
+from flywheel.evaluation import plots as evaluation_plots
 from flywheel.params import Params
 from flywheel.pipeline import plotting
 from flywheel.registry import Registry
-from flywheel.simulation import plots as simulation_pictures
+from flywheel.simulation import plots as simulation_plots
+from flywheel.sweep import plots as sweep_plots
 
 NAMES = (
     "$5",
@@ -52,20 +55,15 @@ def test_any_class_name_can_be_drawn_without_a_warning(path: Path, random: np.ra
     images = random.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     probabilities = random.dirichlet(np.ones(len(NAMES)), len(labels)).astype(np.float32)
     matrix = random.integers(0, 9, (len(NAMES), len(NAMES))).tolist()
-    paths = iter(range(9))
-
-    def place() -> Path:
-        return path.with_stem(str(next(paths)))
-
+    paths = [path.with_stem(str(number)) for number in range(4)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for made in (
-            plotting.sample_grid(images, labels, NAMES, "a title", place()),
-            plotting.confusion_matrix(matrix, NAMES, "a title", place()),
-            plotting.worst_mistakes(images, labels, *answers(probabilities), NAMES, "a title", place()),
-            simulation_pictures.failures(images, labels, *answers(probabilities), NAMES, 99, place()),
-        ):
-            assert drawn(made).std() > 0
+        data_plots.sample_grid(images, labels, NAMES, "a title", paths[0])
+        evaluation_plots.confusion_matrix(matrix, NAMES, "a title", paths[1])
+        plotting.worst_mistakes(images, labels, *answers(probabilities), NAMES, "a title", paths[2])
+        simulation_plots.failures(images, labels, *answers(probabilities), NAMES, 99, paths[3])
+    for made in paths:
+        assert drawn(made).std() > 0
 
 
 def texts(figure: Figure) -> list[str]:
@@ -74,7 +72,7 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn meanwhile."""
+    """The figures that the test draws."""
     made: list[Figure] = []
 
     class Kept(Figure):
@@ -82,7 +80,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
             made.append(self)
             super().savefig(*arguments, **options)
 
-    monkeypatch.setattr(plotting, "Figure", Kept)
+    monkeypatch.setattr("matplotlib.figure.Figure", Kept)
     return made
 
 
@@ -110,12 +108,12 @@ def test_mistakes_fill_the_picture_however_few(
 
 def test_bins_of_few_images_are_drawn_apart_and_no_label_is_a_formula(path: Path, figures: list[Figure]) -> None:
     calibration = {"confidence": [0.4, 0.9, 0.98], "accuracy": [0.0, 0.9, 0.99], "count": [1, 10, 400]}
-    plotting.reliability(calibration, "calibration", path)
+    evaluation_plots.reliability(calibration, "calibration", path)
     shown = texts(figures[0])
     assert "under 10 images" in shown
     assert "model" in shown
     assert drawn(path).std() > 0
-    plotting.reliability({key: values[1:] for key, values in calibration.items()}, "calibration", path)
+    evaluation_plots.reliability({key: values[1:] for key, values in calibration.items()}, "calibration", path)
     assert "under 10 images" not in texts(figures[1])
 
 
@@ -127,14 +125,14 @@ def trial(number: int, **values: Any) -> dict[str, Any]:
 def test_a_param_with_one_value_gets_no_panel(path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, learning_rate=0.1 / (n + 1)) for n in range(5)]
     names = ("learning_rate", "batch_size", "architecture")
-    plotting.params_against_accuracy(trials, names, ("learning_rate",), "sweep", path)
+    sweep_plots.params_against_accuracy(trials, names, ("learning_rate",), "sweep", path)
     assert [axis.get_xlabel() for axis in figures[0].axes if axis.get_xlabel()] == ["learning rate"]
-    plotting.params_against_accuracy(trials[:1], names, ("learning_rate",), "sweep", path)  # nothing varies
+    sweep_plots.params_against_accuracy(trials[:1], names, ("learning_rate",), "sweep", path)  # nothing varies
     assert [axis.get_xlabel() for axis in figures[1].axes if axis.get_xlabel()] == ["learning rate"]
 
 
 def test_the_legend_of_the_history_lies_over_no_trial(path: Path, figures: list[Figure]) -> None:
-    plotting.search_history([trial(n) for n in range(8)], "sweep", path)
+    sweep_plots.search_history([trial(n) for n in range(8)], "sweep", path)
     (figure,) = figures
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"finished", "best so far", "Bayesian"}
