@@ -83,14 +83,10 @@ def registry(params: Params) -> Registry:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One small Ray for all tests that need one."""
-    import ray
+    from flywheel import ray_address
 
-    from flywheel.ray_address import QUIET
-
-    os.environ.update(QUIET)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with ray_address.connect(None, num_cpus=2):
+        yield
 
 
 @pytest.fixture

@@ -1,17 +1,24 @@
-"""Which Ray to use: one of our own on this machine, or the cluster that RAY_ADDRESS names."""
+"""Connect to Ray: a local one that this process starts, or the cluster that RAY_ADDRESS names."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shlex
+import signal
 import socket
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from flywheel import FlywheelError
 
+PACKAGE = Path(__file__).parent
 PROBE_TIMEOUT_S = 3
 
-# What Ray should leave, unless the user's environment says otherwise.
+# Set before Ray starts, unless the user's environment sets them already.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -22,12 +29,12 @@ QUIET = {
 }
 
 
-class RayAddressError(FlywheelError):
-    """RAY_ADDRESS names no Ray that can be used."""
+class RayError(FlywheelError):
+    """Ray does not start, or RAY_ADDRESS names no cluster that can be used."""
 
 
 def wanted() -> str | None:
-    """Return the address of the cluster that RAY_ADDRESS names; None = a Ray of our own. Raises RayAddressError."""
+    """Return the address of the cluster that RAY_ADDRESS names; None = a local Ray. Raises RayError."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         return None
@@ -35,20 +42,64 @@ def wanted() -> str | None:
     return address
 
 
-def own_python() -> dict[str, str]:
-    """Return what the runtime environment of a Ray of our own must tell of its Python: nothing, in most places.
+@contextlib.contextmanager
+def connect(address: str | None, variables: Mapping[str, str] | None = None, **options: Any) -> Iterator[None]:
+    """Connect this process to the cluster at `address`, or start a local Ray (None) that ends with the block.
 
-    Ray starts workers through a shell with the path of its Python as it stands (runtime_env/context.py), so that none
-    starts where a folder's name has a space. Said only there, because workers wait ready without it.
+    A process that is connected already stays connected as it is. Workers get the environment `variables`; `options`
+    go to ray.init. Raises RayError.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None:
+        environment: dict[str, Any] = local_python()
+        options["include_dashboard"] = False
+    else:
+        check(address)
+        environment = {"py_modules": [str(PACKAGE)]}  # the nodes of a cluster have our dependencies, but not our code
+    if variables:
+        environment["env_vars"] = dict(variables)
+    before = signal.getsignal(signal.SIGTERM)  # ray.init replaces the handler, and ray.shutdown removes it
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+            **options,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        where = "Ray on this machine" if address is None else f"the cluster at RAY_ADDRESS={address}"
+        reason = " ".join(str(error).split())[:300]
+        advice = "; the same Python and requirements.lock must be on both sides" if "mismatch" in reason else ""
+        raise RayError(f"cannot use {where}: {reason}{advice}") from None
+    signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def local_python() -> dict[str, str]:
+    """Return the runtime environment that a local Ray needs to find this Python: an empty one for most paths.
+
+    Ray starts workers through a shell with the unquoted path of its Python (runtime_env/context.py), so it must be
+    quoted where it has a space. It is left out otherwise, because Ray prestarts workers only for an empty environment.
     """
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def check(address: str) -> None:
-    """Fail at once for an address that cannot be used; ray.init would try for minutes. Raises RayAddressError."""
+    """Fail at once for an address that cannot be used; ray.init would try for minutes. Raises RayError."""
     if address.startswith("ray://"):
-        raise RayAddressError(
+        raise RayError(
             "RAY_ADDRESS=ray://… cannot be used here (the driver would be far from its work); "
             "run make on a node of the cluster with RAY_ADDRESS=host:6379 or auto"
         )
@@ -59,6 +110,6 @@ def check(address: str) -> None:
         with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
             pass
     except OSError as error:
-        raise RayAddressError(
+        raise RayError(
             f"RAY_ADDRESS={address}: no answer ({error}); start Ray there or unset RAY_ADDRESS to run on this machine"
         ) from None

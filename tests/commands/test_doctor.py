@@ -215,4 +215,4 @@ def test_ray_is_told_of_a_python_whose_path_a_shell_takes_apart(
     monkeypatch: pytest.MonkeyPatch, python: str, told: dict[str, str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", python)
-    assert ray_address.own_python() == told
+    assert ray_address.local_python() == told

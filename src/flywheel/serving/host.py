@@ -56,7 +56,6 @@ def run(params: Params) -> None:
         _check_port(params)
         os.environ.update(
             {
-                **ray_address.QUIET,
                 **ingress.environment(folder / "h", params.serve.port),
                 "RAY_AUTH_MODE": "token",  # Ray's own ports listen to the network; without the token they refuse
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -65,7 +64,7 @@ def run(params: Params) -> None:
         )
         stopping = threading.Event()
         try:
-            with _ray(folder):
+            with ray_address.connect(None, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder / "r")):
                 for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
                     signal.signal(number, lambda *_: stopping.set())
                 deploy.deploy(params)
@@ -143,29 +142,6 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
         stop(params)
         raise
     return served
-
-
-@contextlib.contextmanager
-def _ray(folder: Path) -> Iterator[None]:
-    """A Ray of our own, ended with the block. Raises ServingError."""
-    import ray
-
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            runtime_env=ray_address.own_python(),
-            _temp_dir=str(folder / "r"),
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        raise ServingError(f"Ray does not start: {' '.join(str(error).split())[:300]}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

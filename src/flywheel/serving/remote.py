@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from flywheel import ray_address
 from flywheel.params import Params
-from flywheel.pipeline import fingerprint, server_record
+from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.serving import ServingError, deploy, settings
 
@@ -30,7 +27,7 @@ def start(params: Params, address: str) -> Served:
     if before is not None and before.address == address and before.settings == digest and before.answers():
         log.info(f"serve: nothing changed since {before.started}")
         return before
-    with _connected(address):
+    with ray_address.connect(address):
         deploy.deploy(params)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     served = Served(settings.url(params), None, now, model.label, digest, address=address)
@@ -49,28 +46,6 @@ def start(params: Params, address: str) -> Served:
 def stop(params: Params, served: Served) -> None:
     """Delete the application from its cluster; the cluster stays. Raises ServingError."""
     assert served.address is not None
-    with _connected(served.address):
+    with ray_address.connect(served.address):
         deploy.withdraw(params)
     server_record.remove(params)
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
-    ray_address.check(address)
-    os.environ.update({name: value for name, value in ray_address.QUIET.items() if name not in os.environ})
-    import ray
-
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(fingerprint.PACKAGE)]},
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServingError(f"cannot use the cluster at RAY_ADDRESS={address}: {reason}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from typing import Any
 
 from flywheel import ray_address
 from flywheel.params import Recipe, Sweep
-from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError, preflight
 
 REFRESH_S = 2.0
@@ -37,45 +34,13 @@ class Resources:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Use a running Ray of this process, the cluster at RAY_ADDRESS, or a local Ray that ends with the block.
-
-    Raises SweepError when there is no Ray to use.
-    """
-    os.environ.update({name: value for name, value in ray_address.QUIET.items() if name not in os.environ})
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
+    """Connect to the cluster at RAY_ADDRESS, or start a local Ray that ends with the block. Raises RayError."""
     address = ray_address.wanted()
-    remote = address is not None
-    if remote:
+    if address is not None:
         preflight.check_code()
-    before = signal.getsignal(signal.SIGTERM)  # ray.init sets its own, ray.shutdown leaves none
-    # Workers import the package from what is shipped; a cluster's nodes need its dependencies only.
-    environment: dict[str, Any] = {"env_vars": TUNE_ENVIRONMENT}
-    environment |= {"py_modules": [str(fingerprint.PACKAGE)]} if remote else ray_address.own_python()
-    options: dict[str, Any] = {} if remote else {"include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=environment,
-            **options,
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"the cluster at RAY_ADDRESS={address}" if remote else "Ray on this machine"
-        reason = " ".join(str(error).split())[:300]
-        advice = "; the same Python and requirements.lock must be on both sides" if "mismatch" in reason else ""
-        raise SweepError(f"cannot use {where}: {reason}{advice}") from None
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one line, of ours
-    signal.signal(signal.SIGTERM, before)
-    try:
+    with ray_address.connect(address, TUNE_ENVIRONMENT):
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one line, of ours
         yield
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
 
 
 class Slots:
