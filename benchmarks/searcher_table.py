@@ -144,7 +144,7 @@ def replay(measured: Mapping[str, Any], seeds: int) -> dict[str, Any]:
 def sweep(curves: Curves, kind: str, stopping: bool, seed: int) -> list[tuple[float, float]]:
     """Return (time in seconds, accuracy) of every epoch of a sweep of the grid's space, by time."""
     overrides = (
-        f"sweep.trials={TRIALS} sweep.epochs={EPOCHS} sweep.first=[] sweep.seed={seed} sweep.searcher={kind} "
+        f"sweep.trials={TRIALS} sweep.epochs={EPOCHS} sweep.initial_trials=[] sweep.seed={seed} sweep.searcher={kind} "
         f"sweep.early_stopping={str(stopping).lower()} {SPACE}"
     )
     searcher, asha = Searcher(harness.params("laptop", overrides)), Asha(EPOCHS)

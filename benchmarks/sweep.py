@@ -85,7 +85,7 @@ def with_compact() -> str:
     base, laptop = (harness.params(profile).recipe.model_dump() for profile in ("cifar10", "laptop"))
     first = {key: value for key, value in laptop.items() if value != base[key]}
     return (
-        f"sweep.first=[{json.dumps(first)}] sweep.space.optimizer=[sgd, adam, muon] "
+        f"sweep.initial_trials=[{json.dumps(first)}] sweep.space.optimizer=[sgd, adam, muon] "
         "sweep.space.architecture=[compact, standard, upsample, modified]"
     )
 

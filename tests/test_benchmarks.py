@@ -101,7 +101,7 @@ def test_the_table_and_the_picture_of_searches_show_when_each_improved(tmp_path:
 def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
     searched = harness.params("cifar10", sweep.with_compact())
     laptop = harness.params("laptop")
-    first, *others = searched.sweep.first
+    first, *others = searched.sweep.initial_trials
     assert not others
     assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
 

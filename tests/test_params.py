@@ -39,7 +39,7 @@ def test_params_are_frozen(params: Params) -> None:
         params.sweep.trials = 3  # type: ignore[misc]
 
 
-def test_profile_lies_over_the_base_and_set_over_the_profile(make_params: Make) -> None:
+def test_a_profile_overrides_the_file_and_set_overrides_both(make_params: Make) -> None:
     assert make_params(profile="cifar10").data.source == "cifar10"
     assert make_params(profile="demo").data.source == "digits"
     changed = make_params("sweep.trials=3 sweep.epochs=2 recipe.learning_rate=1e-3")
@@ -94,9 +94,12 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
             "sweep.space.weight_decay={uniform: [0.0, 5]}",
             "sweep.space.weight_decay: must be 'auto' (got 5), or must be less than or equal to 1 (got 5)",
         ),
-        ("sweep.first=[{weight_decay: 5}]", "or must be less than or equal to 1 (got 5)"),
-        ("sweep.first=[{learning_rate: 5}]", "sweep.first[0].learning_rate: 5 lies outside sweep.space.learning_rate"),
-        ("sweep.first=[{rate: 5}]", "sweep.first[0].rate: unknown key"),
+        ("sweep.initial_trials=[{weight_decay: 5}]", "or must be less than or equal to 1 (got 5)"),
+        (
+            "sweep.initial_trials=[{learning_rate: 5}]",
+            "sweep.initial_trials[0].learning_rate: 5 lies outside sweep.space.learning_rate",
+        ),
+        ("sweep.initial_trials=[{rate: 5}]", "sweep.initial_trials[0].rate: unknown key"),
         ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified'"),
         ("sweep.space.architecture=[compakt]", "sweep.space.architecture: must be 'standard'"),
         ("sweep.space.architecture={uniform: [0, 1]}", "must be a list of standard, upsample"),
@@ -107,9 +110,9 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("sweep.learning_rate=3", "SET: sweep.learning_rate: unknown key; did you mean recipe.learning_rate?"),
         ("sweep.space.zzz=3", "SET: sweep.space.zzz: unknown key; valid keys: architecture, batch_size"),
         ("profile.x=1", "SET: profile: unknown key"),
-        ("sweep.first=[{momentum: 2}]", "SET: sweep.first[0].momentum: must be less than 1 (got 2)"),
-        ("sweep.first=[3]", "SET: sweep.first[0]: must be a mapping of keys to values (got 3)"),
-        ("sweep.first=3", "SET: sweep.first: must be a list (got 3)"),
+        ("sweep.initial_trials=[{momentum: 2}]", "SET: sweep.initial_trials[0].momentum: must be less than 1 (got 2)"),
+        ("sweep.initial_trials=[3]", "SET: sweep.initial_trials[0]: must be a mapping of keys to values (got 3)"),
+        ("sweep.initial_trials=3", "SET: sweep.initial_trials: must be a list (got 3)"),
         ("data.drift=3", "SET: data.drift: must be a mapping of keys to values (got 3)"),
         ("data={}", "SET: 'data={}' is not of the form section.key=value"),
         ("sweep.space.learning_rate={uniform: [0, .inf]}", "sweep.space.learning_rate: uniform must be two numbers"),
@@ -144,8 +147,8 @@ def test_every_mistake_has_its_line(make_params: Make) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_a_mistake_is_reported_from_where_it_stands(tmp_path: Path) -> None:
-    """In the file, in the profile, or in SET: what lies over the others is what is wrong."""
+def test_a_mistake_is_reported_with_its_origin(tmp_path: Path) -> None:
+    """The file, the profile, or SET: the last override that touched the key."""
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
     path.write_text(text.replace("  trials: 24", "  trials: 0").replace("      epochs: 8", "      epochs: 0"))
@@ -163,9 +166,40 @@ def test_a_mistake_is_reported_from_where_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "former", "message"),
+    [
+        ("sweep", "initial_trials: [{}]", "first: [{}]", "sweep.first: is now sweep.initial_trials"),
+        (
+            "evaluate",
+            "",
+            "test_time_augmentation: true",
+            "evaluate: was removed with its only param, test_time_augmentation; delete it",
+        ),
+    ],
+)
+def test_renamed_and_removed_keys_are_refused_with_the_replacement(
+    tmp_path: Path, section: str, key: str, former: str, message: str
+) -> None:
+    """In the file, in a profile and in SET."""
+    text, path = (ROOT / "params.yaml").read_text(), tmp_path / "params.yaml"
+    in_file = text.replace(f"  {key} ", f"  {former} ") if key else f"{section}: {{{former}}}\n{text}"
+    in_profile = text.replace("  cifar10: {}", f"  cifar10: {{{section}: {{{former}}}}}")
+    in_set = f"{section}.{former.replace(': ', '=')}"
+    for content, overrides, origin in (
+        (in_file, "", f"{path}: "),
+        (in_profile, "", f"{path}: profiles.cifar10."),
+        (text, in_set, "SET: "),
+    ):
+        path.write_text(content)
+        with pytest.raises(ParamsError) as caught:
+            params_file.load(path, overrides=overrides)
+        assert str(caught.value) == f"{origin}{message}"
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data:\n  name: a\n  name: b\nprofiles: {p: {}}", r"params.yaml:3: not valid YAML: name stands twice"),
+        ("data:\n  name: a\n  name: b\nprofiles: {p: {}}", r"params.yaml:3: not valid YAML: name occurs twice"),
         ("data: [", r"params.yaml:1: not valid YAML"),
         ("data:\n\tname: 3", r"params.yaml:2: not valid YAML"),
         ('data: {}\nsweep: "open\n', r"params.yaml:3: not valid YAML"),

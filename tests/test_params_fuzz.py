@@ -134,7 +134,7 @@ def test_one_change_is_valid_or_its_key_is_named(place: Path_, value: Any, profi
     named = [bare(line.removeprefix(": ").partition(": ")[0]) for line in lines]
     fits = [name.startswith(key) or key.startswith(name) for name in named]
     # Two keys that must fit each other: the error may name either.
-    pairs = {"data.source", "data.path", "sweep.searcher", "recipe.architecture", "sweep.first", "sweep.space"}
+    pairs = {"data.source", "data.path", "sweep.searcher", "recipe.architecture", "sweep.initial_trials", "sweep.space"}
     assert any(fits) or any(name.startswith(pair) for name in named for pair in pairs), (key, lines)
 
 
@@ -183,7 +183,7 @@ def test_a_line_twice_gone_or_moved_is_valid_or_refused(number: int, change: str
         _, errors = load_text("".join([*LINES[:number], changed, *LINES[number + 1 :]]), profile)
         key = re.match(r"\s*(\w+):", line)
         if change == "twice" and key:
-            assert errors[0].startswith(f":{number + 2}: not valid YAML: {key[1]} stands twice"), errors
+            assert errors[0].startswith(f":{number + 2}: not valid YAML: {key[1]} occurs twice"), errors
 
 
 @steady

@@ -132,7 +132,9 @@ def test_fractions_are_scheduled_as_asked(gpus: str, tmp_path: Path, asked: str,
 
 def test_a_trial_that_runs_out_of_memory_fails_with_advice_and_spares_the_others(gpus: str, tmp_path: Path) -> None:
     said, trials = sweep(
-        tmp_path, gpus, "sweep.gpus_per_trial=0.25 sweep.first=[{},{batch_size: 62}] sweep.space.batch_size=[62,64]"
+        tmp_path,
+        gpus,
+        "sweep.gpus_per_trial=0.25 sweep.initial_trials=[{},{batch_size: 62}] sweep.space.batch_size=[62,64]",
     )
     failed = [trial for trial in trials if trial.status == "failed"]
     assert {trial.config["batch_size"] for trial in failed} == {62}

@@ -50,7 +50,7 @@ def test_the_defaults_come_first(searcher: Searcher) -> None:
 
 
 def test_several_first_trials_come_in_order(make_params: Make) -> None:
-    searcher = Searcher(make_params("sweep.first=[{architecture: standard},{batch_size: 32, momentum: 0.5}]"))
+    searcher = Searcher(make_params("sweep.initial_trials=[{architecture: standard},{batch_size: 32, momentum: 0.5}]"))
     proposed = [searcher.propose().recipe for _ in range(3)]
     assert [(p["architecture"], p["batch_size"]) for p in proposed[:2]] == [("standard", 64), ("compact", 32)]
     default = searcher.params.recipe.momentum

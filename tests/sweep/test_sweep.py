@@ -48,7 +48,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[
     root = tmp_path_factory.mktemp("swept")
     paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
     space = "sweep.space.learning_rate={log_uniform: [0.002, 10]}"
-    params = params_file.load(profile="demo", overrides=f"{paths} {SMALL} {space} sweep.first=[{{}}, {DIVERGING}]")
+    params = params_file.load(
+        profile="demo", overrides=f"{paths} {SMALL} {space} sweep.initial_trials=[{{}}, {DIVERGING}]"
+    )
     registry = LocalRegistry(params.store)
     with captured() as said:
         data_stage.run(params, registry)

@@ -30,7 +30,7 @@ def nearest(key: str, valid: Iterable[str], section: str = "", elsewhere: Iterab
 
 
 def dotted(key: Iterable[str]) -> str:
-    """Return the full path of a key: sweep.first[0].momentum."""
+    """Return the full path of a key: sweep.initial_trials[0].momentum."""
     return ".".join(map(show, key)).replace(".[", "[")
 
 

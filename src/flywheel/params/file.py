@@ -1,7 +1,7 @@
 """params.yaml, a profile and overrides -> Params, or one line for each mistake.
 
-The chosen profile lies over the file, then single values (`a.b=c`). Each mistake is reported with the place it comes
-from (the file, the profile in it, or SET), the key's full path and, for an unknown key, the nearest valid one.
+The chosen profile overrides the file, and single values (`a.b=c`) override both. Each mistake is reported with its
+origin (the file, the profile in it, or SET), the key's full path and, for an unknown key, the nearest valid one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from flywheel.params.base import Section
 from flywheel.params.errors import dotted, either, explain, nearest, show, show_value
 
 Key = tuple[str, ...]
+# Keys of earlier versions.
+RENAMED: dict[Key, Key] = {("sweep", "first"): ("sweep", "initial_trials")}
+REMOVED: dict[Key, str] = {("evaluate",): "was removed with its only param, test_time_augmentation; delete it"}
 
 
 class ParamsError(FlywheelError):
@@ -27,7 +30,7 @@ class ParamsError(FlywheelError):
 
 
 def load(path: Path | str = "params.yaml", profile: str = "cifar10", overrides: str = "") -> Params:
-    """Return the params of a profile with overrides such as `sweep.trials=4 sweep.first=[{}]` applied.
+    """Return the params of a profile with overrides such as `sweep.trials=4 sweep.initial_trials=[{}]` applied.
 
     Raises ParamsError with one line a mistake.
     """
@@ -77,14 +80,14 @@ def parse_overrides(text: str) -> list[tuple[str, Any]]:
 
 
 def overlay(base: Any, over: Any, model: type[BaseModel], base_at: str, over_at: str) -> dict[str, Any]:
-    """Return `base` with `over` put over it: sections and sweep.space merge, values are replaced whole.
+    """Return `base` with the values of `over`: sections and sweep.space are merged, other values replaced.
 
-    `base_at` and `over_at` say where the two come from, for the error when one is no mapping.
+    `base_at` and `over_at` are the origins of the two, for the error when one is not a mapping.
     """
-    for value, place in ((base, base_at), (over, over_at)):
+    for value, origin in ((base, base_at), (over, over_at)):
         if not isinstance(value, dict):
             raise ParamsError(
-                f"{place.removesuffix(': ')}: must be a mapping of keys to values (got {show_value(value)})"
+                f"{origin.removesuffix(': ')}: must be a mapping of keys to values (got {show_value(value)})"
             )
     merged = dict(base)
     for key, value in over.items():
@@ -100,8 +103,8 @@ def overlay(base: Any, over: Any, model: type[BaseModel], base_at: str, over_at:
     return merged
 
 
-def _below(place: str, key: str) -> str:
-    return f"{place}{key}" if place.endswith(": ") else f"{place}.{key}"
+def _below(origin: str, key: str) -> str:
+    return f"{origin}{key}" if origin.endswith(": ") else f"{origin}.{key}"
 
 
 def _read(path: Path | str) -> Any:
@@ -130,27 +133,34 @@ def _read(path: Path | str) -> Any:
 
 
 def _lines(error: ValidationError, path: str, origins: Sequence[tuple[str, list[Key]]]) -> list[str]:
-    """Return a line for each key that is wrong; what the branches of a union say is one line."""
+    """Return a line for each wrong key; the messages of a union's branches are joined."""
     reasons: dict[Key, list[str]] = {}
     for entry in error.errors():
         key = _key(entry["loc"])
-        if entry["type"] == "extra_forbidden":
+        if key in RENAMED:
+            reason = f"is now {dotted(RENAMED[key])}"
+        elif key in REMOVED:
+            reason = REMOVED[key]
+        elif entry["type"] == "extra_forbidden":
             reason = f"unknown key{nearest(key[-1], _siblings(key), '.'.join(key[:-1]), list(_keys(Params)))}"
         else:
             cause = entry.get("ctx", {}).get("error")
             key = getattr(cause, "key", key)
             reason = explain(entry)
         reasons.setdefault(key, []).append(reason)
+    for former, name in RENAMED.items():
+        if former in reasons and reasons.get(name) == ["is missing"]:
+            del reasons[name]
     lines = []
     for key, found in reasons.items():
-        # What was put over last is what is wrong: the key itself, what it lies in, or (missing) something in it.
+        # Blame the last override that touched this key, a section around it, or (missing) a key inside it.
         origin = next((o for o, keys in origins if any(k == key[: len(k)] or key == k[: len(key)] for k in keys)), "")
         lines.append(f"{origin or f'{path}: '}{dotted(key)}: {either(found)}")
     return lines
 
 
 def _key(location: tuple[int | str, ...]) -> Key:
-    """Return the key that an error is about: its location without what pydantic adds for the branches of a union."""
+    """Return the key of an error: its location without the names that pydantic adds for the branches of a union."""
     model: Any = Params
     for depth, part in enumerate(location):
         field = model.model_fields.get(part)
@@ -182,7 +192,7 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _leaves(tree: Any, model: type[BaseModel] | None, prefix: Key = ()) -> Iterator[Key]:
-    """Yield the keys whose values a mapping sets; a section is not a value, and sweep.space merges like one."""
+    """Yield the keys whose values a mapping sets; sections, and sweep.space, are not values."""
     for name, value in tree.items() if isinstance(tree, dict) else ():
         field = model.model_fields.get(name) if model else None
         kind = field.annotation if field else None
@@ -195,21 +205,21 @@ def _leaves(tree: Any, model: type[BaseModel] | None, prefix: Key = ()) -> Itera
 
 
 def _plain(value: Any) -> Any:
-    """Return the tree with keys as text and lists as tuples, which strict models take."""
+    """Return the tree with keys as text and lists as tuples, as strict models require."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list) else value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, a key may stand once, and nothing stands for something elsewhere."""
+    """YAML where 1e-3 is a number, a key occurs once in a mapping, and aliases are refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[str] = []
         for key, _ in node.value:
             name = str(self.construct_object(key, deep=True))
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{show(name)} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{show(name)} occurs twice", key.start_mark)
             seen.append(name)
         return super().construct_mapping(node, deep)
 

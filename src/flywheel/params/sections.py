@@ -164,7 +164,7 @@ class Sweep(Section):
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
         description="number of finished trials whose models are published; the best one gets the alias best"
     )
-    first: tuple[dict[str, Any], ...] = Field(
+    initial_trials: tuple[dict[str, Any], ...] = Field(
         description="trials to run before the search: recipe values that differ from the defaults"
     )
     space: dict[str, Annotated[Domain, BeforeValidator(parse_domain)]] = Field(
@@ -369,7 +369,7 @@ class Params(Section):
         return Recipe.model_validate({**self.recipe.model_dump(), **values, "epochs": epochs})
 
     @model_validator(mode="after")
-    def _space_and_first_are_recipes(self) -> Params:
+    def _space_and_initial_trials_are_recipes(self) -> Params:
         for name, domain in self.sweep.space.items():
             key = ("sweep", "space", name)
             if name == "architecture" and not isinstance(domain, Choices):
@@ -380,16 +380,16 @@ class Params(Section):
                     raise KeyedError((*key, "per_architecture", part), f"unknown architecture{nearest(part, known)}")
             for value in domain.values():
                 self._check_recipe_value(key, value)
-        for index, first in enumerate(self.sweep.first):
-            for name, value in first.items():
-                self._check_recipe_value(("sweep", "first", f"[{index}]", name), value)
-            for name, value in first.items():
+        for index, values in enumerate(self.sweep.initial_trials):
+            for name, value in values.items():
+                self._check_recipe_value(("sweep", "initial_trials", f"[{index}]", name), value)
+            for name, value in values.items():
                 within = self.sweep.space.get(name)
                 if isinstance(within, PerArchitecture):
-                    within = within.of(first.get("architecture", self.recipe.architecture))
+                    within = within.of(values.get("architecture", self.recipe.architecture))
                 if within is not None and not within.contains(value):
                     reason = f"{show_value(value)} lies outside sweep.space.{name}"
-                    raise KeyedError(("sweep", "first", f"[{index}]", name), reason)
+                    raise KeyedError(("sweep", "initial_trials", f"[{index}]", name), reason)
         return self
 
     def _check_recipe_value(self, key: tuple[str, ...], value: Any) -> None:

@@ -46,8 +46,8 @@ class Searcher:
         self._reported: set[tuple[int, int]] = set()  # Optuna warns of an epoch that is told twice
 
     def propose(self, concurrent: int = 1) -> Proposal:
-        """Return the next trial when so many run at a time; first those of sweep.first."""
-        number, first = self._next, self.params.sweep.first
+        """Return the next trial when so many run at a time; first those of sweep.initial_trials."""
+        number, first = self._next, self.params.sweep.initial_trials
         if number < len(first):
             trial = self._take_up(space.to_point(self.params, first[number]))
             recipe = space.to_recipe(self.params, trial.params).model_dump()

@@ -46,7 +46,7 @@ def to_recipe(params: Params, point: Mapping[str, Any]) -> Recipe:
 
 
 def to_point(params: Params, first: Mapping[str, Any]) -> Point:
-    """Return the point of a trial of sweep.first; defaults that lie outside the space move to its nearest end."""
+    """Return the point of an initial trial; defaults that lie outside the space move to its nearest end."""
     values = params.recipe.model_copy(update=dict(first)).model_dump()
     architectures = searched_architectures(params)
     if values["architecture"] not in architectures:
