@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--foreground", action="store_true", help="stay, for containers and systemd; SIGTERM drains")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    from flywheel.serving import host, remote
+    from flywheel.serving import host, on_cluster
 
     with cli.logged(params, "serve"):
         address = ray_address.wanted()
@@ -29,7 +29,7 @@ def main() -> None:
         if address is None:
             served = host.start(params, [sys.executable, *sys.argv, "--foreground"])
         else:
-            served = remote.start(params, address)
+            served = on_cluster.start(params, address)
         health = served.health() or {}
         cli.log.info(
             f"serve: {health.get('model', served.model)} answers at {served.url} (a page to try it is there too)"

@@ -14,12 +14,12 @@ def main() -> None:
     arguments = cli.parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     from flywheel.pipeline import server_record
-    from flywheel.serving import host, remote
+    from flywheel.serving import host, on_cluster
 
     with cli.logged(params, "serve"):
         served = server_record.read(params)
         if served is not None and served.address is not None:
-            remote.stop(params, served)
+            on_cluster.stop(params, served)
             cli.log.info(f"stop: the application was deleted from the cluster at {served.address}")
         else:
             cli.log.info("stop: stopped" if host.stop(params) else "stop: nothing was running")

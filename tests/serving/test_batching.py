@@ -1,4 +1,4 @@
-"""Batches take what waits, and one bad item spoils no other's answer."""
+"""RequestBatcher take what waits, and one bad item spoils no other's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flywheel.serving.batching import Batches, Overloaded
+from flywheel.serving.batching import Overloaded, RequestBatcher
 
 
 class Model:
@@ -30,8 +30,8 @@ class Model:
         return [item * 2 for item in items]
 
 
-def made(model: Model, most: int = 8, queued: int = 16) -> Batches[Any, Any]:
-    return Batches(model, ThreadPoolExecutor(1), most, queued, lambda size: None)
+def made(model: Model, most: int = 8, queued: int = 16) -> RequestBatcher[Any, Any]:
+    return RequestBatcher(model, ThreadPoolExecutor(1), most, queued, lambda size: None)
 
 
 def test_a_lone_item_leaves_at_once_and_those_who_wait_leave_together() -> None:

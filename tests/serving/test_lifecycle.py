@@ -145,7 +145,7 @@ def test_other_settings_start_anew_and_two_at_once_do_not_meet(fresh: Server) ->
     assert "answers at" in first.communicate(timeout=180)[0]
     before = server_record.read(fresh.params)
     printed = fresh.run("serve", extra="serve.max_parts=3")
-    assert "starting anew" in printed
+    assert "restarting" in printed
     after = server_record.read(fresh.params)
     assert before is not None
     assert after is not None

@@ -62,7 +62,7 @@ def _port(params: Params) -> Finding:
                 return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
             os.kill(served.pid, 0)
             return Finding("port", f"{number}: this profile's server (pid {served.pid})")
-    if trouble := settings.port_trouble(params):
+    if trouble := settings.port_problem(params):
         return Finding(
             "port", f"{host}:{number} cannot be used ({trouble})",
             "set serve.port (or serve.host) to another, or end what uses it",

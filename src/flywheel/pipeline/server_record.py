@@ -1,4 +1,4 @@
-"""The record of the running server, store/<profile>/serve.json: what serves this profile, and how to reach it."""
+"""The record of the running server, store/<profile>/serve.json: its URL, process, model and settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBE_TIMEOUT_S = 3
 
 @dataclass(frozen=True)
 class Served:
-    """A server that was started. `pid` is its host process (None: on the cluster at `address`)."""
+    """A server that was started: by the host process `pid`, or on the cluster at `address`."""
 
     url: str
     pid: int | None
@@ -25,11 +25,11 @@ class Served:
     folder: str | None = None
 
     def answers(self) -> bool:
-        """Tell whether it is ready."""
+        """Return whether it is ready."""
         return self.health() is not None
 
     def health(self) -> dict[str, Any] | None:
-        """Return what /healthz says, or None."""
+        """Return the body of /healthz, or None if it does not answer."""
         import requests
 
         with contextlib.suppress(requests.RequestException, ValueError):
@@ -40,7 +40,7 @@ class Served:
 
 
 def read(params: Params) -> Served | None:
-    """Return the record, or None when nothing was started (or it cannot be read)."""
+    """Return the record, or None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Served(**files.read_json(params.store_paths.server))
     return None

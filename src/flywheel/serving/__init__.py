@@ -1,7 +1,7 @@
-"""Ray Serve answers /predict with the production model, and follows it when it moves."""
+"""Serve the production model over HTTP with Ray Serve, and load a new one when production moves."""
 
 from flywheel import FlywheelError
 
 
 class ServingError(FlywheelError):
-    """The server cannot start, or an answer cannot be given; the message says why and what to do."""
+    """The server cannot start or cannot answer; the message says why and what to do."""

@@ -1,7 +1,10 @@
-"""HTTP in front of a replica: requests are read, checked and decoded one by one, and answered in JSON.
+"""The HTTP interface of a replica: read, check and decode requests, answer in JSON.
 
 POST /predict   an image as the body, or many as multipart/form-data parts called `file`
-GET  /          a page to try it      /healthz   ready?      /model   what answers      /metrics   for Prometheus
+GET  /          a page to try it
+     /healthz   200 when ready
+     /model     the model that answers
+     /metrics   for Prometheus
 """
 
 from __future__ import annotations
@@ -27,20 +30,20 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from flywheel.data import images
-from flywheel.serving.batching import Batches, Overloaded
+from flywheel.serving.batching import Overloaded, RequestBatcher
 from flywheel.serving.prometheus import CONTENT_TYPE, Metrics
-from flywheel.serving.replica import Answer, Replica
+from flywheel.serving.replica import Prediction, Replica
 
 log = logging.getLogger("flywheel.serving")
 access_log = logging.getLogger("flywheel.access")
 
 PAGE = Path(__file__).with_name("page.html")
-INLINE_BYTES = 16_384  # decoded at once (0.1 ms for 32 x 32); what is larger may take long and goes to a thread
+INLINE_BYTES = 16_384  # up to here decoded on the event loop (0.1 ms for 32 x 32), larger ones in a thread
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for."""
+    """Limits of a request."""
 
     body_bytes: int
     parts: int
@@ -49,24 +52,26 @@ class Limits:
 class App:
     """The routes of a replica."""
 
-    def __init__(self, replica: Replica, batches: Batches[NDArray[np.uint8], Answer], metrics: Metrics, limits: Limits):
-        self._replica, self._batches, self._metrics, self._limits = replica, batches, metrics, limits
+    def __init__(
+        self, replica: Replica, batcher: RequestBatcher[NDArray[np.uint8], Prediction], metrics: Metrics, limits: Limits
+    ):
+        self._replica, self._batcher, self._metrics, self._limits = replica, batcher, metrics, limits
         self._decoders = ThreadPoolExecutor(2, "decode")
         self._page = PAGE.read_text(encoding="utf-8")
 
     def build(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
-            Route("/predict", self._answered(self._predict), methods=["POST"]),
-            Route("/", self._answered(self._show_page), methods=["GET"]),
-            Route("/healthz", self._answered(self._health), methods=["GET"]),
-            Route("/model", self._answered(self._describe), methods=["GET"]),
-            Route("/metrics", self._answered(self._measure), methods=["GET"]),
+            Route("/predict", self._wrap(self._predict), methods=["POST"]),
+            Route("/", self._wrap(self._show_page), methods=["GET"]),
+            Route("/healthz", self._wrap(self._health), methods=["GET"]),
+            Route("/model", self._wrap(self._describe), methods=["GET"]),
+            Route("/metrics", self._wrap(self._measure), methods=["GET"]),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: self._refuse})
 
-    def _answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Give a handler what all share: a request id, errors as JSON, counters and the access log."""
+    def _wrap(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler that also turns errors into JSON, counts the request and writes the access log."""
 
         async def answer(request: Request) -> Response:
             started = time.monotonic()
@@ -77,7 +82,7 @@ class App:
             except Overloaded as error:
                 response = _error(request, 503, str(error), {"Retry-After": str(error.retry_after_s)})
             except ClientDisconnect:
-                response = _error(request, 499, "the client hung up")  # nobody reads it; nginx counts it so
+                response = _error(request, 499, "the client hung up")  # nginx's code; only metrics and log show it
             except Exception:
                 log.exception("request %s failed", _id(request))
                 response = _error(request, 500, "the server failed; its log has the reason")
@@ -87,7 +92,7 @@ class App:
         return answer
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
-        """Answer a wrong path or method, which reach no handler."""
+        """Answer a wrong path or method; no handler sees those."""
         assert isinstance(error, HTTPException)
         reason = {
             404: f"no such path: {request.url.path}; POST an image to /predict",
@@ -102,11 +107,11 @@ class App:
         if kind == "multipart/form-data":
             return await self._predict_parts(request)
         image = await self._decode(await self._body(request))
-        (future,) = self._batches.submit([image])
+        (future,) = self._batcher.submit([image])
         return JSONResponse({**self._result(await future), "request_id": _id(request)})
 
     async def _predict_parts(self, request: Request) -> Response:
-        """Answer many images, each with its result or its error, in the order of the parts."""
+        """Answer with a result or an error for each part, in their order."""
         decoded: list[NDArray[np.uint8] | str] = []
         for data in await self._parts(request):
             try:
@@ -114,31 +119,34 @@ class App:
             except HTTPException as error:
                 decoded.append(error.detail)
         good = [image for image in decoded if not isinstance(image, str)]
-        answers = iter(await asyncio.gather(*self._batches.submit(good), return_exceptions=True)) if good else iter(())
-        results = [{"error": image} if isinstance(image, str) else self._either(next(answers)) for image in decoded]
+        predictions = iter(await asyncio.gather(*self._batcher.submit(good), return_exceptions=True))
+        results = [
+            {"error": image} if isinstance(image, str) else self._result_or_error(next(predictions))
+            for image in decoded
+        ]
         return JSONResponse({"predictions": results, "request_id": _id(request)})
 
-    def _either(self, answer: Answer | BaseException) -> dict[str, Any]:
-        if isinstance(answer, BaseException):
-            log.error("an image of a request with many failed: %s", answer)
+    def _result_or_error(self, prediction: Prediction | BaseException) -> dict[str, Any]:
+        if isinstance(prediction, BaseException):
+            log.error("an image of a request with many failed: %s", prediction)
             return {"error": "the model failed on this image; the server's log has the reason"}
-        return self._result(answer)
+        return self._result(prediction)
 
-    def _result(self, answer: Answer) -> dict[str, Any]:
-        self._metrics.count_prediction(answer)
-        values = [round(value, 6) for value in answer.probabilities.tolist()]
-        best = int(answer.probabilities.argmax())
-        names = answer.model.class_names
+    def _result(self, prediction: Prediction) -> dict[str, Any]:
+        self._metrics.count_prediction(prediction)
+        values = [round(value, 6) for value in prediction.probabilities.tolist()]
+        best = int(prediction.probabilities.argmax())
+        names = prediction.model.class_names
         return {
             "label": names[best],
             "class_id": best,
             "confidence": values[best],
             "probabilities": dict(zip(names, values, strict=True)),
-            "model": answer.model.version.label,
+            "model": prediction.model.version.label,
         }
 
     def _check_length(self, request: Request) -> None:
-        """Refuse a body that says it is too long, before it is read. Raises HTTPException."""
+        """Refuse a body whose Content-Length is too large before reading it. Raises HTTPException."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise self._too_large()
@@ -160,13 +168,13 @@ class App:
 
     async def _parts(self, request: Request) -> list[bytes]:
         """Return the parts called `file`. Raises HTTPException."""
-        most = self._limits.parts
-        parser = MultiPartParser(request.headers, self._stream(request), max_files=most, max_fields=most)
+        limit = self._limits.parts
+        parser = MultiPartParser(request.headers, self._stream(request), max_files=limit, max_fields=limit)
         try:
             form = await parser.parse()
         except MultiPartException as error:
             if "Too many" in error.message:
-                raise HTTPException(413, f"more than {most} parts (serve.max_parts)") from None
+                raise HTTPException(413, f"more than {limit} parts (serve.max_parts)") from None
             raise HTTPException(400, f"not multipart/form-data: {error.message}") from None
         except KeyError:
             raise HTTPException(400, "not multipart/form-data: no boundary") from None
@@ -179,7 +187,7 @@ class App:
             await form.close()
 
     async def _decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Return an image at the model's size. Raises HTTPException 400."""
+        """Return the image, resized to the model's input. Raises HTTPException 400."""
         side = self._replica.model.image_size
         try:
             if len(data) <= INLINE_BYTES:
@@ -196,11 +204,11 @@ class App:
 
     async def _describe(self, request: Request) -> Response:
         replica = self._replica
-        trouble = {"swap_error": replica.swap_error, "swaps": replica.swaps, "failed_swaps": replica.failed_swaps}
-        return JSONResponse({**replica.model.describe(), **trouble})
+        swaps = {"swap_error": replica.swap_error, "swaps": replica.swaps, "failed_swaps": replica.failed_swaps}
+        return JSONResponse({**replica.model.describe(), **swaps})
 
     async def _measure(self, request: Request) -> Response:
-        return Response(self._metrics.text(self._replica, self._batches.waiting), media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(self._replica, self._batcher.waiting), media_type=CONTENT_TYPE)
 
     def _count(self, request: Request, status: int, seconds: float) -> None:
         path = request.url.path
@@ -222,7 +230,7 @@ class App:
 
 
 def _id(request: Request) -> str:
-    """Return the request's id: the client's, else the one that Ray Serve gave it. Serve also answers with it."""
+    """Return the request id: the client's, otherwise the one Ray Serve assigned. Serve also sends it as a header."""
     return request.headers.get("x-request-id", "")
 
 

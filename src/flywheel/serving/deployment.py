@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: what a replica is made of, and how many there are."""
+"""The Ray Serve deployment: its replicas, their resources and their logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray import serve
 
 from flywheel.params import Params
 from flywheel.serving.app import App, Limits
-from flywheel.serving.batching import Batches
+from flywheel.serving.batching import RequestBatcher
 from flywheel.serving.prometheus import Metrics
 from flywheel.serving.replica import Replica
 
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 ACCESS_LOG_BYTES, ACCESS_LOGS = 10_000_000, 5
-SPARE_REQUESTS = 64  # beyond the queue: health checks, the page, and answers that say 503 themselves
+SPARE_REQUESTS = 64  # beyond the queue: health checks, the page, and requests that get 503
 
 
 @serve.deployment
 @serve.ingress()
 class Predictor:
-    """A replica: loads the production model before it is ready, follows it, answers."""
+    """A replica: load the production model, then answer requests and follow production."""
 
     def __init__(self, params: Params, threads: int, cuda: bool):
         settings = params.serve
         name = serve.get_replica_context().replica_id.unique_id
-        _log_to(params.store_paths.logs, name, settings.access_log)
+        _set_up_logs(params.store_paths.logs, name, settings.access_log)
         self._replica = Replica(params.store, params.registered_model, threads, cuda, settings.max_batch_size)
         self._replica.follow(settings.poll_s)
         metrics = Metrics(name)
-        batches = Batches(
+        batcher = RequestBatcher(
             self._replica.compute,
             self._replica.executor,
             settings.max_batch_size,
             settings.max_queued_images,
             metrics.count_batch,
         )
-        self._app = App(self._replica, batches, metrics, Limits(settings.max_body_bytes, settings.max_parts))
+        self._app = App(self._replica, batcher, metrics, Limits(settings.max_body_bytes, settings.max_parts))
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """Return the routes; Serve asks for them after the constructor."""
+        """Return the routes; Serve calls this after the constructor."""
         return self._app.build()
 
 
-def application(params: Params, gpus: float) -> Any:
-    """Return the application as Serve deploys it, each replica with `gpus` GPUs (0 = none)."""
+def bind(params: Params, gpus: float) -> Any:
+    """Return the application that Serve deploys; each replica gets `gpus` GPUs."""
     settings = params.serve
     ongoing = settings.max_queued_images + settings.max_batch_size + SPARE_REQUESTS
     threads = max(1, int(settings.cpus_per_replica))
@@ -58,22 +58,22 @@ def application(params: Params, gpus: float) -> Any:
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.max_batch_size,
     }
-    several = settings.max_replicas > settings.min_replicas
+    autoscale = settings.max_replicas > settings.min_replicas
     return Predictor.options(  # type: ignore[attr-defined]
         name="predictor",
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=30,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
-        **({"autoscaling_config": scaling} if several else {"num_replicas": settings.min_replicas}),
+        **({"autoscaling_config": scaling} if autoscale else {"num_replicas": settings.min_replicas}),
     ).bind(params, threads, gpus > 0)
 
 
-def _log_to(folder: Path, replica: str, access: bool) -> None:
-    """Write what the replica logs to serve.log, and requests to a file of its own if asked."""
+def _set_up_logs(folder: Path, replica: str, access: bool) -> None:
+    """Write the replica's messages to serve.log and, if `access`, its requests to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = logging.FileHandler(folder / "serve.log", encoding="utf-8")
-    own.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {replica}: %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handlers = {"flywheel.serving": own}
+    messages = logging.FileHandler(folder / "serve.log", encoding="utf-8")
+    messages.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {replica}: %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handlers = {"flywheel.serving": messages}
     if access:
         path = folder / f"access-{replica}.jsonl"
         handlers["flywheel.access"] = RotatingFileHandler(path, maxBytes=ACCESS_LOG_BYTES, backupCount=ACCESS_LOGS)

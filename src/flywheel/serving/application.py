@@ -1,4 +1,4 @@
-"""Puts the application on a Ray that is connected already, and takes it off."""
+"""Deploy the application to the connected Ray, and delete it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def deploy(params: Params) -> None:
     import ray
     from ray import serve
 
-    from flywheel.serving.deployment import application
+    from flywheel.serving.deployment import bind
 
     settings = params.serve
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def deploy(params: Params) -> None:
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_TIMEOUT_S},
         logging_config={"enable_access_log": False},
     )
-    target = serve.RunTarget(application(params, gpus), name=name(params), route_prefix="/")
+    target = serve.RunTarget(bind(params, gpus), name=name(params), route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     until = time.monotonic() + settings.start_timeout_s
     while (status := _status(params)) is None or status.status != "RUNNING":
@@ -54,8 +54,8 @@ def deploy(params: Params) -> None:
         time.sleep(POLL_S)
 
 
-def withdraw(params: Params) -> None:
-    """Delete the application: replicas finish what they have and end."""
+def delete(params: Params) -> None:
+    """Delete the application; its replicas finish their requests first."""
     from ray import serve
 
     serve.delete(name(params))
@@ -68,7 +68,7 @@ def _status(params: Params) -> ApplicationStatusOverview | None:
 
 
 def _reason(status: ApplicationStatusOverview) -> str:
-    """Return the last line of what Serve tells: of a traceback, the error itself."""
+    """Return the last error line of Serve's messages, which may be tracebacks."""
     texts = [status.message, *(deployment.message for deployment in status.deployments.values())]
     lines = [line.strip() for text in texts if text for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.split(":")[0]]

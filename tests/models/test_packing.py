@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from flywheel.models import device as devices
+from flywheel.models import packing
 from flywheel.models.architectures import architecture
-from flywheel.serving import packing
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""The same application on a Ray cluster that runs already: RAY_ADDRESS=host:port make serve, from one of its nodes."""
+"""Serve on a running Ray cluster: RAY_ADDRESS=host:port make serve, on one of its nodes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from flywheel import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.serving import ServingError, deploy, settings
+from flywheel.serving import ServingError, application, settings
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 30
+ANSWER_TIMEOUT_S = 30
 
 
 def start(params: Params, address: str) -> Served:
-    """Deploy the application to the cluster, where it stays, and return when it answers. Raises ServingError.
+    """Deploy the application to the cluster and return when it answers. Raises ServingError, RayError.
 
-    The store must be a directory that every node of the cluster shares: the replicas follow `production` there.
+    The store must be a directory that all nodes share: the replicas read the alias `production` there.
     """
     model = settings.production(params)
     before, digest = server_record.read(params), settings.digest(params)
@@ -28,10 +28,10 @@ def start(params: Params, address: str) -> Served:
         log.info(f"serve: nothing changed since {before.started}")
         return before
     with ray_address.connect(address):
-        deploy.deploy(params)
+        application.deploy(params)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     served = Served(settings.url(params), None, now, model.label, digest, address=address)
-    until = time.monotonic() + ANSWER_S
+    until = time.monotonic() + ANSWER_TIMEOUT_S
     while not served.answers():
         if time.monotonic() > until:
             raise ServingError(
@@ -44,8 +44,8 @@ def start(params: Params, address: str) -> Served:
 
 
 def stop(params: Params, served: Served) -> None:
-    """Delete the application from its cluster; the cluster stays. Raises ServingError."""
+    """Delete the application from its cluster. Raises RayError."""
     assert served.address is not None
     with ray_address.connect(served.address):
-        deploy.withdraw(params)
+        application.delete(params)
     server_record.remove(params)

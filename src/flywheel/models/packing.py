@@ -1,4 +1,4 @@
-"""Convolutions whose weights lie in memory as oneDNN computes with them, instead of being reordered at every call."""
+"""Convolutions with weights in oneDNN's own layout, so that they are not reordered at every call."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from flywheel.models.resnet import Conv3x3
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN computes convolutions of a dtype (float32 or bfloat16) on a device."""
+    """Return whether oneDNN computes convolutions of a dtype (float32 or bfloat16) on a device."""
     known = dtype == torch.float32 or devices.has_bfloat16(device)
     return device.type == "cpu" and known and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def pack(network: nn.Module, example: Tensor) -> None:
-    """Replace the 2-d convolutions of a network, in place, by packed ones that give the same numbers.
+    """Replace the 2-d convolutions of a network in place by packed ones that give the same numbers.
 
-    The packed layout is the one that oneDNN prefers for `example`, an input (n, 3, h, w) of the network's dtype on the
-    CPU; other batch sizes work too, other heights and widths do not: what sees only padding is left out. These are the
-    operators that torch.compile uses on the CPU (torch/_inductor, mkldnn_fusion); they are private, so torch is pinned
-    and a test compares.
+    The layout is the one oneDNN prefers for `example`, an input (n, 3, h, w) of the network's dtype on the CPU. Other
+    batch sizes work too, other heights and widths do not, because weights that only meet padding are left out. These
+    are the operators that torch.compile uses on the CPU (torch/_inductor, mkldnn_fusion). They are private, so torch
+    is pinned and a test compares the results.
     """
     sizes: dict[nn.Module, list[int]] = {}
     hooks = [
@@ -42,7 +42,7 @@ def pack(network: nn.Module, example: Tensor) -> None:
 
 
 class PackedConvolution(nn.Module):
-    """A convolution for inference on the CPU, made of a Conv2d and the shape (n, c, h, w) of its usual input."""
+    """A convolution for inference on the CPU, made from a Conv2d and the shape (n, c, h, w) of its usual input."""
 
     def __init__(self, convolution: nn.Conv2d, size: list[int]):
         super().__init__()
