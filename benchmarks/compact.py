@@ -34,7 +34,7 @@ from training import MEAN, STD, peak_flops
 from flywheel import cli
 from flywheel.models import device as devices
 from flywheel.params import Recipe
-from flywheel.training.batches import Batches
+from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import TrainingData, fit
 
 NAMES = ("airbench94", "compact")
@@ -144,7 +144,7 @@ def train_airbench94(data: TrainingData, recipe: Recipe) -> Iterator[tuple[float
     torch.manual_seed(recipe.seed)
     model = Airbench94(data)
     network = model.network.to(device)
-    batches = Batches(data.images, data.labels, BATCH, flip=True, translate=2, seed=recipe.seed, device=device)
+    batches = AugmentedBatches(data.images, data.labels, BATCH, flip=True, translate=2, seed=recipe.seed, device=device)
     steps = math.ceil(EPOCHS * len(batches))
     kilostep = 1024 * (1 + 1 / (1 - MOMENTUM))
     rate, decay = LEARNING_RATE / kilostep, WEIGHT_DECAY / kilostep * BATCH

@@ -164,7 +164,7 @@ def ours(data: TrainingData, recipe: Recipe) -> Iterator[float]:
 
 def ready(data: TrainingData, recipe: Recipe) -> Iterator[float]:
     """Yield the images per second of the network alone, on one batch that is normalized, resized and on the device."""
-    classifier = data.classifier(recipe).place(devices.pick()).train()
+    classifier = data.classifier(recipe).move_to(devices.pick()).train()
     (optimizer,) = make_optimizers(classifier, recipe)
     batch = classifier.prepare(torch.from_numpy(data.images[: recipe.batch_size]).to(classifier.device))
     targets = torch.from_numpy(data.labels[: recipe.batch_size]).to(classifier.device)

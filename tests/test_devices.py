@@ -16,7 +16,7 @@ from flywheel.models import device as devices
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params, Recipe
 from flywheel.serving import replica
-from flywheel.training.batches import Batches
+from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import Training, TrainingData, fit
 
 pytestmark = pytest.mark.gpu
@@ -41,7 +41,7 @@ def device() -> torch.device:
 
 
 def test_images_lie_on_the_device_and_are_augmented_there(data: TrainingData, device: torch.device) -> None:
-    batches = Batches(data.images, data.labels, 16, flip=True, translate=4, seed=0, device=device)
+    batches = AugmentedBatches(data.images, data.labels, 16, flip=True, translate=4, seed=0, device=device)
     images, labels = next(batches.epoch(1))
     assert images.device.type == labels.device.type == device.type
     assert images.dtype == torch.uint8

@@ -13,7 +13,7 @@ import torch
 from shades import two_shades
 
 from flywheel.params import Params, Recipe
-from flywheel.training.batches import Batches
+from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
 from flywheel.training.optimizers import Muon, make_optimizers
 
@@ -55,7 +55,7 @@ def test_the_same_recipe_gives_the_same_weights_to_the_byte(data: TrainingData, 
 @pytest.mark.parametrize("block", [0, 1])
 def test_weights_that_see_no_pixel_get_no_gradient(data: TrainingData, recipe: Recipe, block: int) -> None:
     recipe = recipe.model_copy(update={"architecture": "standard", "precision": "bfloat16"})
-    classifier = data.classifier(recipe).place(CPU).train()
+    classifier = data.classifier(recipe).move_to(CPU).train()
     convolution = classifier.network.layer4[block].conv1  # type: ignore[index,union-attr]
     outside = torch.ones(3, 3, dtype=torch.bool)
     outside[1, 1] = False
@@ -96,8 +96,8 @@ def test_every_param_of_a_recipe_has_an_effect(data: TrainingData, recipe: Recip
 def test_every_epoch_has_its_number_so_that_images_are_mirrored_in_turn(
     data: TrainingData, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, epoch = [], Batches.epoch
-    monkeypatch.setattr(Batches, "epoch", lambda self, number: (asked.append(number), epoch(self, number))[1])
+    asked, epoch = [], AugmentedBatches.epoch
+    monkeypatch.setattr(AugmentedBatches, "epoch", lambda self, number: (asked.append(number), epoch(self, number))[1])
     training = Training(data.classifier(recipe), data, recipe, CPU)
     next(training.epochs())
     other = Training(data.classifier(recipe), data, recipe, CPU)

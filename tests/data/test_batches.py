@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flywheel.training.batches import Batches, resident
+from flywheel.training.batches import AugmentedBatches, resident
 
 Pictures = Callable[..., NDArray[np.uint8]]
 Labels = NDArray[np.int64]
@@ -25,20 +25,20 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
-def make(device: torch.device) -> Callable[..., Batches]:
+def make(device: torch.device) -> Callable[..., AugmentedBatches]:
     """Batches of images whose label is their index."""
 
     def made(
         images: NDArray[np.uint8], size: int = 4, *, flip: bool = False, translate: int = 0, seed: int = 0
-    ) -> Batches:
+    ) -> AugmentedBatches:
         images.flags.writeable = False  # as Ray's object store and the memory map give them
         labels = np.arange(len(images))
-        return Batches(images, labels, size, flip=flip, translate=translate, seed=seed, device=device)
+        return AugmentedBatches(images, labels, size, flip=flip, translate=translate, seed=seed, device=device)
 
     return made
 
 
-def seen(batches: Batches, epochs: int = 1) -> Iterator[tuple[NDArray[np.uint8], int]]:
+def seen(batches: AugmentedBatches, epochs: int = 1) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Every image with its label."""
     for number in range(1, epochs + 1):
         for images, labels in batches.epoch(number):
@@ -59,7 +59,7 @@ def crops(image: NDArray[np.uint8], padding: int, flip: bool) -> dict[bytes, tup
 
 
 def test_an_epoch_is_every_image_once_exact_and_with_its_label(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(12)
     labels = []
@@ -72,14 +72,14 @@ def test_an_epoch_is_every_image_once_exact_and_with_its_label(
 def test_labels_are_the_given_ones(device: torch.device, noise_pictures: Pictures) -> None:
     images, labels = noise_pictures(9), np.array([5, 0, 7, 7, 2, 9, 1, 3, 3])
     given = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-    batches = Batches(images, labels, 3, flip=False, translate=0, seed=0, device=device)
+    batches = AugmentedBatches(images, labels, 3, flip=False, translate=0, seed=0, device=device)
     for image, label in seen(batches):
         assert label == given[image.tobytes()]
 
 
 @pytest.mark.parametrize(("flip", "translate"), [(False, 0), (True, 0), (False, 2), (True, 2)])
 def test_a_batch_has_the_form_that_a_classifier_takes(
-    flip: bool, translate: int, make: Callable[..., Batches], noise_pictures: Pictures, device: torch.device
+    flip: bool, translate: int, make: Callable[..., AugmentedBatches], noise_pictures: Pictures, device: torch.device
 ) -> None:
     batches = make(noise_pictures(11, 10), 3, flip=flip, translate=translate)
     taken = list(batches.epoch(1))
@@ -93,7 +93,7 @@ def test_a_batch_has_the_form_that_a_classifier_takes(
 
 
 def test_what_does_not_fill_a_batch_is_left_out_other_images_each_time(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     batches = make(noise_pictures(10), 4)
     epochs = [[label for _, label in seen(batches)] for _ in range(30)]
@@ -104,14 +104,16 @@ def test_what_does_not_fill_a_batch_is_left_out_other_images_each_time(
     assert not frozenset.intersection(*left_out)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(make: Callable[..., Batches], noise_pictures: Pictures) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
+) -> None:
     batches = make(noise_pictures(5), 128)
     assert len(batches) == 1
     assert sorted(label for _, label in seen(batches)) == [0, 1, 2, 3, 4]
 
 
 def test_a_flip_gives_the_image_or_its_mirror_image_half_the_time(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(50)
     mirrored = []
@@ -122,7 +124,7 @@ def test_a_flip_gives_the_image_or_its_mirror_image_half_the_time(
 
 
 def test_two_epochs_in_a_row_show_both_sides_of_every_image(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(20)
     batches = make(images, 10, flip=True)
@@ -141,7 +143,7 @@ def test_two_epochs_in_a_row_show_both_sides_of_every_image(
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("translate", [1, 2])
 def test_a_shift_gives_every_crop_of_the_reflected_image_and_no_other(
-    flip: bool, translate: int, make: Callable[..., Batches], noise_pictures: Pictures
+    flip: bool, translate: int, make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(4)
     allowed = [crops(image, translate, flip) for image in images]
@@ -156,7 +158,7 @@ def test_a_shift_gives_every_crop_of_the_reflected_image_and_no_other(
 
 
 def test_images_of_a_batch_are_shifted_and_mirrored_each_by_its_own_draw(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(64)
     allowed = [crops(image, 2, flip=True) for image in images]
@@ -167,7 +169,7 @@ def test_images_of_a_batch_are_shifted_and_mirrored_each_by_its_own_draw(
 
 
 def test_a_shift_beyond_the_image_is_held_at_what_reflection_can_give(
-    make: Callable[..., Batches], noise_pictures: Pictures
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(4)
     allowed = [crops(image, 7, flip=False) for image in images]
@@ -177,7 +179,7 @@ def test_a_shift_beyond_the_image_is_held_at_what_reflection_can_give(
 
 @pytest.mark.parametrize(("flip", "translate"), [(False, 0), (True, 2)])
 def test_the_same_seed_gives_the_same_batches(
-    flip: bool, translate: int, make: Callable[..., Batches], noise_pictures: Pictures
+    flip: bool, translate: int, make: Callable[..., AugmentedBatches], noise_pictures: Pictures
 ) -> None:
     images = noise_pictures(24)
 
@@ -190,7 +192,9 @@ def test_the_same_seed_gives_the_same_batches(
     assert drawn(3)[:24] != drawn(3)[24:]  # the next epoch has another order
 
 
-def test_batches_leave_the_global_generator_alone(make: Callable[..., Batches], noise_pictures: Pictures) -> None:
+def test_batches_leave_the_global_generator_alone(
+    make: Callable[..., AugmentedBatches], noise_pictures: Pictures
+) -> None:
     images = noise_pictures(8)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -199,7 +203,7 @@ def test_batches_leave_the_global_generator_alone(make: Callable[..., Batches], 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_epoch_changes_no_image(make: Callable[..., Batches], noise_pictures: Pictures) -> None:
+def test_an_epoch_changes_no_image(make: Callable[..., AugmentedBatches], noise_pictures: Pictures) -> None:
     images = noise_pictures(8)
     original = images.copy()
     for batch, _ in make(images, flip=True, translate=1).epoch(1):

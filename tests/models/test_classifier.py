@@ -23,7 +23,7 @@ NAMES = tuple("abc")
 
 def make(name: str = "compact", precision: str = "float32", size: int = 32, seed: int = 0) -> Classifier:
     made = Classifier(name, NAMES, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), size, precision, seed)
-    return made.place(CPU).eval()
+    return made.move_to(CPU).eval()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ CLASSES = [str(number) for number in range(10)]
 
 def untrained(architecture: str, precision: str, seed: int = 0) -> Classifier:
     model = Classifier(architecture, CLASSES, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 32, precision, seed)
-    return model.place(torch.device("cpu")).eval()
+    return model.move_to(torch.device("cpu")).eval()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

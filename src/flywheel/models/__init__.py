@@ -1,7 +1,7 @@
-"""Networks and the classifier around them."""
+"""Networks, and the classifier that adds preprocessing and class names."""
 
 from flywheel import FlywheelError
 
 
 class ModelError(FlywheelError):
-    """A model cannot be made or loaded."""
+    """A model cannot be built or loaded."""

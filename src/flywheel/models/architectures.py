@@ -1,4 +1,4 @@
-"""The table of architectures. A new one is one function and one line here."""
+"""The table of architectures. To add one, write its function and add a line here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flywheel.models.resnet import resnet, resnet_small_images
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a network for a number of classes, and the side its images are resized to (None: as they are)."""
+    """How to build a network for a number of classes; `input_size` resizes the images (None: no resizing)."""
 
     build: Callable[[int], nn.Module]
     input_size: int | None = None
@@ -30,7 +30,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture of a name. Raises ModelError with the names there are."""
+    """Return the architecture with a name. Raises ModelError naming the known ones."""
     if name not in ARCHITECTURES:
         close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(ARCHITECTURES)}"

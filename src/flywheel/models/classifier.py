@@ -1,4 +1,4 @@
-"""Preprocessing, network and class names in one: uint8 images in, probabilities out."""
+"""A network with its preprocessing and class names: uint8 images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREDICT_BATCH = 256
 
 
 class Classifier(nn.Module):
-    """A network with its preprocessing. `precision` (float32 or bfloat16) holds for all it computes."""
+    """A network with its preprocessing. It trains and predicts in `precision` (float32 or bfloat16)."""
 
     def __init__(
         self,
@@ -57,17 +57,17 @@ class Classifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device that computes."""
+        """The device of the weights."""
         return self.scale.device
 
-    def place(self, device: torch.device) -> Classifier:
-        """Move to a device and fix the precision there. Returns itself."""
+    def move_to(self, device: torch.device) -> Classifier:
+        """Move to a device and resolve the precision `auto` for it. Returns self."""
         self.precision = devices.resolve_precision(self.precision, device)
         return self.to(device)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Return the network's input (n, 3, s, s) float32 of images (n, h, w, 3) uint8: normalised and resized."""
-        x = images.permute(0, 3, 1, 2).float()  # (n, 3, h, w), channels_last without a copy
+        """Return images (n, h, w, 3) uint8 as the network's input (n, 3, s, s) float32: normalised and resized."""
+        x = images.permute(0, 3, 1, 2).float()  # already channels_last
         x = torch.addcmul(self.shift, x, self.scale)
         if self.input_size is not None and x.shape[-1] != self.input_size:
             side = (self.input_size, self.input_size)
@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         return torch.cat(parts).cpu().numpy()
 
     def contents(self, recipe: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the files of a saved classifier: the weights, and the rest with the recipe as JSON."""
+        """Return the files of a saved classifier: the weights, and a JSON file with everything else and the recipe."""
         weights = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
         description = {
             "format": FORMAT,
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
 def load(directory: Path, device: torch.device | None = None, precision: str | None = None) -> Classifier:
     """Return the classifier saved in a directory, on a device and in evaluation mode. Raises ModelError.
 
-    It computes in the precision of its recipe, as it was trained and validated, unless another is named.
+    The precision defaults to that of its recipe, in which it was trained and validated.
     """
     try:
         description = files.read_json(directory / "model.json")
@@ -142,4 +142,4 @@ def load(directory: Path, device: torch.device | None = None, precision: str | N
         raise ModelError(
             f"{directory} is not a model that this code loads ({reason}); if its architecture changed, run make sweep"
         ) from None
-    return classifier.place(device or devices.pick()).eval()
+    return classifier.move_to(device or devices.pick()).eval()

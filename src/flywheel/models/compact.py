@@ -1,8 +1,8 @@
 """A small, fast network for small images, in the manner of the CIFAR-10 speed records.
 
-Source: airbench94 (Jordan, arXiv 2404.00498), whose blocks these are: a convolution that the pooling follows at once,
-then another, each with batch norm without scale and GELU. Narrower, and its first layer learns: one that whitens the
-training images makes loud what drifted images have and those never had (docs/log.md).
+Its blocks are those of airbench94 (Jordan, arXiv 2404.00498): convolution, pooling, convolution, each convolution with
+batch norm without scale and GELU. It is narrower, and its first layer is trained: a fixed layer that whitens the
+training images amplifies features found only in drifted images (docs/log.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def compact(classes: int) -> nn.Module:
         layers += [_convolution(channels, width), Halve(), *_norm(width), _convolution(width, width), *_norm(width)]
         channels = width
     head = nn.Linear(channels, classes, bias=False)
-    # A ninth: so small that the first steps are not spent on taking chance back (airbench94 divides the logits).
+    # Small first logits, so that the first steps need not undo random ones (airbench94 divides the logits by nine).
     with torch.no_grad():
         head.weight.div_(9)
     return nn.Sequential(*layers, GlobalMax(), head)
@@ -37,10 +37,10 @@ class Halve(nn.Module):
 
 
 class GlobalMax(nn.Module):
-    """The maximum of each channel, (n, c, h, w) -> (n, c); unlike AdaptiveMaxPool2d repeatable on CUDA.
+    """The maximum of each channel, (n, c, h, w) -> (n, c); unlike AdaptiveMaxPool2d deterministic on CUDA.
 
-    By `max`, which keeps where the maximum was: `amax` looks for it again, and torch.compile, which computes the input
-    anew in another rounding, then finds none and divides by zero.
+    `max` stores the index of the maximum. The backward pass of `amax` searches for it again; torch.compile recomputes
+    the input with another rounding, so the search finds nothing and divides by zero.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _convolution(inputs: int, outputs: int) -> nn.Module:
 
 
 def _norm(channels: int) -> tuple[nn.Module, ...]:
-    # Running statistics follow fast (torch's default is 0.1): a short trial has few steps to settle them.
+    # Fast running statistics (torch's default is 0.1), because a short trial has few steps.
     norm = nn.BatchNorm2d(channels, momentum=0.4)
     norm.weight.requires_grad = False
     return norm, nn.GELU()

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision: decided by what the hardware has, never by a timing."""
+"""The device and the precision, chosen by the features of the hardware, never by a timing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BFLOAT16_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86 a
 
 
 def pick(cuda: bool = True) -> torch.device:
-    """Return the first CUDA device that is visible (unless `cuda` is off), else Apple's, else the CPU."""
+    """Return the first visible CUDA device (unless `cuda` is false), else MPS, else the CPU."""
     if cuda and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device computes bfloat16 in hardware."""
+    """Return whether a device has hardware for bfloat16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -30,7 +30,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return float32 or bfloat16 for auto, float32 or bfloat16. Raises ModelError where bfloat16 is not to be had."""
+    """Return float32 or bfloat16, choosing for `auto`. Raises ModelError for bfloat16 on MPS."""
     if precision == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
     if precision == "bfloat16" and device.type == "mps":
@@ -39,7 +39,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which a network computes in a precision that `resolve_precision` gave."""
+    """Return the context in which a network computes in a resolved precision."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

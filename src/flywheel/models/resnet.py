@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al., arXiv 1512.03385) by torchvision, from scratch, in the three forms of the pipeline."""
+"""torchvision's ResNet-18 (He et al., arXiv 1512.03385), untrained, for large and for small images."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def _resnet18(classes: int) -> nn.Module:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution without bias, padded by one; of a single pixel only the kernel's centre sees anything.
+    """A 3x3 convolution without bias, padded by one, that applies only its centre to images of a single pixel.
 
-    So only that is used there: a ninth of the work where ResNet-18 ends on 32 pixels, and of stride 2 the right
-    gradient. In bfloat16 oneDNN leaves that of the other eight weights unset: whatever was in that memory, NaN included
-    (torch 2.14.1).
+    The other eight weights see only padding there. ResNet-18 ends in such images for inputs of 32 pixels: this is a
+    ninth of the work, and with stride 2 it avoids a bug. In bfloat16, oneDNN leaves the gradient of those eight weights
+    uninitialised, NaN included (torch 2.14.1).
     """
 
     @classmethod
     def like(cls, other: nn.Conv2d) -> Conv3x3:
-        """Return one with the channels, stride and weights of a 3x3 convolution."""
+        """Return a copy of a 3x3 convolution that shares its weights."""
         new = cls(other.in_channels, other.out_channels, kernel_size=3, stride=other.stride[0], padding=1, bias=False)
         new.weight = other.weight
         return new
 
     @property
     def centre(self) -> Tensor:
-        """What of the weights sees a single pixel, (outputs, inputs, 1, 1)."""
+        """The weights at the centre of the kernel, (outputs, inputs, 1, 1)."""
         return self.weight[:, :, 1:2, 1:2]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ def _measure(
     names = [str(index) for index in range(classes)]
     results = []
     for recipe in recipes:
-        classifier = Classifier(recipe.architecture, names, [0.5] * 3, [0.25] * 3, image_size, recipe.precision).place(
-            device
-        )
+        classifier = Classifier(
+            recipe.architecture, names, [0.5] * 3, [0.25] * 3, image_size, recipe.precision
+        ).move_to(device)
         optimizers = make_optimizers(classifier, recipe)
         batch = recipe.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.batch_size)
         images = torch.zeros(batch, image_size, image_size, 3, dtype=torch.uint8, device=device)

@@ -1,4 +1,4 @@
-"""Batches from images that stay resident on the device as uint8, augmented there for a batch at once."""
+"""Batches of images that stay on the device as uint8 and are augmented there, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 def resident(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on the device; on the CPU it shares the memory (Ray's, read-only) of the array."""
+    """Return an array as a tensor on the device; on the CPU it shares the array's memory (Ray's is read-only)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.to(device)  # blocking: from pageable memory the other gains nothing, and on MPS it is not safe
+    return tensor.to(device)  # blocking: non_blocking gains nothing from pageable memory and is unsafe on MPS
 
 
-class Batches:
+class AugmentedBatches:
     """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
 
-    Images (n, h, w, 3) uint8 stay as they are; shift (what it uncovers is filled by reflection) and flip are one
-    gather of rows and columns. What does not fill a batch is left out of an epoch, other images each time. A random
-    half is mirrored in the first epoch, the other half in the second, and so on in turn: two epochs show both sides
-    of every image, which by chance alone they show of half of them (Jordan, arXiv 2404.00498, 3.6).
+    Images are (n, h, w, 3) uint8. One gather of rows and columns shifts and flips a batch; reflection fills the border
+    that a shift uncovers. An epoch leaves out the images that do not fill a batch, different ones each time. A random
+    half is mirrored in odd epochs, the other half in even ones, so two epochs show both sides of every image; with
+    independent draws they would do so for half of the images (Jordan, arXiv 2404.00498, 3.6).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batches:
         return len(self.labels) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device, for the epoch of a number (from 1)."""
+        """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device; `number` counts epochs from 1."""
         order = torch.randperm(len(self.labels), generator=self.random, device=self.device)
         for index in order[: len(self) * self.batch_size].reshape(-1, self.batch_size):
             yield self._augmented(index, number), self.labels[index]
@@ -69,7 +69,7 @@ class Batches:
         return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _offsets(self, count: int) -> Tensor:
-        """Return the rows (or columns) that `count` shifted images show, (count, size)."""
+        """Return the row (or column) indices of `count` randomly shifted images, (count, size)."""
         last = self.size - 1
         shape = (count, 1)
         shifts = torch.randint(-self.translate, self.translate + 1, shape, generator=self.random, device=self.device)

@@ -1,4 +1,4 @@
-"""The only training loop: it yields a result an epoch; sweep, retrain and tests drive it."""
+"""The training loop of sweep and retraining: a generator that yields a result after each epoch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 
 from flywheel import FlywheelError
 from flywheel.data.dataset import Dataset
 from flywheel.models.classifier import Classifier
 from flywheel.params import Recipe
-from flywheel.training.batches import Batches, resident
+from flywheel.training.batches import AugmentedBatches, resident
 from flywheel.training.optimizers import make_optimizers
 
 
@@ -28,7 +27,7 @@ class TrainingDiverged(FlywheelError):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a trial needs: images (n, s, s, 3) uint8, labels (n,) int64, and how to read them."""
+    """Training and validation images (n, s, s, 3) uint8, labels (n,) int64, class names, and channel statistics."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -42,18 +41,11 @@ class TrainingData:
     def of(cls, dataset: Dataset) -> TrainingData:
         """Return the train and validation images of a data set."""
         train, validation = dataset.split("train"), dataset.split("validation")
-        return cls(
-            train.images,
-            train.labels,
-            validation.images,
-            validation.labels,
-            dataset.class_names,
-            dataset.mean,
-            dataset.std,
-        )
+        images = (train.images, train.labels, validation.images, validation.labels)
+        return cls(*images, dataset.class_names, dataset.mean, dataset.std)
 
     def classifier(self, recipe: Recipe) -> Classifier:
-        """Return a fresh classifier for these images, its weights drawn with the recipe's seed."""
+        """Return an untrained classifier for these images, its weights drawn with the recipe's seed."""
         size = self.images.shape[1]
         return Classifier(
             recipe.architecture, self.class_names, self.mean, self.std, size, recipe.precision, recipe.seed
@@ -62,7 +54,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch gave. Losses are means over images, in nats; `accuracy` is on validation."""
+    """The result of an epoch. Losses are means over images, in nats; `loss` and `accuracy` are on validation."""
 
     epoch: int
     train_loss: float
@@ -73,37 +65,31 @@ class EpochResult:
 
 
 class Training:
-    """A training under way: between two epochs its state can be taken and put back.
+    """A training run whose state can be saved and restored between epochs.
 
-    Images stay on the device as uint8 and are augmented there; the host waits for the device once an epoch.
-    The same recipe on the same machine with as many threads gives the same weights (on the CPU to the byte),
-    whether or not it was taken up from a state in between.
+    The host waits for the device once an epoch. The same recipe on the same machine with the same number of threads
+    gives the same weights (byte-identical on the CPU), also when it resumes from a saved state.
     """
 
     def __init__(self, classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device):
         torch.backends.cudnn.deterministic = True
-        self.classifier = classifier.place(device)
+        self.classifier = classifier.move_to(device)
         if recipe.compile:
             self.classifier.network.compile(dynamic=False)
         self.recipe = recipe
         self.device = device
-        self.epoch = 0  # how many are done
-        self._batches = Batches(
-            data.images,
-            data.labels,
-            recipe.batch_size,
-            flip=recipe.flip,
-            translate=recipe.translate,
-            seed=recipe.seed,
-            device=device,
-        )
+        self.epoch = 0  # completed epochs
+        self._batches = AugmentedBatches(
+            data.images, data.labels, recipe.batch_size,
+            flip=recipe.flip, translate=recipe.translate, seed=recipe.seed, device=device,
+        )  # fmt: skip
         self._validation_images = resident(data.validation_images, device)
         self._validation_labels = data.validation_labels
         self._optimizers = make_optimizers(classifier, recipe)
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimizers, random state and epoch; tensors are not copied."""
+        """Return the weights, optimizer states, random state and epoch; tensors are not copied."""
         return {
             "epoch": self.epoch,
             "network": self.classifier.network.state_dict(),
@@ -112,7 +98,7 @@ class Training:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back a state of the same recipe and data. Raises KeyError, ValueError or RuntimeError if it is not."""
+        """Load a state of the same recipe and data. Raises KeyError, ValueError or RuntimeError on a mismatch."""
         self.classifier.network.load_state_dict(state["network"])
         for optimizer, stored in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -120,7 +106,7 @@ class Training:
         self.epoch = int(state["epoch"])
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train in place what epochs are left, yielding after each. Raises TrainingDiverged."""
+        """Train the remaining epochs in place, yielding after each. Raises TrainingDiverged."""
         batches, recipe = self._batches, self.recipe
         steps = len(batches) * recipe.epochs
         while self.epoch < recipe.epochs:
@@ -154,14 +140,14 @@ class Training:
 
 
 def fit(classifier: Classifier, data: TrainingData, recipe: Recipe, device: torch.device) -> Iterator[EpochResult]:
-    """Train a classifier in place from the start, yielding after each epoch. Raises TrainingDiverged."""
+    """Train a classifier in place, yielding after each epoch. Raises TrainingDiverged."""
     return Training(classifier, data, recipe, device).epochs()
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the part of the peak learning rate at a step (from 0): up in a line during warm-up, then down to zero.
+    """Return the factor on the peak learning rate at a step (from 0): linear warm-up, then linear decay to zero.
 
-    Source of the straight way down: Defazio et al., arXiv 2310.07831.
+    Linear decay: Defazio et al., arXiv 2310.07831.
     """
     warmup = round(steps * warmup_fraction)
     if step < warmup:
@@ -169,9 +155,8 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return 1 - (step - warmup) / (steps - warmup)
 
 
-def validate(classifier: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
+def validate(classifier: Classifier, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Return (mean loss in nats, accuracy) of a classifier on images (n, s, s, 3) uint8 on its device."""
-    assert isinstance(classifier, Classifier)
     probabilities = classifier.predict(images)
     likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     loss = float(-np.log(np.maximum(likelihood, 1e-12)).mean()) if np.isfinite(likelihood).all() else math.nan
