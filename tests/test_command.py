@@ -1,14 +1,17 @@
-"""What every script shares: a mistake on the command line is one line, and a poor terminal is no trouble."""
+"""What all scripts share: mistakes on the command line, the terminal, the log file."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flywheel import FlywheelError, cli
+from flywheel.params import Params
 from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +45,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], s
     assert (result.returncode, result.stdout) == (1, "")
 
 
-def test_a_terminal_that_cannot_show_a_letter_is_no_reason_to_fail() -> None:
+def test_a_terminal_that_cannot_show_a_letter_gets_a_question_mark() -> None:
     code = "from flywheel import cli; cli.main(lambda: print('└─ ±7 × 2'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -56,3 +59,99 @@ def test_a_home_directory_in_a_path_is_the_users(tmp_path: Path, monkeypatch: py
     params = params_file.load(ROOT / "params.yaml", "demo", places)
     found = [str(place) for place in (params.store, params.reports, params.cache, params.checkpoints)]
     assert found == [f"{tmp_path}/{name}" for name in ("store/demo", "reports/demo", "cache", "shared/demo")]
+
+
+def run_logged(params: Params, *steps: str | BaseException) -> int:
+    """Run a script that logs the texts and raises the exceptions among `steps`; return its exit code."""
+
+    def script() -> None:
+        with cli.logged(params, "data"):
+            for step in steps:
+                if isinstance(step, BaseException):
+                    raise step
+                cli.log.info(step)
+
+    try:
+        cli.main(script)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed", "logged"),
+    [
+        (FlywheelError("no data"), 1, "error: no data\n", "error: no data"),
+        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command again\n", "interrupted"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device; free space", "OSError: "),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_in_the_log(
+    params: Params, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, printed: str, logged: str
+) -> None:
+    assert run_logged(params, "first\nsecond", error) == code
+    shown = capsys.readouterr()
+    assert shown.out == "first\nsecond\n"
+    assert shown.err.startswith(printed)
+    assert len(shown.err.splitlines()) == 1
+    lines = params.store_paths.log("data").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    texts = [line[20:] for line in lines]
+    assert texts[:2] == ["first", "second"]
+    assert texts[-1].startswith(logged)
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(params: Params) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_logged(params, "before", ZeroDivisionError("a bug"))
+    log = params.store_paths.log("data").read_text()
+    assert "Traceback" in log
+    assert log.endswith("ZeroDivisionError: a bug\n")
+
+
+def test_a_log_file_that_is_moved_away_is_written_anew(params: Params) -> None:
+    path = params.store_paths.log("data")
+    with cli.logged(params, "data"):
+        cli.log.info("before")
+        path.rename(path.with_suffix(".1"))
+        cli.log.info("after")
+    assert path.with_suffix(".1").read_text().endswith("before\n")
+    assert [line[20:] for line in path.read_text().splitlines()] == ["after"]
+
+
+LOGGING = """
+import sys
+from flywheel import cli
+from flywheel.params import file
+def script():
+    with cli.logged(file.load("params.yaml", "demo", sys.argv[1]), "data"):
+        for number in range(int(sys.argv[2])):
+            cli.log.info("line %d", number)
+cli.main(script)
+"""
+
+
+def test_a_closed_pipe_ends_the_command_without_a_message(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOGGING, f"paths.store={tmp_path}", "100000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (tmp_path / "demo/logs/data.log").read_text().endswith(" stdout was closed\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_under_stdout_or_the_log_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "demo/logs").mkdir(parents=True)
+    for store, stdout in ((tmp_path / "other", "/dev/full"), (tmp_path, os.devnull)):
+        if store == tmp_path:
+            (tmp_path / "demo/logs/data.log").symlink_to("/dev/full")
+        command = [sys.executable, "-c", LOGGING, f"paths.store={store}", "1"]
+        with Path(stdout).open("w") as output:
+            result = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: No space left on device; free space")

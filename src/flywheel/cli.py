@@ -1,6 +1,6 @@
-"""What every script shares: the same arguments, and errors as one line with an exit code.
+"""Arguments, logging and exit codes that all scripts share.
 
-Exit codes: 0 done or up to date; 1 an error, said in one line; 75 another run holds the lock; 130 interrupted.
+Exit codes: 0 done or up to date; 1 an error, printed in one line; 75 another run holds the lock; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
 
 class _Parser(argparse.ArgumentParser):
-    """A mistake is one line and exit code 1, as every other error."""
+    """Print a mistake in one line and exit with 1, as for any other error."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; scripts/{self.prog} --help lists what there is", file=sys.stderr)
@@ -36,13 +36,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a script; its help is the script's docstring."""
+    """Return the parser of a script, with the script's docstring as its help."""
     result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--profile", help="profile of params.yaml (default: $PROFILE, else cifar10)")
     result.add_argument(
         "--set",
         action="append",
-        help='overrides such as "sweep.trials=4 sweep.epochs=2"; may stand several times (default: $SET)',
+        help='overrides such as "sweep.trials=4 sweep.epochs=2"; may be repeated (default: $SET)',
     )
     result.add_argument("--params", default="params.yaml", help="the params file (default: params.yaml)")
     return result
@@ -51,18 +51,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def stage_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a stage's script."""
     result = parser(description)
-    result.add_argument("--force", action="store_true", help="run though up to date")
+    result.add_argument("--force", action="store_true", help="run even if up to date")
     return result
 
 
 def load_params(arguments: argparse.Namespace) -> Params:
-    """Return the params that the command line and the environment ask for."""
+    """Return the params for the command line and the environment. Raises ParamsError, FlywheelError."""
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
     overrides = os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
     params = params_file.load(arguments.params, profile, overrides)
     for name in ("store", "reports", "cache"):
-        place: Path = getattr(params, name)
-        for path in (place, *place.parents):
+        directory: Path = getattr(params, name)
+        for path in (directory, *directory.parents):
             with contextlib.suppress(OSError):
                 if path.exists() and not path.is_dir():
                     raise FlywheelError(f"paths.{name}: {path} is a file; set paths.{name} to a directory")
@@ -71,7 +71,7 @@ def load_params(arguments: argparse.Namespace) -> Params:
 
 @contextlib.contextmanager
 def logged(params: Params, stage: str) -> Iterator[None]:
-    """Send what the package logs to stdout, and with the time to the stage's log, where errors go too."""
+    """Send log messages to stdout and, with their time, to the log file of the stage. The file gets errors, too."""
     path = params.store_paths.log(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     console, file = _Console(sys.stdout), _LogFile(path, encoding="utf-8", delay=True)
@@ -81,10 +81,10 @@ def logged(params: Params, stage: str) -> Iterator[None]:
     log.addHandler(file)
     try:
         yield
-    except (FlywheelError, KeyboardInterrupt, Exception) as error:
+    except (Exception, KeyboardInterrupt) as error:
         log.removeHandler(console)  # `main` prints errors
-        known = {FlywheelError: f"error: {error}", KeyboardInterrupt: "interrupted"}
-        log.error(next((text for kind, text in known.items() if isinstance(error, kind)), traceback.format_exc()))
+        with contextlib.suppress(OSError):  # a full disk must not hide the error
+            log.error(_described(error))
         raise
     finally:
         log.removeHandler(console)
@@ -92,23 +92,34 @@ def logged(params: Params, stage: str) -> Iterator[None]:
         file.close()
 
 
+def _described(error: BaseException) -> str:
+    match error:
+        case FlywheelError():
+            return f"error: {error}"
+        case KeyboardInterrupt():
+            return "interrupted"
+        case BrokenPipeError():
+            return "stdout was closed"
+    return traceback.format_exc()
+
+
 class _RaisingHandler(logging.Handler):
-    """A handler whose errors end the command, as those of print do: a full disk, a closed pipe."""
+    """A handler whose errors (full disk, closed pipe) end the command, as errors of print do."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise
 
 
 class _Console(_RaisingHandler, logging.StreamHandler[TextIO]):
-    """What a person sees: the message alone."""
+    """Print the message alone."""
 
 
 class _LogFile(_RaisingHandler, logging.handlers.WatchedFileHandler):
-    """A log file that may be moved away while it is written."""
+    """Write to a log file that may be moved away meanwhile."""
 
 
 class _LogFormatter(logging.Formatter):
-    """Each line with its time."""
+    """Put the time before each line."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created)
@@ -116,21 +127,18 @@ class _LogFormatter(logging.Formatter):
 
 
 def main(script: Callable[[], None]) -> None:
-    """Run a script's main function; an expected error becomes one line on stderr and exit code 1."""
+    """Run a script's main function; print an expected error in one line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show × or └ is no reason to fail
+            stream.reconfigure(errors="replace")  # print ? on a terminal that cannot show × or └
     try:
         script()
-    except Locked as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(LOCKED)
     except FlywheelError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(LOCKED if isinstance(error, Locked) else 1)
+    except BrokenPipeError:  # the reader of stdout, such as head, has enough
+        sys.exit(0)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)

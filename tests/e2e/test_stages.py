@@ -146,7 +146,7 @@ def test_a_syntax_error_is_one_line_with_its_place(checkout: Checkout) -> None:
     result = checkout.run("data")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert re.match(r"error: .*src/flywheel/data/drift\.py:\d+: .*; mend it and run again", line)
+    assert re.match(r"error: .*src/flywheel/data/drift\.py:\d+: .*; fix it and run again", line)
 
 
 # Params

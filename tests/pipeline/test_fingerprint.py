@@ -93,5 +93,5 @@ def test_imports_names_modules_not_their_members() -> None:
 
 def test_a_syntax_error_is_one_line_with_its_place(package: Path) -> None:
     (package / "helper.py").write_text("def add(:\n")
-    with pytest.raises(FlywheelError, match=r"helper\.py:1: .*; mend it and run again"):
+    with pytest.raises(FlywheelError, match=r"helper\.py:1: .*; fix it and run again"):
         fingerprint.digests("flywheel.root")

@@ -1,4 +1,4 @@
-"""A digest of the code that determines a result: syntax trees, so comments, docstrings and layout count nothing."""
+"""Digest the code that determines a result. Comments, docstrings and layout do not change the digest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flywheel import FlywheelError
 
 PACKAGE = Path(__file__).parents[1]
 
-# Packages that carry, record or show a result and do not change it. Everything else that a stage imports counts as its
-# code. What `params` holds counts by its values: they are in the stage's identity.
+# Packages that store, record or show a result and do not change it. Everything else that a stage imports is its code.
+# `params` is left out because the stage's identity has its values.
 EXCLUDED = ("cli", "commands", "files", "params", "pipeline", "registry", "tracking")
 
 
 def digests(*roots: str) -> dict[str, str]:
-    """Return module -> digest for the root modules and all they import from this package, infrastructure apart."""
+    """Return module -> digest for the root modules and all they import from this package, except EXCLUDED."""
     found: dict[str, str] = {}
     waiting = list(roots)
     while waiting:
@@ -27,20 +27,20 @@ def digests(*roots: str) -> dict[str, str]:
         try:
             tree = ast.parse(source_of(module).read_bytes())
         except SyntaxError as error:
-            raise FlywheelError(f"{source_of(module)}:{error.lineno}: {error.msg}; mend it and run again") from None
+            raise FlywheelError(f"{source_of(module)}:{error.lineno}: {error.msg}; fix it and run again") from None
         found[module] = hashlib.sha256("".join(_canonical(_without_docstrings(tree))).encode()).hexdigest()[:16]
         waiting += imports(tree)
     return dict(sorted(found.items()))
 
 
 def excluded(module: str) -> bool:
-    """Return whether a module of this package is left out of every fingerprint."""
+    """Return whether no fingerprint includes a module of this package."""
     parts = module.split(".")
     return len(parts) == 1 or parts[1] in EXCLUDED
 
 
 def imports(tree: ast.AST) -> list[str]:
-    """Return the modules of this package that a tree imports anywhere, also inside functions."""
+    """Return the modules of this package that a tree imports, also inside functions."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 
 def _canonical(node: object) -> Iterator[str]:
-    """Yield a form of the tree that leaves out empty fields, which differ among versions of Python."""
+    """Yield the tree as text, without empty fields, because those differ among versions of Python."""
     if isinstance(node, ast.AST):
         yield type(node).__name__
         for name, value in ast.iter_fields(node):

@@ -1,9 +1,9 @@
-"""What a stage is: a function of its identity params, the exact versions it reads, and its code.
+"""Decide whether a stage is up to date, run it, and write its receipt.
 
-The three make its fingerprint. A stage whose receipt shows the same fingerprint and whose outputs are
-still there is up to date; time stamps never decide. The receipt is written last and atomically, so an
-interrupted stage is never done. Receipts are a cache: where one is missing, a version in the registry that
-records the fingerprint is as good.
+The result of a stage is a function of its identity params, the exact versions it reads, and its code. The digest of
+the three is its fingerprint. A stage is up to date if its receipt has the same fingerprint and its outputs exist; time
+stamps never decide. The receipt is written last and atomically, so an interrupted stage never counts as done. Receipts
+are a cache: without one, a version in the registry that records the fingerprint is accepted instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StageError(FlywheelError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage made: artifact versions, files of the reports folder, metrics for the receipt."""
+    """The result of a stage: artifact versions, files in the reports folder, metrics for the receipt."""
 
     outputs: tuple[Version, ...]
     reports: tuple[Path, ...] = ()
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a stage is up to date, and why; `adopted` is a version that stands for a missing receipt."""
+    """Whether a stage is up to date, and why. `adopted` is a version that replaces a missing receipt."""
 
     up_to_date: bool
     reason: str
@@ -56,11 +56,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage before it runs. `reads` is what it reads (role -> ref), `roots` the modules that make its result.
+    """A stage before it runs: `reads` are its inputs (role -> ref), `roots` the modules that compute its result.
 
-    `artifacts` are the collections whose versions may stand for a missing receipt, by prefix.
-    `unfinished` may name work that the params ask for beyond what the metrics (of the receipt, or of a version's
-    metadata) show.
+    A version whose collection starts with `artifacts` may replace a missing receipt. `unfinished` gets the metrics of
+    the receipt or of a version and returns what the params ask for beyond them, or None.
     """
 
     name: str
@@ -75,12 +74,12 @@ class Stage:
 
     @property
     def inputs(self) -> dict[str, list[str]]:
-        """What it reads, as versions and receipts record it: role -> refs."""
+        """Its inputs as versions and receipts record them: role -> refs."""
         return {role: [ref] for role, ref in self.reads.items()}
 
     @cached_property
     def code(self) -> dict[str, str]:
-        """Module -> digest of the modules that determine the result."""
+        """Module -> digest, for the modules that determine the result."""
         return fingerprint.digests(*self.roots)
 
     @cached_property
@@ -89,7 +88,7 @@ class Stage:
         return files.digest_json({"params": self.identity, "inputs": self.inputs, "code": self.code})
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a version's metadata tells of how it was made, the fingerprint included."""
+        """Return how its versions are made, the fingerprint included, for their metadata."""
         return {
             "stage": self.name,
             "fingerprint": self.fingerprint,
@@ -100,7 +99,7 @@ class Stage:
 
 
 def check(stage: Stage) -> Verdict:
-    """Tell whether a stage is up to date, with the reason. Reads receipts, manifests and code; never W&B."""
+    """Return whether a stage is up to date, and why. Reads receipts, manifests and code; never W&B."""
     receipt = read_receipt(stage.params.store_paths.receipt(stage.name))
     if receipt is None:
         adopted = _version_with(stage)
@@ -122,7 +121,7 @@ def check(stage: Stage) -> Verdict:
         return Verdict(False, more, receipt)
     for path in receipt["reports"]:
         if not (stage.params.reports / path).exists():
-            # What stands in the registry need not be made again for the sake of its report.
+            # A report can be drawn again from the version in the registry.
             adopted = _version_with(stage)
             again = f" and is made again from {adopted.label}" if adopted else ""
             return Verdict(adopted is not None, f"{stage.params.reports / path} is missing{again}", receipt, adopted)
@@ -130,7 +129,7 @@ def check(stage: Stage) -> Verdict:
 
 
 def read_receipt(path: Path) -> dict[str, Any] | None:
-    """Return a receipt, or None where there is none that can be read."""
+    """Return a receipt, or None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         receipt = files.read_json(path)
         inputs = inputs_by_role(receipt["inputs"], path.stem)
@@ -151,25 +150,22 @@ def run(
 ) -> Mapping[str, Any]:
     """Run `work` unless the stage is up to date, and return the receipt.
 
-    `adopt` brings a version that was made elsewhere or earlier into use (aliases, reports) in place of
-    `work`. Raises files.Locked when another process runs the same stage.
+    `adopt` takes an existing version into use (aliases, reports) instead of `work`. Raises files.Locked when another
+    process runs the same stage.
     """
     with files.lock(stage.params.store_paths.lock(stage.name)):
         verdict = check(stage)
         if force or not verdict.up_to_date:
-            stage.registry.refresh()  # perhaps somebody else made it; and aliases may have moved
+            stage.registry.refresh()  # another machine may have made it, or moved an alias
             verdict = check(stage)
-        if verdict.up_to_date and not force:
-            log.info(f"{stage.name}: up to date ({verdict.reason})")
-            if verdict.adopted is None:
-                assert verdict.receipt is not None
-                return verdict.receipt
-        else:
+        if force or not verdict.up_to_date:
             log.info(f"{stage.name}: running ({'forced' if force else verdict.reason})")
-        if verdict.up_to_date and not force and verdict.adopted is not None:
-            adopted = verdict.adopted
+            return execute(stage, work)
+        log.info(f"{stage.name}: up to date ({verdict.reason})")
+        if (adopted := verdict.adopted) is not None:
             return execute(stage, lambda: adopt(adopted) if adopt else Outcome((adopted,)))
-        return execute(stage, work)
+        assert verdict.receipt is not None
+        return verdict.receipt
 
 
 def execute(stage: Stage, work: Callable[[], Outcome]) -> Mapping[str, Any]:
@@ -204,7 +200,7 @@ def _version_with(stage: Stage) -> Version | None:
 
 
 def _difference(stage: Stage, receipt: Mapping[str, Any]) -> str:
-    """Return the first difference between a receipt and the stage as it stands now."""
+    """Return the first difference between a receipt and the stage."""
     before, now = _flatten(receipt["params"]), _flatten(stage.identity)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
@@ -231,7 +227,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any]:
-    """Return the commit of the code and whether files differ from it; nulls outside a checkout."""
+    """Return the commit of the code and whether files differ from it; None outside a checkout."""
 
     def ask(*arguments: str) -> str | None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
