@@ -16,13 +16,13 @@ from flywheel.registry import LocalRegistry
 def main() -> None:
     """Print one line per check, and the fix below each problem."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
-    troubles = 0
+    problems = 0
     for finding in doctor.examine(params, LocalRegistry(params.store)):
-        troubles += bool(finding.fix)
-        print(f"{'TROUBLE' if finding.fix else 'ok':<9}{finding.name:<12}{finding.text}", flush=True)
+        problems += bool(finding.fix)
+        print(f"{'PROBLEM' if finding.fix else 'ok':<9}{finding.name:<12}{finding.text}", flush=True)
         if finding.fix:
             print(f"{'':<21}fix: {finding.fix}")
-    sys.exit(1 if troubles else 0)
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""make doctor: each trouble is found, with its fix; a sound machine has none."""
+"""make doctor finds each problem and names its fix, and finds none on a working machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def findings(params: Params) -> dict[str, Finding]:
     return {finding.name: finding for finding in doctor.examine(params, LocalRegistry(params.store))}
 
 
-def test_a_sound_machine_has_no_trouble(make_params: Make) -> None:
+def test_a_working_machine_has_no_problem(make_params: Make) -> None:
     with listening() as taken:
         free = taken.getsockname()[1]
     found = findings(make_params(f"serve.port={free}"))
@@ -57,20 +57,20 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_little_space_is_a_trouble(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_space_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**10, 10**10 - 10**9, 10**9))
     found = findings(params)["store disk"]
     assert "1.0 GB free" in found.text
     assert found.fix == "free space, or set paths.store to another disk"
 
 
-def test_a_store_that_cannot_be_written_is_a_trouble(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "not writable" in findings(params)["store disk"].text
     assert "set paths.store" in findings(params)["store disk"].fix
 
 
-def test_a_damaged_manifest_is_a_trouble(params: Params, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_a_problem(params: Params, tmp_path: Path) -> None:
     registry = LocalRegistry(params.store)
     (tmp_path / "a").write_text("a")
     registry.publish("thing", "test", {"a": tmp_path / "a"})
@@ -81,14 +81,14 @@ def test_a_damaged_manifest_is_a_trouble(params: Params, tmp_path: Path) -> None
     assert found.fix
 
 
-def test_a_cluster_that_does_not_answer_is_a_trouble(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     found = findings(params)["ray"]
     assert "no answer" in found.text
     assert found.fix == "start Ray there or unset RAY_ADDRESS to run on this machine"
 
 
-def test_a_missing_package_is_a_trouble(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DEPENDENCIES", ("torch", "no-such-package"))
     found = findings(params)["packages"]
     assert "no no-such-package" in found.text
@@ -102,19 +102,18 @@ def listening() -> socket.socket:
     return taken
 
 
-def test_another_ray_on_the_machine_is_named_and_no_trouble(
+def test_another_ray_on_the_machine_is_named_and_no_problem(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert findings(params)["ray"].text == "a sweep starts its own and stops it, none runs now"
+    assert findings(params)["ray"].text == "a sweep starts and stops its own; none runs now"
     (tmp_path / "ray").mkdir()
     with listening() as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)  # as `ray start` writes it
         found = findings(params)["ray"]
-    assert found.text == f"a sweep starts its own and stops it beside the one at {address} (RAY_ADDRESS={address} " + (
-        "would use that)"
-    )
+    told = f"another runs at {address} (RAY_ADDRESS={address} would use it)"
+    assert found.text == f"a sweep starts and stops its own; {told}"
     assert not found.fix
     assert findings(params)["ray"].text.endswith("none runs now")  # the file outlives its Ray
 
@@ -129,20 +128,20 @@ def test_a_port_is_free_or_taken_or_our_servers(make_params: Make) -> None:
     with listening() as taken:
         number = taken.getsockname()[1]
         assert found().text == f"127.0.0.1:{number} cannot be used (Address already in use)"
-        assert found().fix == "set serve.port (or serve.host) to another, or end what uses it"
+        assert found().fix == "set serve.port (or serve.host) to another, or end the process that uses it"
         assert found(os.getpid()) == Finding("port", f"{number}: this profile's server (pid {os.getpid()})")
         assert found(2**22 + 1).fix  # the record of one that was killed
     assert found() == Finding("port", f"{number} is free")
 
 
-def test_an_address_that_is_not_this_machines_is_a_trouble(make_params: Make) -> None:
+def test_an_address_that_is_not_this_machines_is_a_problem(make_params: Make) -> None:
     found = findings(make_params("serve.host=192.0.2.1"))["port"]  # RFC 5737: nobody's
     assert "192.0.2.1:8000 cannot be used" in found.text
     assert found.fix
 
 
-def test_what_waits_for_the_network_does_not_add_up(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray and W&B are asked at once, and each is given up after 3 s."""
+def test_ray_and_wandb_are_asked_at_the_same_time(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is given up after 3 s."""
     assert connection.PROBE_TIMEOUT_S <= 3
     assert ray_address.PROBE_TIMEOUT_S <= 3
     running: list[int] = []
@@ -196,13 +195,13 @@ def test_the_wandb_mode_comes_with_its_reason(make_params: Make, monkeypatch: py
     assert findings(make_params("tracking.wandb=auto"))["wandb"].text == "offline (WANDB_MODE)"
 
 
-def test_online_that_was_asked_for_and_is_not_is_a_trouble(
+def test_online_that_was_asked_for_and_is_not_is_a_problem(
     make_params: Make, monkeypatch: pytest.MonkeyPatch, double: WandbDouble
 ) -> None:
-    """A fresh CI runner that cannot reach W&B knows of no failures: its job must not end green for ever."""
+    """A new CI runner that cannot reach W&B sees no failures to train on, so its job must fail."""
     online = make_params("tracking.wandb=online")
     assert findings(online)["wandb"].text.startswith("offline (no API key;")
-    assert findings(online)["wandb"].fix.startswith("mend the key (.venv/bin/wandb login, or WANDB_API_KEY)")
+    assert findings(online)["wandb"].fix.startswith("check the key (.venv/bin/wandb login, or WANDB_API_KEY)")
     assert findings(make_params("tracking.wandb=auto"))["wandb"].fix == ""
     for name, value in double.environment.items():
         monkeypatch.setenv(name, value)
@@ -211,7 +210,7 @@ def test_online_that_was_asked_for_and_is_not_is_a_trouble(
 
 
 @pytest.mark.parametrize(("python", "told"), [("/opt/a b/python", {"py_executable": "'/opt/a b/python'"}), ("/p", {})])
-def test_ray_is_told_of_a_python_whose_path_a_shell_takes_apart(
+def test_ray_is_told_of_a_python_whose_path_has_a_space(
     monkeypatch: pytest.MonkeyPatch, python: str, told: dict[str, str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", python)

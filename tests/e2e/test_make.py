@@ -114,7 +114,7 @@ def test_verifying_reads_every_byte_and_names_what_is_damaged(
     turned: subprocess.CompletedProcess[str], place: Path, tmp_path: Path
 ) -> None:
     whole = make(place, "artifacts", "ARGS=--verify", "PROFILE=demo")
-    assert (whole.returncode, whole.stdout.count("whole")) == (0, 2)
+    assert (whole.returncode, whole.stdout.count("intact")) == (0, 2)
     copy = tmp_path / "copy"
     shutil.copytree(place, copy, symlinks=True)
     path = copy / "store/demo/registry/versions/digits_dataset/v0/files/labels.npy"

@@ -205,7 +205,7 @@ def test_a_removed_file_of_an_output_is_made_again(checkout: Checkout) -> None:
     assert checkout.says().startswith("data: running (an output is damaged: ")
     assert checkout.says().startswith(DONE)
     verified = checkout.run("artifacts", "", "--verify")
-    assert (verified.returncode, verified.stdout.count("whole")) == (0, 1)
+    assert (verified.returncode, verified.stdout.count("intact")) == (0, 1)
 
 
 def test_a_removed_report_is_drawn_again_from_the_artifact(checkout: Checkout) -> None:
@@ -326,7 +326,7 @@ def test_of_two_at_once_one_works_and_the_other_exits_75_and_names_it(empty: Che
 def test_status_shows_what_runs_and_what_waits_for_it(empty: Checkout) -> None:
     with building(empty) as process:
         stages = empty.status()
-        assert stages["data"] == f"running (pid {process.pid}) make logs PROFILE=demo shows what it says"
+        assert stages["data"] == f"running (pid {process.pid}) make logs PROFILE=demo shows its messages"
         assert stages["sweep"] == stages["evaluate"] == "waiting for data"
         process.kill()
         process.communicate()

@@ -1,4 +1,4 @@
-"""The whole wheel once, by the same commands that people type, a table of what the turn changed, and the report."""
+"""Run the whole loop once with the commands that people type, then print the accuracies and write the report."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from flywheel.registry import LocalRegistry, Registry
 
 log = logging.getLogger(__name__)
 
-TURN = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
-FOLLOW_S = 30  # beyond serve.poll_s, for the server to load what was promoted
+COMMANDS = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
+LOAD_S = 30  # beyond serve.poll_s, for the server to load the promoted model
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is to us what Ctrl-C is."""
+    """SIGTERM arrived; handled like Ctrl-C."""
 
 
 class DemoError(FlywheelError):
-    """A command of the turn failed; its own message stands above."""
+    """A command of the demo failed; its own message is above."""
 
 
 def run(params: Params, arguments: Sequence[str]) -> None:
-    """Turn the wheel once and stop the server, whatever happens. `arguments` go to every script.
+    """Run every command once, and stop the server in any case. `arguments` go to every script.
 
     Raises DemoError when a command fails, KeyboardInterrupt at Ctrl-C and SIGTERM.
     """
@@ -41,8 +41,8 @@ def run(params: Params, arguments: Sequence[str]) -> None:
     before = _report(params, "retrain").get("candidate")
     with _sigterm_interrupts():
         try:
-            for number, name in enumerate(TURN):
-                if number == len(TURN) - 1:
+            for number, name in enumerate(COMMANDS):
+                if number == len(COMMANDS) - 1:
                     _wait_for_production(params)
                 log.info(f"\n$ make {name} PROFILE={params.profile}")
                 started = time.monotonic()
@@ -50,7 +50,7 @@ def run(params: Params, arguments: Sequence[str]) -> None:
                 seconds.append((name, time.monotonic() - started))
         finally:
             _script("stop", arguments)
-    log.info("\n" + "   ".join(f"{name} {spent:.0f} s" for name, spent in seconds))
+    log.info("\n" + "   ".join(f"{name} {s:.0f} s" for name, s in seconds))
     retrained = _report(params, "retrain")
     if retrained.get("candidate") != before:
         for line in table(params, LocalRegistry(params.store), retrained):
@@ -60,7 +60,7 @@ def run(params: Params, arguments: Sequence[str]) -> None:
 
 
 def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a turn changed: accuracy before, after, and of the control arm."""
+    """Yield the accuracy before and after retraining, and that of the control arm."""
     rows = [
         (f"before   {registry.label(retrained['parent'])}", retrained["before"]),
         (f"after    {registry.label(retrained['candidate'])}", retrained["after"]),
@@ -79,21 +79,21 @@ def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> I
     answered = ", ".join(served.get("models", {}))
     yield f"served last: {_percent(served.get('accuracy'))} of {served.get('n', 0):,} simulated requests, by {answered}"
     yield (
-        "holdout and unseen are production images that no training saw: what the failures taught shows there; "
-        "the control arm took the same steps with images that were answered rightly"
+        "holdout and unseen are production images that no training saw, so they show what the failures taught; "
+        "the control arm took the same steps with images that were answered correctly"
     )
 
 
 def _script(name: str, arguments: Sequence[str]) -> None:
-    """Run a script to its end; an interrupt reaches it too, and it is waited for."""
+    """Run a script to its end. At an interrupt, wait for the script to end, too."""
     process = subprocess.Popen([sys.executable, f"scripts/{name}.py", *arguments])
     try:
         code = process.wait()
-    except Terminated:  # only we were told
+    except Terminated:  # SIGTERM reached only this process
         process.terminate()
         process.wait()
         raise
-    except KeyboardInterrupt:  # Ctrl-C reaches the script as well
+    except KeyboardInterrupt:  # Ctrl-C reached the script as well
         process.wait()
         raise
     if code:
@@ -104,7 +104,7 @@ def _wait_for_production(params: Params) -> None:
     """Wait until the server answers with the model in production."""
     served = server_record.read(params)
     wanted = LocalRegistry(params.store).aliases(params.registered_model).get("production")
-    until = time.monotonic() + params.serve.poll_s + FOLLOW_S
+    until = time.monotonic() + params.serve.poll_s + LOAD_S
     while served is not None and time.monotonic() < until:
         with contextlib.suppress(requests.RequestException, ValueError):
             if requests.get(f"{served.url}/model", timeout=5).json().get("ref") == wanted:

@@ -1,4 +1,4 @@
-"""What this machine offers and what is wrong with it, each trouble with its fix. Takes seconds and changes nothing."""
+"""Check the environment in seconds and name a fix for each problem. Changes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEPENDENCIES = ("torch", "torchvision", "ray", "wandb", "optuna")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and the fix if that is a trouble."""
+    """The result of one check; `fix` is empty if there is no problem."""
 
     name: str
     text: str
@@ -38,9 +38,9 @@ class Finding:
 
 
 def examine(params: Params, registry: Registry) -> Iterator[Finding]:
-    """Yield a finding for everything that a run depends on."""
-    with ThreadPoolExecutor() as waiting:  # for answers over the network, while torch is imported
-        ray, wandb = waiting.submit(_ray), waiting.submit(_wandb, params)
+    """Yield a finding for each thing that a run depends on."""
+    with ThreadPoolExecutor() as pool:  # the network answers while torch is imported
+        ray, wandb = pool.submit(_ray), pool.submit(_wandb, params)
         yield _python()
         yield _packages()
         yield _device()
@@ -62,10 +62,10 @@ def _port(params: Params) -> Finding:
                 return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
             os.kill(served.pid, 0)
             return Finding("port", f"{number}: this profile's server (pid {served.pid})")
-    if trouble := settings.port_problem(params):
+    if problem := settings.port_problem(params):
         return Finding(
-            "port", f"{host}:{number} cannot be used ({trouble})",
-            "set serve.port (or serve.host) to another, or end what uses it",
+            "port", f"{host}:{number} cannot be used ({problem})",
+            "set serve.port (or serve.host) to another, or end the process that uses it",
         )  # fmt: skip
     return Finding("port", f"{number} is free")
 
@@ -105,10 +105,10 @@ def _device() -> Finding:
 
 def _disk(params: Params) -> Iterator[Finding]:
     for name, path in (("store", params.store), ("cache", params.cache)):
-        there = next(parent for parent in (path, *path.parents) if parent.exists())
-        free = shutil.disk_usage(there).free
-        writable = os.access(there, os.W_OK)
-        fix = "" if writable else f"make {there} writable or set paths.{name}"
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        writable = os.access(existing, os.W_OK)
+        fix = "" if writable else f"make {existing} writable or set paths.{name}"
         if writable and free < LOW_DISK_BYTES:
             fix = f"free space, or set paths.{name} to another disk"
         text = f"{path}: {human_size(free)} free{'' if writable else ', not writable'}"
@@ -118,7 +118,7 @@ def _disk(params: Params) -> Iterator[Finding]:
 def _store(params: Params, registry: Registry) -> Finding:
     damaged = registry.damaged()
     if damaged:
-        return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify tells what else is damaged")
+        return Finding("registry", "; ".join(damaged), "make artifacts ARGS=--verify checks the others")
     versions = sum(len(registry.versions(name)) for name in registry.collections())
     return Finding("registry", f"{versions} versions in {params.store_paths.registry}")
 
@@ -126,9 +126,9 @@ def _store(params: Params, registry: Registry) -> Finding:
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
-        other = _other_ray()
-        beside = f" beside the one at {other} (RAY_ADDRESS={other} would use that)" if other else ", none runs now"
-        return Finding("ray", f"a sweep starts its own and stops it{beside}")
+        other = _running_ray()
+        beside = f"; another runs at {other} (RAY_ADDRESS={other} would use it)" if other else "; none runs now"
+        return Finding("ray", f"a sweep starts and stops its own{beside}")
     try:
         ray_address.check(address)
     except FlywheelError as error:
@@ -137,8 +137,8 @@ def _ray() -> Finding:
     return Finding("ray", f"a sweep runs on the cluster at {address}")
 
 
-def _other_ray() -> str:
-    """Return the address of the Ray that `ray start` runs on this machine, as Ray itself finds it, or nothing."""
+def _running_ray() -> str:
+    """Return the address of the Ray that `ray start` runs on this machine, found as Ray finds it, or an empty text."""
     folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     with contextlib.suppress(OSError, ValueError):
         address = (folder / "ray" / "ray_current_cluster").read_text().strip()
@@ -152,7 +152,7 @@ def _wandb(params: Params) -> Finding:
     mode = choose_mode(params.tracking.wandb)
     waiting = sum(not record.confirmed for record in run_files.records(params.store))
     text = f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}"
-    if params.tracking.wandb == "online" != mode.name:  # in a fresh CI runner nothing else would tell
-        key = "mend the key (.venv/bin/wandb login, or WANDB_API_KEY)"
-        return Finding("wandb", text, f"{key}, the network or WANDB_BASE_URL, or set tracking.wandb=auto")
+    if params.tracking.wandb == "online" != mode.name:  # in a new CI runner nothing else would fail
+        key = "check the key (.venv/bin/wandb login, or WANDB_API_KEY)"
+        return Finding("wandb", text, f"{key}, the network and WANDB_BASE_URL, or set tracking.wandb=auto")
     return Finding("wandb", text)

@@ -1,4 +1,4 @@
-"""What may be thrown away: versions that nothing needs, and what a command makes again."""
+"""Remove versions that nothing needs, and files that a command can make again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from flywheel.sweep.checkpoints import Place
 
 
 def unneeded(params: Params, registry: Registry) -> list[Version]:
-    """Return the model versions that no alias, receipt or lineage of a kept version needs, oldest first.
+    """Return the versions that no alias, receipt or kept version needs, oldest first.
 
-    Data sets and feedback are kept while a kept model was made from them or they are the latest of their name; so is
-    the best model that ever was in production, to which the gate compares.
+    Kept are also the latest data set and feedback, and the best model that ever was in production, because the gate
+    compares with it.
     """
     versions = [version for name in registry.collections() for version in registry.versions(name)]
     kept = {ref for model in registry.registered_models() for ref in registry.aliases(model).values()}
@@ -38,7 +38,7 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
 def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
     """Remove the versions that `unneeded` names. Returns them and the bytes freed.
 
-    Raises files.Locked while a stage runs: what it is making may need what nothing else does.
+    Raises files.Locked while a stage runs, because its result may need a version that nothing else needs.
     """
     with contextlib.ExitStack() as held:
         for path in sorted(params.store_paths.locks.glob("*.lock")):
@@ -48,15 +48,15 @@ def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
 
 
 def clean(params: Params) -> list[Path]:
-    """Remove what a command makes again: the profile's reports, and what killed runs left in its store.
+    """Remove the profile's reports and the leftovers of killed runs in its store. Return the removed paths.
 
-    Checkpoints go too, unless a sweep runs: one that was interrupted then goes on without them.
+    Removes checkpoints, too, unless a sweep runs. An interrupted sweep then resumes without them.
     """
     found = [params.reports, params.store_paths.all_scratch, params.store_paths.source_digest]
     if files.holder(params.store_paths.lock("sweep")) is None:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
-            with contextlib.suppress(ImportError, ValueError):  # what cannot be written to holds nothing
+            with contextlib.suppress(ImportError, ValueError):  # checkpoints that cannot be written do not exist
                 Place(params.checkpoints).remove()
     else:
         found.remove(params.store_paths.all_scratch)

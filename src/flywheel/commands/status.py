@@ -1,4 +1,4 @@
-"""Where things stand, from receipts, manifests and the audit log alone: status, artifacts, lineage, history."""
+"""Show status, artifacts, lineage, history and logs, read from receipts, manifests, the audit log and log files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote"
 
 
 def status(params: Params, registry: Registry) -> Iterator[str]:
-    """Yield a line a stage with the reason, then what is in production."""
+    """Yield a line for each stage with its state and the reason, then a line for each alias."""
     yield f"profile {params.profile}, store {params.store}"
-    for name, state, reason in standing(params, registry):
+    for name, state, reason in states(params, registry):
         yield f"{name:<12}{state:<20} {reason}"
     aliases = registry.aliases(params.registered_model)
     for alias in ("best", "candidate", "production", "previous"):
@@ -35,36 +35,36 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
             yield f"{alias:<12}missing: {aliases[alias]} is not in the store"
 
 
-def standing(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
+def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
     """Yield (stage, state, reason) for data, sweep, evaluate, serve and retrain.
 
-    A stage is judged by what lies there; where one before it is to run, it waits for that, whatever lies there now.
+    A stage waits if one before it is to run, even if its own outputs are up to date now.
     """
-    ahead = ""  # the first stage that is not up to date
+    first = ""  # the first stage that is not up to date
     for name, module in STAGES:
         state, reason = _state(name, module, params, registry)
-        if ahead and not state.startswith("running"):
-            state, reason = "waiting", f"for {ahead}"
+        if first and not state.startswith("running"):
+            state, reason = "waiting", f"for {first}"
         elif state != "up to date":
-            ahead = ahead or name
+            first = first or name
         yield name, state, reason
     yield "serve", *_server(params)
     yield "retrain", *_retraining(params, registry)
 
 
 def artifacts(registry: Registry) -> Iterator[str]:
-    """Yield a line a version: label, type, size, when, what points at it."""
+    """Yield a line for each version: label, type, size, time, aliases."""
     versions = list(_versions(registry))
     for version in versions:
-        pointers = ", ".join(registry.aliases_of(version))
+        aliases = ", ".join(registry.aliases_of(version))
         created = version.created[:19].replace("T", " ")
-        yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {pointers}"
+        yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {aliases}"
     if not versions:
         yield "no artifact in this store yet; run make data"
 
 
 def verify(registry: Registry) -> Iterator[str]:
-    """Read every byte of every version and yield a line each. Raises RegistryError at the end if one is damaged."""
+    """Verify every file and yield a line for each version. Raises RegistryError at the end if one is damaged."""
     damaged = []
     for reason in registry.damaged():
         damaged.append("a manifest")
@@ -72,7 +72,7 @@ def verify(registry: Registry) -> Iterator[str]:
     for version in _versions(registry):
         try:
             registry.verify(version)
-            yield f"{version.label:<28}{human_size(version.size):>10}  whole"
+            yield f"{version.label:<28}{human_size(version.size):>10}  intact"
         except RegistryError as error:
             damaged.append(version.label)
             yield str(error)
@@ -81,7 +81,7 @@ def verify(registry: Registry) -> Iterator[str]:
 
 
 def lineage(params: Params, registry: Registry, reference: str | None) -> Iterator[str]:
-    """Yield the tree of what a version was made from; without a reference that of production, else best."""
+    """Yield the tree of the versions that a version was made from; by default of production, otherwise of best."""
     if reference is None:
         aliases = registry.aliases(params.registered_model)
         reference = aliases.get("production") or aliases.get("best") or params.dataset_name
@@ -95,7 +95,7 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
 
 
 def history(params: Params, registry: Registry, everything: bool = False) -> Iterator[str]:
-    """Yield, for each move of production (of every alias if `everything`), who moved what when and why; newest last."""
+    """Yield a line for each move of production (or of every alias): when, who, which models, why. Newest last."""
     entries = [
         entry
         for entry in registry.history(params.registered_model)
@@ -112,7 +112,7 @@ def history(params: Params, registry: Registry, everything: bool = False) -> Ite
 
 
 def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
-    """Yield each log's path and its last lines."""
+    """Yield the path and the last lines of each log."""
     for path in paths:
         yield f"{path}" if path.exists() else f"{path} (none yet)"
         if path.exists():
@@ -120,7 +120,7 @@ def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
 
 
 def _server(params: Params) -> tuple[str, str]:
-    """Return what serves the profile. Asks the lock, not the network."""
+    """Return the state of the server and its URL, from its lock and its record. Sends no request."""
     from flywheel.pipeline import server_record
 
     served = server_record.read(params)
@@ -128,11 +128,11 @@ def _server(params: Params) -> tuple[str, str]:
         return "deployed", f"{served.url}, on the cluster at {served.address}"
     if files.holder(params.store_paths.lock("serve")) is not None:
         return ("running", f"{served.url} (pid {served.pid})") if served else ("starting", "or stopping")
-    return ("crashed", "make stop clears what it left") if served else ("stopped", "make serve starts it")
+    return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
 
 
 def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
-    """Return whether `make retrain` has something to do."""
+    """Return the state of `make retrain` and the reason."""
     from flywheel.retraining import plan
 
     if running := _running(params, "retrain"):
@@ -162,7 +162,7 @@ def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[
 
 def _running(params: Params, name: str) -> tuple[str, str] | None:
     pid = files.holder(params.store_paths.lock(name))
-    return (f"running (pid {pid})", f"make logs PROFILE={params.profile} shows what it says") if pid else None
+    return (f"running (pid {pid})", f"make logs PROFILE={params.profile} shows its messages") if pid else None
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

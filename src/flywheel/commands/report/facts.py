@@ -123,7 +123,7 @@ def gather(params: Params, registry: Registry) -> Facts:
 
 def _stages(params: Params, registry: Registry, simulation: Part) -> Iterator[tuple[str, str, str]]:
     """Yield (stage, state, reason) as `make status` does, and of the last simulation, which always runs anew."""
-    for row in status.standing(params, registry):
+    for row in status.states(params, registry):
         if row[0] == "retrain":
             if isinstance(simulation, Absent):
                 yield "simulate", "not yet", "make simulate sends the simulation images to the server"
