@@ -1,4 +1,4 @@
-"""The only copy of what every room needs of the file system: atomic writes, digests, appends, locks."""
+"""Everything that packages share about files: atomic writes, digests, appended JSON lines, locks, sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,7 +39,7 @@ class Locked(FlywheelError):
 
 @dataclass(frozen=True)
 class Digests:
-    """Size and both digests of a file: SHA-256 (hex) addresses it here, MD5 (base64) is W&B's."""
+    """Size and both digests of a file: SHA-256 (hex) is its address in the store, MD5 (base64) is W&B's digest."""
 
     size: int
     sha256: str
@@ -46,7 +47,7 @@ class Digests:
 
 
 def digest_stream(source: BinaryIO, copy_to: BinaryIO | None = None) -> Digests:
-    """Read `source` once and return its digests; write what was read to `copy_to` if given."""
+    """Read `source` once and return its digests; copy it to `copy_to` if given."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     while chunk := source.read(CHUNK_BYTES):
         sha256.update(chunk)
@@ -79,7 +80,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place on success and vanishes on failure."""
+    """Yield a temporary path beside `path`: it replaces `path` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: libraries (matplotlib) choose the format by it.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -123,7 +124,7 @@ def append_json_lines(path: Path, *values: object) -> None:
     try:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         if end and os.pread(descriptor, 1, end - 1) != b"\n":
-            data = b"\n" + data  # a power failure tore the last line; leave it behind as a line of its own
+            data = b"\n" + data  # a power failure cut the last line: keep it a line of its own
         try:
             if os.write(descriptor, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -136,7 +137,7 @@ def append_json_lines(path: Path, *values: object) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; a line that is torn or no object is left out."""
+    """Read a file of JSON lines; lines that are cut off or hold no object are skipped."""
     if not path.exists():
         return []
     rows = []
@@ -149,9 +150,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def timestamp() -> str:
+    """Return the current time as logs record it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock that dies with its process. Raises Locked at once unless `wait`."""
+    """Hold an exclusive lock, released when its process ends. Raises Locked at once unless `wait`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.with_suffix(".pid")  # beside the lock: opening the lock file itself empties it
     held = FileLock(path)
@@ -168,13 +174,13 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> int | None:
-    """Return the pid of the process that holds a lock, or None when nobody does.
+    """Return the pid of the process that holds a lock, or None if it is free.
 
-    The lock is tried only if the process that it names lives: a run that starts just then would find it taken.
+    The lock is tried only if the process it names is alive: otherwise a run that starts just then finds it taken.
     """
     try:
         pid = int(path.with_suffix(".pid").read_text())
-        with contextlib.suppress(PermissionError):  # it lives, and is another user's
+        with contextlib.suppress(PermissionError):  # it is alive, and another user's
             os.kill(pid, 0)
     except (OSError, ValueError, OverflowError):
         return None
@@ -188,7 +194,7 @@ def holder(path: Path) -> int | None:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of all files below a directory; files that vanish meanwhile count nothing."""
+    """Return the bytes of all files below a directory; files that vanish meanwhile count as 0."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -198,7 +204,7 @@ def size_of(directory: Path) -> int:
 
 
 def advice(error: OSError) -> str:
-    """Return what to do about an error of the disk, as the end of a sentence; nothing where that is not known."""
+    """Return what to do about an error of the disk, as the end of a sentence; "" for other errors."""
     return ADVICE.get(error.errno or 0, "")
 
 

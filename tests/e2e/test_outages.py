@@ -84,7 +84,7 @@ class Script:
         return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
 
 
-def record_of(place: Path, job_type: str) -> run_files.Record:
+def record_of(place: Path, job_type: str) -> run_files.RunRecord:
     (found,) = [record for record in run_files.records(store_of(place)) if record.job_type == job_type]
     return found
 
@@ -124,7 +124,7 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
         assert (ended.code, ended.errors) == (0, ""), ended
         assert ended.of_wandb()[0] == "W&B: online (127.0.0.1 answers)"
         assert len(ended.of_wandb()) == 2, ended
-        assert ended.of_wandb()[1].endswith("make sync uploads what is missing")
+        assert ended.of_wandb()[1].endswith("make sync uploads the rest")
         assert record.waited_s is not None
         assert record.waited_s < 20
         assert (record.finished, record.confirmed) == ("finished", ())

@@ -146,7 +146,7 @@ def test_the_advice_given_for_a_damaged_file_mends_it(
     flip(registry.open(version) / inside)
     with pytest.raises(RegistryError) as caught:
         registry.verify(version)
-    advice = re.search(r"remove (\S+) and make it anew", str(caught.value))
+    advice = re.search(r"remove (\S+) and create it again", str(caught.value))
     assert advice
     shutil.rmtree(advice[1])
     again = publish(registry, place, "one")
@@ -287,7 +287,8 @@ def test_other_artifacts_and_their_lineage_do_not_mind_a_damaged_manifest(
     registry.verify(other)
     assert registry.collections() == ["other", "thing"]
     assert registry.versions("other") == [other]
-    assert list(registry.lineage(other)) == [(0, other.ref, other), *((1, three[n].ref, three[n]) for n in (0, 2))]
+    rows = [(0, "", other.ref, other), *((1, "from", three[n].ref, three[n]) for n in (0, 2))]
+    assert list(registry.lineage(other)) == rows
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -563,7 +564,7 @@ def test_a_read_only_store_is_read_as_any_other(
             assert there.resolve(reference) == version
         assert (there.open(data) / "a").read_text() == "data"
         assert (there.open(version) / "a").read_text() == "one"
-        assert [ref for _, ref, _ in there.lineage(version)] == [version.ref, data.ref]
+        assert [ancestor.ref for ancestor in there.lineage(version)] == [version.ref, data.ref]
         assert [entry["reason"] for entry in there.history("model")] == ["x"]
         assert there.aliases_of(version) == ["latest", "model:best"]
         check_whole(store, [data, version])
@@ -609,7 +610,8 @@ def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: P
     there = LocalRegistry(moved)
     assert there.history() == history
     assert there.resolve("model:previous") == one
-    assert [ref for _, ref, _ in there.lineage(there.resolve("model:production"))] == [two.ref, data.ref]
+    lineage = there.lineage(there.resolve("model:production"))
+    assert [ancestor.ref for ancestor in lineage] == [two.ref, data.ref]
     assert (there.open(two) / "a").read_text() == "two"
     assert publish(there, place, "one") == one
     three = publish(there, place, "three")

@@ -34,7 +34,7 @@ def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.Mo
         monkeypatch.setenv("WANDB_MODE", value)
         assert choose_mode("auto")[:2] == (mode, "WANDB_MODE")
     monkeypatch.setenv("WANDB_MODE", "sideways")
-    assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is no mode here")
+    assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is not a mode")
 
 
 @pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://"])
@@ -42,7 +42,7 @@ def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, addre
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     assert choose_mode("auto")[0] == "offline"
-    assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is no http address"
+    assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is not an http address"
 
 
 def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +126,13 @@ def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 def test_patience_ends_while_nothing_moves_and_not_while_something_does(params: Params) -> None:
     connection = Connection(params)
-    connection.patience_s = 1.5
+    connection.stall_budget_s = 1.5
     moved = iter(range(0, 10**9, 10**6))
     done = threading.Event()
     threading.Timer(3, done.set).start()
-    assert connection.wait(done, moved_bytes=lambda: next(moved))
-    assert connection.patience_s == 1.5
-    assert not connection.wait(threading.Event(), moved_bytes=lambda: 0)
+    assert connection.wait(done, count_bytes=lambda: next(moved))
+    assert connection.stall_budget_s == 1.5
+    assert not connection.wait(threading.Event(), count_bytes=lambda: 0)
     assert not connection.wait(threading.Event())  # spent once and for all
     with pytest.raises(WandbError, match="does not answer"):
         connection.run(lambda: time.sleep(60))
@@ -146,6 +146,6 @@ def test_what_an_action_raises_is_raised(params: Params) -> None:
 
 def test_trouble_is_said_once_and_ends_being_online(params: Params, said: list[str]) -> None:
     connection = Connection(params)
-    connection.trouble("one\ntwo", "going on")
-    connection.trouble("three", "going on")
+    connection.give_up("one\ntwo", "going on")
+    connection.give_up("three", "going on")
     assert said == ["W&B: one two; going on"]

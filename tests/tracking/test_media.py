@@ -11,11 +11,11 @@ from PIL import Image
 
 from flywheel import files
 from flywheel.tracking import media
-from flywheel.tracking.run_files import Medium
+from flywheel.tracking.run_files import MediaFile
 
-PICTURE = Medium("picture", "gate", "ab12.png")
-TABLE = Medium("table", "right", "cd34.json")
-MATRIX = Medium("confusion_matrix", "confusion", "ef56.json")
+PICTURE = MediaFile("picture", "gate", "ab12.png")
+TABLE = MediaFile("table", "right", "cd34.json")
+MATRIX = MediaFile("confusion_matrix", "confusion", "ef56.json")
 SUMMARY = {
     "gate": {"path": "media/images/gate.png", "size": 5, "sha256": "ab12"},
     "right": {"path": "media/table/right.json", "size": 7, "sha256": "of W&B's own file"},
@@ -26,8 +26,8 @@ TABLES = ["run-1-right", "run-1-confusion_table"]
 
 
 @pytest.mark.parametrize("medium", [PICTURE, TABLE, MATRIX])
-def test_what_is_there_is_whole(medium: Medium) -> None:
-    assert media.whole(medium, SUMMARY, SIZES, TABLES)
+def test_what_is_there_is_whole(medium: MediaFile) -> None:
+    assert media.is_complete(medium, SUMMARY, SIZES, TABLES)
 
 
 @pytest.mark.parametrize(
@@ -45,28 +45,28 @@ def test_what_is_there_is_whole(medium: Medium) -> None:
     ],
 )
 def test_what_lacks_anything_is_not(
-    medium: Medium, summary: dict[str, Any], sizes: dict[str, int], tables: list[str]
+    medium: MediaFile, summary: dict[str, Any], sizes: dict[str, int], tables: list[str]
 ) -> None:
-    assert not media.whole(medium, summary, sizes, tables)
+    assert not media.is_complete(medium, summary, sizes, tables)
 
 
 def test_a_picture_takes_no_room_until_its_report_is_replaced_and_stays_then(tmp_path: Path) -> None:
     report = tmp_path / "reports" / "gate.png"
     files.write_text(report, "first")
-    kept = media.path(tmp_path, media.keep_picture(tmp_path, report))
+    kept = media.path(tmp_path, media.save_picture(tmp_path, report))
     assert kept.stat().st_ino == report.stat().st_ino
     files.write_text(report, "second")
     assert kept.read_text() == "first"
-    assert media.path(tmp_path, media.keep_picture(tmp_path, report)).read_text() == "second"
+    assert media.path(tmp_path, media.save_picture(tmp_path, report)).read_text() == "second"
     with pytest.raises(OSError, match="No such file"):
-        media.keep_picture(tmp_path, tmp_path / "absent.png")
+        media.save_picture(tmp_path, tmp_path / "absent.png")
 
 
 def test_a_table_is_shown_as_it_was(tmp_path: Path) -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    kept = media.keep_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", np.float32(0.5)]])
-    assert kept == media.keep_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", 0.5]])
-    shown = media.shown(tmp_path, kept)
+    kept = media.save_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", np.float32(0.5)]])
+    assert kept == media.save_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", 0.5]])
+    shown = media.wandb_object(tmp_path, kept)
     ((image, name, confidence),) = shown.data
     assert (name, confidence) == ("seven", 0.5)
     assert np.array_equal(np.asarray(Image.open(image._path)), pixels)

@@ -165,7 +165,7 @@ run.finish()
     assert len(python(one, theirs, **double.environment).lines) == 1
     done = other(one, double, follow)
     assert done.lines[-1] == "model-b"
-    assert f"W&B: {MODEL}:production was moved there and here; make sync shows both" in done.lines
+    assert f"W&B: {MODEL}:production was moved both here and on W&B; make sync shows both" in done.lines
 
 
 def test_nothing_stays_locked_when_w_and_b_is_asked_for_aliases_that_nobody_has(tmp_path: Path) -> None:
@@ -200,5 +200,5 @@ def test_manifests_without_files_take_next_to_nothing(one: Path, double: WandbDo
     store = store_of(one.parent / "other")
     known = LocalRegistry(store)
     assert known.collections() == ["digits_dataset", "model-a", "model-b"]
-    assert all(known.incomplete(version) for name in known.collections() for version in known.versions(name))
+    assert all(known.missing_file(version) for name in known.collections() for version in known.versions(name))
     assert files.size_of(store / "registry") < 20_000

@@ -62,7 +62,7 @@ def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(said[0]), [json.loads(line) for line in said[1].splitlines()]
 
 
-def recorded(place: Path) -> dict[str, run_files.Record]:
+def recorded(place: Path) -> dict[str, run_files.RunRecord]:
     return {record.name: record for record in run_files.records(store_of(place))}
 
 
@@ -105,7 +105,7 @@ def test_online_inputs_that_w_and_b_lacks_are_said_once_and_kept_for_sync(tmp_pa
     done = python(tmp_path, unmade, **double.environment)
     assert done.code == 0
     (line,) = [line for line in done.lines if "is not on W&B" in line]
-    assert line.endswith("going on offline, make sync uploads what is missing")
+    assert line.endswith("continuing offline; make sync uploads the rest")
     assert not recorded(tmp_path)["the sweep"].confirmed
 
 
@@ -186,7 +186,7 @@ def test_trouble_in_mid_run_is_said_once_and_costs_under_20_s(
     assert (process.returncode, errors) == (0, "")
     said = [line for line in out.splitlines() if line.startswith("W&B")]
     assert len(said) == 2
-    assert said[1].endswith("make sync uploads what is missing")
+    assert said[1].endswith("make sync uploads the rest")
     assert float(out.splitlines()[-1].split()[1]) < 20  # two stages
     sweep = recorded(tmp_path)["the sweep"]
     assert (len(sweep.rows), sweep.finished, sweep.confirmed) == (1, "finished", ())
@@ -196,7 +196,9 @@ def test_trouble_in_mid_run_is_said_once_and_costs_under_20_s(
 
 @pytest.mark.long
 def test_w_and_bs_own_process_dying_is_said_once_and_fails_nothing(tmp_path: Path, double: WandbDouble) -> None:
-    kill = "time.sleep(4)\nfrom flywheel.tracking.connection import processes\n[one.kill() for one in processes()]"
+    kill = (
+        "time.sleep(4)\nfrom flywheel.tracking import connection\n[one.kill() for one in connection.wandb_processes()]"
+    )
     done = python(tmp_path, STAGE % kill, **double.environment)
     assert done.code == 0
     assert len([line for line in done.lines if line.startswith("W&B")]) == 2
@@ -227,7 +229,7 @@ def test_the_first_trouble_is_said_once_and_fails_nothing(make_params: Make, tmp
     run.log_pictures([tmp_path / "drawn.png"])
     run.summarize({"a": 3})
     run.finish()
-    assert said == ["W&B: the server is gone; results are in the reports, make sync uploads what is missing"]
+    assert said == ["W&B: the server is gone; results are in the reports, make sync uploads the rest"]
     assert broken.calls == 2  # the first, and the end
 
 

@@ -159,7 +159,7 @@ def test_versions_of_which_no_run_is_known_arrive_too(turn: Path, double: WandbD
     python(turn, MOVE % ("b", "b"))
     code, said = sync(turn, double)
     assert code == 0, said
-    assert "no run is known that made it" in said
+    assert "the run that made it is unknown" in said
     registry = LocalRegistry(store_of(turn))
     aliases = double.aliases(REGISTRY, MODEL)
     assert aliases["production"] == registry.resolve("model-b").digest
@@ -171,7 +171,7 @@ def test_a_run_that_is_under_way_is_left_for_later(turn: Path, double: WandbDoub
     file.start("evaluate", "evaluate x", "turn-1", {})  # by this process, which lives
     code, said = sync(turn, double)
     assert code == 0, said
-    assert "evaluate x: under way, left for later" in said
+    assert "evaluate x: in progress, left for later" in said
     assert "live" not in double.projects[PROJECT].runs
 
 
@@ -223,7 +223,7 @@ def test_a_blob_that_was_lost_on_upload_is_found_out_and_brought_by_the_next_cal
     code, said = sync(turn, double)
     assert code == 1
     assert "is not on W&B" in said
-    assert "aliases stay where they are" in said
+    assert "aliases on W&B stay until everything else is uploaded" in said
     assert REGISTRY not in double.projects or MODEL not in double.projects[REGISTRY].collections
     double.mend()
     assert "delete that version there" in sync(turn, double)[1]  # it is the same content, so nothing is sent again
@@ -258,7 +258,7 @@ def test_a_service_that_falls_silent_ends_it_in_bounded_time(turn: Path, double:
     double.meanwhile("RunInputArtifacts", lambda: double.fail(".*", "hang"))
     code, said = sync(turn, double)
     assert code == 1
-    assert "W&B does not answer any more; what was not reached is left" in said
+    assert "W&B does not answer any more; the remaining items were not compared" in said
 
 
 def elsewhere(turn: Path, double: WandbDouble, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flywheel.tracking.verify import _same, unlogged
+from flywheel.tracking.verify import _equal, rows_after
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,8 @@ from flywheel.tracking.verify import _same, unlogged
         ({"a": 1, "more": 2}, {"a": 1}), ({"a": {}}, {"a": {"b": None}}), (True, True), ("x", "x"), ((1, 2), [1, 2]),
     ],
 )  # fmt: skip
-def test_the_same(there: Any, wanted: Any) -> None:
-    assert _same(there, wanted)
+def test_the_equal(there: Any, wanted: Any) -> None:
+    assert _equal(there, wanted)
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,15 @@ def test_the_same(there: Any, wanted: Any) -> None:
         ({}, {"a": 1}), ("2", 2), ({"a": {"b": 1}}, {"a": {"b": 2}}), ([2, 1], [1, 2]), (float("nan"), 1.0),
     ],
 )  # fmt: skip
-def test_not_the_same(there: Any, wanted: Any) -> None:
-    assert not _same(there, wanted)
+def test_not_the_equal(there: Any, wanted: Any) -> None:
+    assert not _equal(there, wanted)
 
 
 def test_rows_that_are_not_there_are_those_after_the_last_that_is() -> None:
     rows = [{"epoch": epoch, "x": epoch / 2} for epoch in range(4)]
     there = [{**row, "_step": number} for number, row in enumerate(rows)]
-    assert unlogged(rows, there) == []
-    assert unlogged(rows, [there[0], {"picture": 1}, *there[1:]]) == []
-    assert unlogged(rows, there[:2]) == rows[2:]
-    assert unlogged(rows, []) == rows
-    assert unlogged(rows, there[::-1])
+    assert rows_after(rows, there) == []
+    assert rows_after(rows, [there[0], {"picture": 1}, *there[1:]]) == []
+    assert rows_after(rows, there[:2]) == rows[2:]
+    assert rows_after(rows, []) == rows
+    assert rows_after(rows, there[::-1])

@@ -112,7 +112,7 @@ def check(stage: Stage) -> Verdict:
         return Verdict(adopted is not None, reason, receipt, adopted)
     for ref in receipt["outputs"]:
         try:
-            damaged = stage.registry.incomplete(stage.registry.resolve(ref))
+            damaged = stage.registry.missing_file(stage.registry.resolve(ref))
         except RegistryError as error:
             return Verdict(False, f"an output is missing: {error}", receipt)
         if damaged is not None:

@@ -1,7 +1,7 @@
 """The audit log of the registered models, which is also their alias table.
 
-An alias is what the last line about it says, so a move and its record are one write and no crash can leave one
-without the other. A registered model's versions are what was linked to it, in order.
+An alias points where the last line about it says, so a move and its record are one write and no crash can leave one
+without the other. The versions of a registered model are the refs that were linked to it, in order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ KEYS = {"at", "who", "model", "alias", "from", "to", "reason", "gate", "forced",
 MODEL_ALIASES = ("best", "candidate", "production", "previous")
 
 
-class Move(NamedTuple):
-    """An alias that moves from one ref to another; without an alias, a link alone."""
+class AliasMove(NamedTuple):
+    """An alias that moves from one ref to another; a link only where alias is None."""
 
     alias: str | None
     before: str | None
@@ -31,19 +30,19 @@ class Move(NamedTuple):
 
 
 class Audit:
-    """The log at a path; absent means empty."""
+    """The log at a path; a missing file is an empty log."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def entries(self, registered_model: str | None = None) -> list[dict[str, Any]]:
         """Return the log of one registered model or all, oldest first."""
-        found = [entry for entry in files.read_json_lines(self.path) if entry.keys() >= KEYS]
-        # Moves that were written together hold together: of a write that a power failure cut, none counts.
-        written = Counter(entry["write"] for entry in found)
+        entries = [entry for entry in files.read_json_lines(self.path) if entry.keys() >= KEYS]
+        # A write counts only if all its lines are there: a power failure may have cut it.
+        written = Counter(entry["write"] for entry in entries)
         return [
             entry
-            for entry in found
+            for entry in entries
             if written[entry["write"]] == entry["moves"] and registered_model in (None, entry["model"])
         ]
 
@@ -56,33 +55,21 @@ class Audit:
         return list(dict.fromkeys(entry["to"] for entry in self.entries(registered_model)))
 
     def append(
-        self, registered_model: str, moves: Sequence[Move], *, reason: str, gate: Mapping[str, Any] | None, forced: bool
+        self,
+        registered_model: str,
+        moves: Sequence[AliasMove],
+        *,
+        reason: str,
+        gate: Mapping[str, Any] | None = None,
+        forced: bool = False,
     ) -> None:
         """Record moves, all in one write."""
-        write = secrets.token_hex(8)
-        entries = [
-            {
-                "at": now(),
-                "who": _user(),
-                "model": registered_model,
-                "alias": move.alias,
-                "from": move.before,
-                "to": move.to,
-                "reason": reason,
-                "gate": gate,
-                "forced": forced,
-                "write": write,
-                "moves": len(moves),
-            }
-            for move in moves
-        ]
-        if entries:
-            files.append_json_lines(self.path, *entries)
-
-
-def now() -> str:
-    """Return the time as the registry records it: ISO 8601, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        if not moves:
+            return
+        who, model = {"at": files.timestamp(), "who": _user()}, {"model": registered_model}
+        why = {"reason": reason, "gate": gate, "forced": forced, "write": secrets.token_hex(8), "moves": len(moves)}
+        lines = [who | model | {"alias": move.alias, "from": move.before, "to": move.to} | why for move in moves]
+        files.append_json_lines(self.path, *lines)
 
 
 def _user() -> str:

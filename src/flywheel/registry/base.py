@@ -1,4 +1,4 @@
-"""What every registry offers: the store on disk (`local`), and that store with W&B behind it (`tracking.mirror`)."""
+"""The interface of a registry: `LocalRegistry` is the store on disk, `tracking.mirror.Mirror` adds W&B to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flywheel.registry.manifest import RegistryError, Version
 
 
 class Ancestor(NamedTuple):
-    """A version in a lineage: its depth, its role for the version above it, and None where it is not here."""
+    """A version in a lineage: its depth, its role for the version above it; `version` is None if it is not stored."""
 
     depth: int
     role: str
@@ -59,8 +59,8 @@ class Registry(ABC):
         """Link a version to a registered model and move aliases of that model to it, all logged in one write.
 
         `expected` maps aliases to the ref each must still point to (None: to nothing): otherwise nothing moves and
-        RegistryError says so. When `production` moves, `previous` moves to what it was. An alias that already
-        points there stays.
+        RegistryError says so. When `production` moves, `previous` moves to the former production. An alias that
+        already points to the version stays.
         """
 
     @abstractmethod
@@ -80,8 +80,8 @@ class Registry(ABC):
     def open(self, version: Version) -> Path:
         """Return the directory of a version's files, after checking their integrity (do not write there).
 
-        Files whose size and time stamp are those last verified are trusted; others are read again. Raises
-        RegistryError naming the damaged or missing file.
+        Files whose size and modification time have not changed since they were verified are trusted; others are read
+        again. Raises RegistryError naming the damaged or missing file.
         """
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Registry(ABC):
         """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
 
     @abstractmethod
-    def incomplete(self, version: Version) -> Path | None:
+    def missing_file(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Registry(ABC):
 
     @abstractmethod
     def damaged(self) -> list[str]:
-        """Return what is wrong with every manifest that is damaged."""
+        """Return the reason why each damaged manifest cannot be read."""
 
     @abstractmethod
     def aliases(self, registered_model: str) -> dict[str, str]:
@@ -110,7 +110,7 @@ class Registry(ABC):
 
     @abstractmethod
     def aliases_of(self, version: Version) -> list[str]:
-        """Return what points at a version: `latest` and `<registered model>:<alias>`."""
+        """Return the aliases of a version: `latest` and `<registered model>:<alias>`."""
 
     @abstractmethod
     def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
@@ -118,14 +118,14 @@ class Registry(ABC):
 
     @abstractmethod
     def refresh(self) -> None:
-        """Learn what others published and moved, where there are others."""
+        """Take over what others published and moved, if the registry is shared."""
 
     def registered_models(self) -> list[str]:
         """Return the names of the registered models, sorted."""
         return sorted({entry["model"] for entry in self.history()})
 
     def has(self, reference: str) -> bool:
-        """Tell whether a reference names a version that is here."""
+        """Tell whether a reference names a version that can be resolved."""
         try:
             self.resolve(reference)
         except RegistryError:
@@ -133,11 +133,11 @@ class Registry(ABC):
         return True
 
     def label(self, reference: str) -> str:
-        """Return name:vN for people, or the reference itself where its version is not here."""
+        """Return name:vN for people, or the reference itself if it cannot be resolved."""
         return self.resolve(reference).label if self.has(reference) else reference
 
     def lineage(self, version: Version) -> Iterator[Ancestor]:
-        """Yield a version and all it was made from, depth first. A version's own inputs follow its first mention."""
+        """Yield a version and its ancestors, depth first. The inputs of a version follow its first mention only."""
         yield from self._ancestors("", version.ref, 0, set())
 
     def _ancestors(self, role: str, ref: str, depth: int, followed: set[str]) -> Iterator[Ancestor]:

@@ -40,13 +40,13 @@ class Blobs:
             temporary.replace(blob)
         return digests
 
-    def link(self, digests: Digests, place: Path) -> None:
+    def link(self, digests: Digests, path: Path) -> None:
         """Make a blob appear at a path: a hard link, or a copy where the file system has none."""
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            place.hardlink_to(self._path(digests))
+            path.hardlink_to(self._path(digests))
         except OSError:
-            shutil.copy2(self._path(digests), place)
+            shutil.copy2(self._path(digests), path)
 
     def keep_only(self, needed: set[str]) -> int:
         """Remove the blobs whose SHA-256 is not in `needed`; returns the bytes freed."""

@@ -6,8 +6,8 @@
     versions/<name>/latest         the number of the newest version
     ../audit.jsonl                 every link and alias move of the registered models, appended
 
-A version appears by one rename, so it is complete or absent. The last line about an alias in the audit log says where
-it points, so a move and its record are one write. Writers take one lock; readers need none.
+A version appears by one rename, so it is complete or absent. An alias points where the last line about it in the audit
+log says, so a move and its record are one write. Writers take one lock; readers need none.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 from flywheel import files
 from flywheel.params import StorePaths
-from flywheel.registry import integrity, manifest
-from flywheel.registry.audit import MODEL_ALIASES, Audit, Move, now
+from flywheel.registry import manifest
+from flywheel.registry.audit import MODEL_ALIASES, AliasMove, Audit
 from flywheel.registry.base import Registry
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version, inputs_by_role
-from flywheel.registry.versions import VersionFolders, stamp
+from flywheel.registry.versions import VersionFolders
 
 
 class LocalRegistry(Registry):
@@ -36,7 +36,8 @@ class LocalRegistry(Registry):
     def __init__(self, store: Path):
         paths = StorePaths(store)
         self.root = paths.registry
-        self._blobs = Blobs(self.root / "blobs", self.root / "tmp")
+        self._tmp = self.root / "tmp"
+        self._blobs = Blobs(self.root / "blobs", self._tmp)
         self._folders = VersionFolders(self.root / "versions")
         self._audit = Audit(paths.audit_log)
 
@@ -51,29 +52,27 @@ class LocalRegistry(Registry):
         metadata: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Version:
-        """Store files as a version; see Registry.publish."""
         if not NAME.fullmatch(name):
             raise RegistryError(f"{name!r} is not an artifact name: letters, digits, '.', '_', '-', at most 128")
         sources = _sources(contents)
-        with self._writing():
+        with self._write_lock():
             entries = {path: self._blobs.store(source) for path, source in sources.items()}
             digest = manifest.digest_of(entries)
-            version = next((v for v in self.versions(name) if v.digest == digest), None)
+            version = self._find(name, digest)
             if version is None:
                 version = Version(
                     name, self._folders.next_number(name), type, digest, entries,
-                    inputs_by_role(inputs or {}, type), now(), dict(metadata or {}),
+                    inputs_by_role(inputs or {}, type), files.timestamp(), dict(metadata or {}),
                 )  # fmt: skip
-                self._commit(version)
+                self._add(version)
             else:
-                self._mend(version)
-            self._folders.set_latest(version.name, version.number)
+                self._repair(version)
+            self._folders.set_latest(version)
             return version
 
     def set_latest(self, version: Version) -> None:
-        """Make an existing version the latest of its collection."""
-        with self._writing():
-            self._folders.set_latest(version.name, version.number)
+        with self._write_lock():
+            self._folders.set_latest(version)
 
     def link(
         self,
@@ -86,11 +85,10 @@ class LocalRegistry(Registry):
         gate: Mapping[str, Any] | None = None,
         forced: bool = False,
     ) -> None:
-        """Link a version and move aliases; see Registry.link."""
         unknown = set(aliases) - set(MODEL_ALIASES)
         if unknown:
             raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
-        with self._writing():
+        with self._write_lock():
             before = self.aliases(registered_model)
             for alias, ref in (expected or {}).items():
                 if before.get(alias) != ref:
@@ -100,23 +98,21 @@ class LocalRegistry(Registry):
                     )
             after = dict.fromkeys(aliases, version.ref)
             if "production" in aliases and before.get("production") not in (None, version.ref):
-                after["previous"] = before["production"]  # whatever else was asked of it
-            moves = [Move(alias, before.get(alias), ref) for alias, ref in after.items() if before.get(alias) != ref]
+                after["previous"] = before["production"]  # even if `previous` was asked for, too
+            moves = [AliasMove(a, before.get(a), ref) for a, ref in after.items() if before.get(a) != ref]
             if not moves and version.ref not in self._audit.links(registered_model):
-                moves = [Move(None, None, version.ref)]
+                moves = [AliasMove(None, None, version.ref)]
             self._audit.append(registered_model, moves, reason=reason, gate=gate, forced=forced)
 
-    def note(self, version: Version) -> Version:
-        """Keep the manifest of a version whose files are elsewhere. Returns it with its number here."""
-        with self._writing():
-            known = next((one for one in self.versions(version.name) if one.digest == version.digest), None)
+    def add_manifest(self, version: Version) -> Version:
+        """Add a version without its files, which are on W&B. Returns it with its number in this store."""
+        with self._write_lock():
+            known = self._find(version.name, version.digest)
             if known is not None:
                 return known
-            noted = replace(version, number=self._folders.next_number(version.name))
-            temporary = self.root / "tmp" / secrets.token_hex(8)
-            manifest.write(temporary / "manifest.json", noted)
-            self._place(temporary, noted)
-            return noted
+            added = replace(version, number=self._folders.next_number(version.name))
+            self._add(added, with_files=False)
+            return added
 
     def move_aliases(
         self,
@@ -125,52 +121,46 @@ class LocalRegistry(Registry):
         *,
         expected: Mapping[str, str | None],
         reason: str,
-        wanted: Callable[[], bool],
+        allowed: Callable[[], bool],
     ) -> list[str]:
-        """Move aliases that still point to what is expected, in one write. Returns those that moved.
+        """Move aliases that still point to the expected refs, in one write. Returns those that moved.
 
-        `wanted` is asked while the writer's lock is held: a caller that was given up meanwhile moves nothing.
+        `allowed` is called while the writer's lock is held, so that a caller that timed out meanwhile moves nothing.
         `previous` comes first, since moving production by `link` moves it.
         """
-        with self._writing():
-            now = self.aliases(registered_model)
+        with self._write_lock():
+            current = self.aliases(registered_model)
             changes = [
-                Move(alias, expected.get(alias), moves[alias])
+                AliasMove(alias, expected.get(alias), moves[alias])
                 for alias in MODEL_ALIASES[::-1]
-                if alias in moves and now.get(alias) == expected.get(alias) and wanted()
+                if alias in moves and current.get(alias) == expected.get(alias) and allowed()
             ]
-            self._audit.append(registered_model, changes, reason=reason, gate=None, forced=False)
+            self._audit.append(registered_model, changes, reason=reason)
         return [str(change.alias) for change in changes]
 
     def remove(self, versions: Sequence[Version]) -> int:
-        """Remove versions and the blobs only they had; returns the bytes freed. Their numbers are not used again."""
-        with self._writing():
-            doomed = self.root / "tmp"
-            doomed.mkdir(parents=True, exist_ok=True)
+        with self._write_lock():
+            self._tmp.mkdir(parents=True, exist_ok=True)
             for version in versions:
                 self._folders.reserve_number(version.name)
-                self._folders.folder(version.name, version.number).rename(doomed / secrets.token_hex(8))
-            needed = {
-                entry.sha256 for name in self.collections() for v in self.versions(name) for entry in v.files.values()
-            }
-            return self._blobs.keep_only(needed)
+                self._folders.folder(version).rename(self._tmp / secrets.token_hex(8))
+            kept = (version for name in self.collections() for version in self.versions(name))
+            return self._blobs.keep_only({entry.sha256 for version in kept for entry in version.files.values()})
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def resolve(self, reference: str) -> Version:
-        """Return the version that a reference names; see Registry.resolve."""
         name, digest = reference.partition("@")[::2]
         name, alias = name.partition(":")[::2]
         if not NAME.fullmatch(name):
             raise RegistryError(f"{reference!r} is not of the form name, name:alias, name:vN or name@digest")
         if digest:
-            for version in self.versions(name):
-                if version.digest == digest:
-                    return version
-            raise RegistryError(f"no artifact {reference} in {self.root}")
-        links = self._audit.links(name)
-        if links:
-            return self._resolve_link(name, alias or "latest", links)
+            version = self._find(name, digest)
+            if version is None:
+                raise RegistryError(f"no artifact {reference} in {self.root}")
+            return version
+        if self._audit.links(name):
+            return self.resolve(self._linked_ref(name, alias or "latest"))
         numbers = self._folders.numbers(name)
         if not numbers:
             raise RegistryError(f"no artifact {name} in {self.root}")
@@ -181,49 +171,31 @@ class LocalRegistry(Registry):
         raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
 
     def open(self, version: Version) -> Path:
-        """Return the directory of the files, verified unless they are as they were when last verified."""
-        return integrity.opened(self._folders.folder(version.name, version.number), version, self.verify)
+        return self._folders.open(version)
 
     def verify(self, version: Version) -> None:
-        """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
-        integrity.verify(self._folders.folder(version.name, version.number), version)
+        self._folders.verify(version)
 
-    def incomplete(self, version: Version) -> Path | None:
-        """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
-        return integrity.incomplete(self._folders.folder(version.name, version.number), version)
+    def missing_file(self, version: Version) -> Path | None:
+        return self._folders.missing_file(version)
 
     def refresh(self) -> None:
-        """Nothing: the store on disk is up to date."""
+        """Do nothing: the store on disk is up to date."""
 
     def collections(self) -> list[str]:
-        """Return the names of all artifacts that have a version, sorted."""
         return self._folders.names()
 
     def versions(self, name: str) -> list[Version]:
-        """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
-        found = []
-        for number in self._folders.numbers(name):
-            with contextlib.suppress(RegistryError):
-                found.append(self._folders.read(name, number))
-        return found
+        return [read for read in self._read_all(name) if isinstance(read, Version)]
 
     def damaged(self) -> list[str]:
-        """Return what is wrong with every manifest that is damaged."""
-        reasons = []
-        for name in self.collections():
-            for number in self._folders.numbers(name):
-                try:
-                    self._folders.read(name, number)
-                except RegistryError as error:
-                    reasons.append(str(error))
-        return reasons
+        read = (read for name in self.collections() for read in self._read_all(name))
+        return [str(error) for error in read if isinstance(error, RegistryError)]
 
     def aliases(self, registered_model: str) -> dict[str, str]:
-        """Return alias -> ref of a registered model."""
         return self._audit.aliases(registered_model)
 
     def aliases_of(self, version: Version) -> list[str]:
-        """Return what points at a version: `latest` and `<registered model>:<alias>`."""
         numbers = self._folders.numbers(version.name)
         found = ["latest"] if numbers and self._folders.latest(version.name, numbers) == version.number else []
         for model in self.registered_models():
@@ -231,56 +203,65 @@ class LocalRegistry(Registry):
         return found
 
     def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
-        """Return the audit log, oldest first: at, who, model, alias, from, to, reason, gate, forced."""
         return self._audit.entries(registered_model)
 
     # -- inside ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _write_lock(self) -> Iterator[None]:
         """Hold the writer's lock, after removing what a killed writer left; a failing write is a RegistryError."""
         try:
             with files.lock(self.root / "writer.lock", wait=True):
-                shutil.rmtree(self.root / "tmp", ignore_errors=True)
-                for half_written in [*self.root.glob("versions/*/.*"), *self.root.glob("versions/*/*/.*")]:
-                    half_written.unlink(missing_ok=True)
+                shutil.rmtree(self._tmp, ignore_errors=True)
+                for unfinished in [*self.root.glob("versions/*/.*"), *self.root.glob("versions/*/*/.*")]:
+                    unfinished.unlink(missing_ok=True)
                 yield
         except OSError as error:
-            place = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
-            raise RegistryError(f"cannot change {self.root}: {place}{error.strerror}{files.advice(error)}") from None
+            path = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
+            raise RegistryError(f"cannot change {self.root}: {path}{error.strerror}{files.advice(error)}") from None
 
-    def _commit(self, version: Version) -> None:
-        temporary = self.root / "tmp" / secrets.token_hex(8)
-        for path, entry in version.files.items():
-            self._blobs.link(entry, temporary / "files" / path)
-        stamps = {path: stamp(temporary / "files" / path) for path in version.files}
-        files.write_json(temporary / "verified.json", stamps)
+    def _find(self, name: str, digest: str) -> Version | None:
+        return next((version for version in self.versions(name) if version.digest == digest), None)
+
+    def _read_all(self, name: str) -> Iterator[Version | RegistryError]:
+        """Yield each version, oldest first, or the reason why its manifest cannot be read."""
+        for number in self._folders.numbers(name):
+            try:
+                yield self._folders.read(name, number)
+            except RegistryError as error:
+                yield error
+
+    def _add(self, version: Version, *, with_files: bool = True) -> None:
+        """Write a version's folder elsewhere, then rename it into `versions`."""
+        temporary = self._tmp / secrets.token_hex(8)
+        if with_files:
+            for path, entry in version.files.items():
+                self._blobs.link(entry, temporary / "files" / path)
+            files.write_json(temporary / "verified.json", self._folders.stamps(version, temporary))
         manifest.write(temporary / "manifest.json", version)
-        self._place(temporary, version)
-
-    def _place(self, temporary: Path, version: Version) -> None:
-        folder = self._folders.folder(version.name, version.number)
+        folder = self._folders.folder(version)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(folder)
         files.sync_directory(folder.parent)
 
-    def _mend(self, version: Version) -> None:
-        """Put the blobs, which were just written or checked, in place of damaged files of a version."""
-        for path, entry in version.files.items():
-            place = self._folders.folder(version.name, version.number) / "files" / path
-            if not place.exists() or files.digest_file(place) != entry:
-                place.unlink(missing_ok=True)
-                self._blobs.link(entry, place)
+    def _repair(self, version: Version) -> None:
+        """Replace the damaged files of a version by the blobs, which were just written or checked."""
+        for name, entry in version.files.items():
+            path = self._folders.folder(version) / "files" / name
+            if not path.exists() or files.digest_file(path) != entry:
+                path.unlink(missing_ok=True)
+                self._blobs.link(entry, path)
 
-    def _resolve_link(self, model: str, alias: str, links: list[str]) -> Version:
+    def _linked_ref(self, model: str, alias: str) -> str:
+        """Return the ref that an alias or version number of a registered model links to."""
+        links, aliases = self._audit.links(model), self.aliases(model)
         if alias == "latest":
-            return self.resolve(links[-1])
+            return links[-1]
         if NUMBER.fullmatch(alias) and int(alias[1:]) < len(links):
-            return self.resolve(links[int(alias[1:])])
-        target = self.aliases(model).get(alias)
-        if target is None:
-            raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(self.aliases(model)) or 'no aliases'}")
-        return self.resolve(target)
+            return links[int(alias[1:])]
+        if alias not in aliases:
+            raise RegistryError(f"{model} has no {alias} yet; it has {', '.join(aliases) or 'no aliases'}")
+        return aliases[alias]
 
 
 def _sources(contents: Path | Mapping[str, Path]) -> dict[str, Path]:

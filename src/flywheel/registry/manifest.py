@@ -1,7 +1,7 @@
-"""What a version is: its files, their digests, and the one digest that is its identity.
+"""A version: its files, their digests, and the one digest that identifies it.
 
-The identity is W&B's artifact digest (wandb/sdk/artifacts/_internal, `ArtifactManifestV1.digest`), so the
-same content is the same version here and there.
+That digest is W&B's artifact digest (wandb/sdk/artifacts/_internal, `ArtifactManifestV1.digest`), so the same
+content is the same version in the local store and on W&B.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Inputs = Mapping[str, tuple[str, ...]]  # role -> refs
 
 
 class RegistryError(FlywheelError):
-    """An artifact is missing, damaged or misnamed; the message says which and what to do."""
+    """An artifact is missing, damaged or misnamed; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def digest_of(entries: Mapping[str, Digests]) -> str:
 
 
 def inputs_by_role(inputs: Mapping[str, str | Sequence[str]] | Sequence[str], type: str) -> Inputs:
-    """Return inputs as role -> refs. A list, as stores before roles have it, gets its roles from type and names."""
+    """Return inputs as role -> refs. Stores older than roles have a list: its roles follow from type and names."""
     if isinstance(inputs, Mapping):
         return {role: (refs,) if isinstance(refs, str) else tuple(refs) for role, refs in inputs.items() if refs}
     found: dict[str, tuple[str, ...]] = {}
@@ -93,14 +93,14 @@ def read(path: Path, name: str, number: int) -> Version:
     """Read the manifest of a version. Raises RegistryError when it is damaged or describes something else."""
     try:
         raw = files.read_json(path)
-        raw["files"] = {place: Digests(**entry) for place, entry in raw["files"].items()}
+        raw["files"] = {name: Digests(**entry) for name, entry in raw["files"].items()}
         raw["inputs"] = inputs_by_role(raw["inputs"], raw["type"])
         version = Version(**raw)
-        whole = (version.name, version.number, version.digest) == (name, number, digest_of(version.files))
+        matches = (version.name, version.number, version.digest) == (name, number, digest_of(version.files))
     except PermissionError as error:
         raise RegistryError(f"{path}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RegistryError(f"{path}: the manifest is damaged ({error}); remove its folder") from None
-    if not whole:
-        raise RegistryError(f"{path}: the manifest does not match its digest or its place; remove its folder")
+    if not matches:
+        raise RegistryError(f"{path}: the manifest does not match its digest or its folder; remove its folder")
     return version

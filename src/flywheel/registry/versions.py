@@ -1,4 +1,4 @@
-"""The version folders on disk: <root>/<name>/v3, the pointer `latest`, and the next number."""
+"""The version folders on disk: <root>/<name>/v3, the pointer `latest`, the next number, and the files' integrity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flywheel import files
 from flywheel.registry import manifest
-from flywheel.registry.manifest import NUMBER, Version
+from flywheel.registry.manifest import NUMBER, RegistryError, Version
 
 
 class VersionFolders:
@@ -28,13 +28,52 @@ class VersionFolders:
             return []
         return sorted(int(path.name[1:]) for path in folder.iterdir() if NUMBER.fullmatch(path.name))
 
-    def folder(self, name: str, number: int) -> Path:
+    def folder(self, version: Version) -> Path:
         """Return the folder of a version."""
-        return self.root / name / f"v{number}"
+        return self.root / version.name / f"v{version.number}"
 
     def read(self, name: str, number: int) -> Version:
         """Return a version from its manifest. Raises RegistryError when that is damaged."""
-        return manifest.read(self.folder(name, number) / "manifest.json", name, number)
+        return manifest.read(self.root / name / f"v{number}" / "manifest.json", name, number)
+
+    # -- integrity -------------------------------------------------------------------------------------
+
+    def open(self, version: Version) -> Path:
+        """Return the directory of a version's files, verified unless they are as they were when last verified."""
+        record, stamps = self.folder(version) / "verified.json", self.stamps(version)
+        known = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = files.read_json(record)
+        if known != stamps:
+            self.verify(version)
+            with contextlib.suppress(OSError):  # a read-only store verifies every time
+                files.write_json(record, stamps)
+        return self.folder(version) / "files"
+
+    def verify(self, version: Version) -> None:
+        """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
+        for name, expected in version.files.items():
+            path = self.folder(version) / "files" / name
+            try:
+                digests = files.digest_file(path)
+            except OSError as error:
+                raise RegistryError(f"{version.label}: {path} cannot be read ({error.strerror})") from None
+            if digests != expected:
+                folder = self.folder(version)
+                raise RegistryError(f"{version.label}: {path} is damaged; remove {folder} and create it again")
+
+    def missing_file(self, version: Version) -> Path | None:
+        """Return a file that is absent or of another size, or None; reads no file."""
+        for name, stamp in self.stamps(version).items():
+            if stamp is None or stamp[0] != version.files[name].size:
+                return self.folder(version) / "files" / name
+        return None
+
+    def stamps(self, version: Version, folder: Path | None = None) -> dict[str, list[int] | None]:
+        """Return size and modification time (ns) of each file, which change when it is written; None if absent."""
+        return {name: _stamp((folder or self.folder(version)) / "files" / name) for name in version.files}
+
+    # -- numbers ---------------------------------------------------------------------------------------
 
     def latest(self, name: str, numbers: list[int]) -> int:
         """Return which of the numbers is the latest: what the pointer says, else the highest."""
@@ -44,24 +83,23 @@ class VersionFolders:
                 return number
         return numbers[-1]
 
-    def set_latest(self, name: str, number: int) -> None:
+    def set_latest(self, version: Version) -> None:
         """Point `latest` at a version."""
-        files.write_text(self.root / name / "latest", f"{number}\n")
+        files.write_text(self.root / version.name / "latest", f"{version.number}\n")
 
     def next_number(self, name: str) -> int:
         """Return the number of the next version: higher than all that exist and existed."""
-        following = 0
+        recorded = 0
         with contextlib.suppress(OSError, ValueError):
-            following = int((self.root / name / "next").read_text())
-        return max([following, *(number + 1 for number in self.numbers(name))])
+            recorded = int((self.root / name / "next").read_text())
+        return max([recorded, *(number + 1 for number in self.numbers(name))])
 
     def reserve_number(self, name: str) -> None:
         """Record which number comes next, before a version is removed, so that no number is used twice."""
         files.write_text(self.root / name / "next", f"{self.next_number(name)}\n")
 
 
-def stamp(path: Path) -> list[int] | None:
-    """Return size and modification time (ns) of a file, which change when it is written; None where there is none."""
+def _stamp(path: Path) -> list[int] | None:
     try:
         status = path.stat()
     except OSError:

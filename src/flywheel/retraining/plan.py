@@ -67,7 +67,7 @@ def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | 
     if not registry.versions(RETRAINED_NAME):
         return None
     made = registry.resolve(RETRAINED_NAME)
-    if registry.incomplete(made) is not None:
+    if registry.missing_file(made) is not None:
         return None  # known from W&B: it was made and judged on another machine
     receipt = stage.read_receipt(params.store_paths.receipt("retrain")) or {}
     return made if newest.ref == made.input("feedback") and made.ref not in receipt.get("outputs", ()) else None

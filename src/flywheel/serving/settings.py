@@ -10,7 +10,7 @@ from flywheel.pipeline import fingerprint
 from flywheel.registry import LocalRegistry, RegistryError, Version
 from flywheel.serving import ServingError
 from flywheel.tracking.mirror import Mirror
-from flywheel.tracking.remote import abandon
+from flywheel.tracking.remote import kill_wandb
 
 
 def digest(params: Params) -> str:
@@ -55,5 +55,5 @@ def production(params: Params, *, ask_wandb: bool = True) -> Version:
     except RegistryError as error:
         raise ServingError(f"the production model cannot be served: {error}; run make rollback {profile}") from None
     finally:
-        abandon()  # W&B's process is not needed while serving
+        kill_wandb()  # W&B's process is not needed while serving
     return version

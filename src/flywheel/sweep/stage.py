@@ -218,7 +218,7 @@ def _keep(
     for one in ranking(campaign.trials.values(), cut_short=not campaign.over)[: params.sweep.keep_checkpoints]:
         folder, epoch = _scratch(params) / one.id, one.best_epoch or 0
         shutil.rmtree(folder, ignore_errors=True)
-        whole = [v for v in registry.versions(f"model-{one.id}") if registry.incomplete(v) is None]
+        whole = [v for v in registry.versions(f"model-{one.id}") if registry.missing_file(v) is None]
         published = next((v for v in reversed(whole) if v.metadata["metrics"].get("epoch") == epoch), None)
         if Checkpoints(place, one.id).unpack_weights(epoch, folder):
             kept.append((one, folder))

@@ -1,7 +1,7 @@
-"""How a process is connected to W&B: online, offline or not at all, and for how long it may wait for it.
+"""Choose how a process uses W&B (online, offline, disabled), and limit how long it waits for it.
 
-Settled once, by asking the host who we are, before wandb is imported: so that a key that is refused, a host that is
-gone and one that accepts and never answers all cost at most PROBE_TIMEOUT_S and lead to the offline mode.
+The mode is chosen once, before wandb is imported, by asking the host who owns the key. A refused key, an unreachable
+host and one that accepts connections but never answers all cost at most PROBE_TIMEOUT_S and lead to the offline mode.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,24 +29,24 @@ log = logging.getLogger(__name__)
 BASE_URL = "https://api.forge.coreweave.com"  # wandb 0.31's default; keys for the former host still work
 FORMER_HOSTS = ("api.wandb.ai",)
 PROBE_TIMEOUT_S = 3
-# What all waiting for W&B in which nothing moves may cost a stage; with the probe and what moves before, under 20 s.
-PATIENCE_S = 12
-INTERRUPTED_PATIENCE_S = 3  # of a stage that failed or was interrupted: a sweep ends 8 s after the signal
-MOVING_BYTES_PER_S = 20_000  # W&B's process reads and writes so much when it uploads; logs and retries are less
+# A stage waits at most this long for W&B without any upload; with the probe and the uploads before, under 20 s.
+STALL_TIMEOUT_S = 12
+INTERRUPTED_TIMEOUT_S = 3  # after a failure or an interruption: a sweep must end 8 s after the signal
+UPLOADING_BYTES_PER_S = 20_000  # W&B's process reads and writes at least this much when it uploads; retries are less
 
 T = TypeVar("T")
 
 
 class WandbError(FlywheelError):
-    """W&B does not do what is asked of it; the message says what and why."""
+    """A request to W&B failed; the message says which and why."""
 
 
-class SilenceError(WandbError):
-    """W&B does not answer, and patience is at its end."""
+class StalledError(WandbError):
+    """W&B did not answer in time."""
 
 
 class Mode(NamedTuple):
-    """online, offline or disabled; why; and, online, the user or team that runs belong to."""
+    """online, offline or disabled; why; and, if online, the user or team that runs belong to."""
 
     name: str
     why: str
@@ -53,20 +54,20 @@ class Mode(NamedTuple):
 
 
 class Connection:
-    """The connection of one process: settled at the first need, lost at the first trouble, never found again."""
+    """The connection of one process. The first error makes it offline for the rest of the process."""
 
     def __init__(self, params: Params):
         self.params = params
-        self.patience_s: float = PATIENCE_S
+        self.stall_budget_s: float = STALL_TIMEOUT_S  # what is left of it
         self.waited_s = 0.0
-        self.lost = False  # there was trouble; it is said once
+        self.gave_up = False  # after an error, which is logged once
         self._mode: Mode | None = None
         self._announced = False
         self._lock = threading.Lock()
 
     @property
     def mode(self) -> Mode:
-        """The mode; the first to ask settles it, and wandb's environment with it."""
+        """The mode; the first access chooses it and configures wandb's environment."""
         with self._lock:
             if self._mode is None:
                 began = time.monotonic()
@@ -87,81 +88,69 @@ class Connection:
         return self.params.tracking.project or f"flywheel-{self.params.profile}"
 
     @property
-    def where(self) -> str:
-        """Host, owner and project: what was seen there says nothing about another place."""
+    def project_url(self) -> str:
+        """Host, owner and project: identifies where runs, artifacts and aliases were seen."""
         return f"{base_url()}/{self.mode.entity}/{self.project}"
 
-    def announce(self) -> None:
-        """Print the mode, once."""
+    def log_mode(self) -> None:
+        """Log the mode, once."""
         if not self._announced:
             self._announced = True
             log.info(f"W&B: {self.mode.name} ({self.mode.why})")
 
-    def trouble(self, error: object, consequence: str) -> None:
-        """Go on offline (disabled, when it was offline), and say so in one line the first time."""
+    def give_up(self, error: object, consequence: str) -> None:
+        """Continue offline after an error; the first one is logged in one line."""
         with self._lock:
-            before, self.lost = self.lost, True
+            before, self.gave_up = self.gave_up, True
             if self._mode is not None and self._mode.name == "online":
-                self._mode = Mode("offline", "there was trouble")
+                self._mode = Mode("offline", "after an error")
                 os.environ["WANDB_MODE"] = "offline"
         if not before:
             log.info(f"W&B: {one_line(error)}; {consequence}")
 
     def wait(
-        self, done: threading.Event, at_most_s: float | None = None, moved_bytes: Callable[[], int] | None = None
+        self, done: threading.Event, at_most_s: float | None = None, count_bytes: Callable[[], int] | None = None
     ) -> bool:
-        """Wait for an event; returns whether it came before patience ended.
+        """Wait for an event; returns whether it came before the stall budget was used up.
 
-        Time in which data moves costs no patience, so that a long upload is waited for. Data that moved is what W&B's
-        process read and wrote, unless `moved_bytes` tells it.
+        Time in which data moves does not count, so a long upload may finish. `count_bytes` returns the bytes moved so
+        far; by default those that W&B's process has read and written.
         """
-        moved_bytes = moved_bytes or _moved_bytes
-        last_look, moved = time.monotonic(), moved_bytes()
+        count_bytes = count_bytes or _bytes_moved
+        last_look, moved = time.monotonic(), count_bytes()
         until = None if at_most_s is None else last_look + at_most_s
-        while not done.wait(min(1.0, max(self.patience_s, 0.01))):
-            now, total = time.monotonic(), moved_bytes()
+        while not done.wait(min(1.0, max(self.stall_budget_s, 0.01))):
+            now, total = time.monotonic(), count_bytes()
             self.waited_s += now - last_look
-            if total - moved < MOVING_BYTES_PER_S * (now - last_look):
-                self.patience_s -= now - last_look
+            if total - moved < UPLOADING_BYTES_PER_S * (now - last_look):
+                self.stall_budget_s -= now - last_look
             last_look, moved = now, total
-            if self.patience_s <= 0 or (until is not None and now >= until):
+            if self.stall_budget_s <= 0 or (until is not None and now >= until):
                 return False
         self.waited_s += time.monotonic() - last_look
         return True
 
-    def run(self, action: Callable[[], T], moved_bytes: Callable[[], int] | None = None) -> T:
-        """Return what an action returns or raises; WandbError when patience ends first (it is left behind then)."""
-        done = threading.Event()
-        box: list[Any] = []
-
-        def work() -> None:
-            try:
-                box.extend((action(), None))
-            except BaseException as error:
-                box.extend((None, error))
-            done.set()
-
-        threading.Thread(target=work, name="W&B", daemon=True).start()
-        if not self.wait(done, moved_bytes=moved_bytes):
-            raise SilenceError("it does not answer")
-        result, error = box
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+    def run(self, action: Callable[[], T], count_bytes: Callable[[], int] | None = None) -> T:
+        """Return what an action returns or raises; StalledError when the stall budget is used up before it ends."""
+        done, future = threading.Event(), _in_thread(action)
+        future.add_done_callback(lambda _: done.set())
+        if not self.wait(done, count_bytes=count_bytes):
+            raise StalledError("it does not answer")
+        return future.result()
 
 
 def choose_mode(wanted: str) -> Mode:
-    """Return the mode, and why. Never prompts and never takes over PROBE_TIMEOUT_S (and a little)."""
+    """Return the mode, and why. Never prompts; takes little more than PROBE_TIMEOUT_S at most."""
     why = "tracking.wandb"
     if wanted == "auto" and (asked := os.environ.get("WANDB_MODE")):
         wanted, why = {"dryrun": "offline", "run": "online"}.get(asked, asked), "WANDB_MODE"
         if wanted not in ("online", "offline", "disabled"):
-            wanted, why = "offline", f"WANDB_MODE={asked} is no mode here"
+            wanted, why = "offline", f"WANDB_MODE={asked} is not a mode"
     if wanted in ("offline", "disabled"):
         return Mode(wanted, why)
     address = urlsplit(base_url())
     if address.scheme not in ("http", "https") or not address.hostname:
-        return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is no http address")
+        return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is not an http address")
     key = api_key()
     if key is None:
         return Mode("offline", "no API key; `.venv/bin/wandb login` or WANDB_API_KEY brings runs online")
@@ -172,7 +161,7 @@ def choose_mode(wanted: str) -> Mode:
 
 
 def base_url() -> str:
-    """Return the host that is used."""
+    """Return the URL of the W&B host."""
     return os.environ.get("WANDB_BASE_URL", BASE_URL).rstrip("/")
 
 
@@ -192,30 +181,27 @@ def who_am_i(key: str) -> str:
         json.dumps({"query": "query Viewer { viewer { entity } }"}).encode(),
         {"Content-Type": "application/json"},
     )
-    request.add_unredirected_header("Authorization", f"Basic {_base64(f'api:{key}')}")  # the key is for this host only
-    box: list[object] = []
+    credentials = base64.b64encode(f"api:{key}".encode()).decode()
+    request.add_unredirected_header("Authorization", f"Basic {credentials}")  # the key is for this host only
 
-    def ask() -> None:
+    def ask() -> str:
         try:
             with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310
-                box.append((json.load(answer).get("data") or {}).get("viewer") or {})
+                entity = ((json.load(answer).get("data") or {}).get("viewer") or {}).get("entity")
         except urllib.error.HTTPError as error:
             refused = f"{host} refuses the key" if error.code in (401, 403) else f"{host} answers with an error"
-            box.append(f"{refused} ({error.code})")
-        except (OSError, ValueError, AttributeError) as error:
-            box.append(f"{host} does not answer ({one_line(getattr(error, 'reason', error))})")
+            raise WandbError(f"{refused} ({error.code})") from None
+        except Exception as error:  # whatever a broken server makes urllib and json raise
+            raise WandbError(f"{host} does not answer ({one_line(getattr(error, 'reason', error))})") from None
+        if not entity:
+            raise WandbError(f"{host} does not know the key")
+        return str(entity)
 
-    # A thread, because the timeout of a socket begins anew with each byte, and names are looked up without one.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PROBE_TIMEOUT_S)
-    found = box[0] if box else f"{host} does not answer (within {PROBE_TIMEOUT_S} s)"
-    if isinstance(found, str):
-        raise WandbError(found)
-    assert isinstance(found, dict)
-    if not found.get("entity"):
-        raise WandbError(f"{host} does not know the key")
-    return str(found["entity"])
+    # A thread, because a socket's timeout starts again with each byte, and looking up a name has none.
+    try:
+        return _in_thread(ask).result(PROBE_TIMEOUT_S)
+    except TimeoutError:
+        raise WandbError(f"{host} does not answer (within {PROBE_TIMEOUT_S} s)") from None
 
 
 def one_line(error: object) -> str:
@@ -223,13 +209,13 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def silence_or(error: Exception) -> WandbError:
-    """Return what wandb raised in one line; silence is told apart, since nothing more is asked then."""
-    silent = any(said in str(error) for said in ("did not respond in time", "Timed out", "timed out"))
-    return SilenceError("it does not answer") if silent else WandbError(one_line(error))
+def as_wandb_error(error: Exception) -> WandbError:
+    """Return an error of wandb as one line: StalledError for a timeout, after which W&B is not asked again."""
+    stalled = any(text in str(error) for text in ("did not respond in time", "Timed out", "timed out"))
+    return StalledError("it does not answer") if stalled else WandbError(one_line(error))
 
 
-def processes() -> list[Any]:
+def wandb_processes() -> list[Any]:
     """Return the wandb-core processes that this process started."""
     import psutil
 
@@ -242,12 +228,26 @@ def processes() -> list[Any]:
     return found
 
 
-def _moved_bytes() -> int:
-    """Return how much W&B's process has read and written, sockets included; 0 where it cannot be known."""
+def _in_thread(action: Callable[[], T]) -> Future[T]:
+    """Run an action in a daemon thread: unlike an executor's, Python does not wait for it at exit."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="W&B", daemon=True).start()
+    return future
+
+
+def _bytes_moved() -> int:
+    """Return the bytes that W&B's process has read and written, sockets included; 0 if unknown."""
     import psutil
 
     total = 0
-    for process in processes():
+    for process in wandb_processes():
         with contextlib.suppress(psutil.Error, AttributeError, OSError):
             counters = process.io_counters()
             total += counters.read_chars + counters.write_chars
@@ -262,7 +262,3 @@ def _in_netrc(host: str) -> str | None:
     except (OSError, netrc.NetrcParseError):
         return None
     return found[2] if found else None
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()

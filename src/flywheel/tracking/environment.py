@@ -1,4 +1,4 @@
-"""What wandb reads in the environment, where it looks before all else: its mode, its folders, what it may tell."""
+"""Set the environment variables that wandb reads when it is imported: its mode, its folders, what it may send."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flywheel.params import Params
 
-SILENT = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
-UNKNOWN_MACHINE = {
+QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+HIDE_MACHINE = {
     "WANDB_PROGRAM": "flywheel",
     "WANDB_HOST": "flywheel",
     "WANDB_DISABLE_GIT": "true",
@@ -21,25 +21,25 @@ UNKNOWN_MACHINE = {
     "WANDB_X_DISABLE_STATS": "true",
 }
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
-USER_SETTINGS = Path(".config/wandb/settings")  # below the home directory: the host that `wandb login --host` chose
+USER_SETTINGS = Path(".config/wandb/settings")  # in the home directory: `wandb login --host` writes the host there
 
 
 def configure(mode: str, params: Params) -> None:
-    """Set W&B's mode, folders and silence in the environment, where it reads them before all else."""
+    """Set W&B's mode and folders, and what it prints and sends."""
     folder = params.store_paths.wandb
-    os.environ.update(SILENT, WANDB_MODE=mode)
+    os.environ.update(QUIET, WANDB_MODE=mode)
     if not params.tracking.machine_info:
-        os.environ.update(UNKNOWN_MACHINE)
+        os.environ.update(HIDE_MACHINE)
     for name in FOLDERS:
         if name != "WANDB_CONFIG_DIR" or not (Path.home() / USER_SETTINGS).exists():
             os.environ[name] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not params.tracking.machine_info:
-        os.environ["WANDB_DATA_DIR"] = str(_nameless(folder))
+        os.environ["WANDB_DATA_DIR"] = str(_anonymous_link(folder))
 
 
-def _nameless(folder: Path) -> Path:
-    """Return a link to a folder whose own path tells nothing, the same each time.
+def _anonymous_link(folder: Path) -> Path:
+    """Return a link to a folder, the same each time, whose path names neither user nor folder.
 
     W&B's manifest of a table has the path of its staged files, and `make sync` looks for them there.
     """

@@ -1,7 +1,7 @@
-"""Pictures and tables of a W&B run: kept in files of our own first, then shown to W&B, now or by `make sync`.
+"""Pictures and tables of a W&B run: saved in the store first, then uploaded, by the run or by `make sync`.
 
-<store>/wandb/runs/media/<sha256>.png and .json. A picture is linked where that goes (reports are replaced, never
-changed), so it takes no room while its report stands.
+<store>/wandb/runs/media/<sha256>.png and .json. A picture is a hard link where possible (reports are replaced, never
+changed), so it takes no disk space while its report exists.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from typing import Any
 
 from flywheel import files
 from flywheel.params import StorePaths
-from flywheel.tracking.run_files import Medium, plain
+from flywheel.tracking.run_files import MediaFile, plain
 
 PICTURE, TABLE, CONFUSION_MATRIX = "picture", "table", "confusion_matrix"
 
 
-def keep_picture(store: Path, picture: Path) -> Medium:
-    """Keep a picture file under its own name. Raises OSError."""
-    medium = Medium(PICTURE, picture.stem, f"{files.digest_file(picture).sha256}{picture.suffix}")
-    place = path(store, medium)
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
+def save_picture(store: Path, picture: Path) -> MediaFile:
+    """Save a picture file under its own name. Raises OSError."""
+    media = MediaFile(PICTURE, picture.stem, f"{files.digest_file(picture).sha256}{picture.suffix}")
+    saved = path(store, media)
+    if not saved.exists():
+        saved.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(picture, place)
+            os.link(picture, saved)
         except OSError:  # another disk, or one without links
-            with files.atomic(place) as temporary:
+            with files.atomic(saved) as temporary:
                 shutil.copyfile(picture, temporary)
-    return medium
+    return media
 
 
-def keep_table(store: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Medium:
-    """Keep a table; a uint8 array (h, w, 3) in it is kept as PNG. Raises OSError."""
+def save_table(store: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> MediaFile:
+    """Save a table; uint8 arrays (h, w, 3) in it are saved as PNG. Raises OSError."""
     plain_rows = [[{"png": _png(value)} if _is_image(value) else plain(value) for value in row] for row in rows]
-    return _keep_json(store, TABLE, name, {"columns": list(columns), "rows": plain_rows})
+    return _save_json(store, TABLE, name, {"columns": list(columns), "rows": plain_rows})
 
 
-def keep_confusion_matrix(
+def save_confusion_matrix(
     store: Path, name: str, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
-) -> Medium:
-    """Keep what W&B's interactive confusion matrix is drawn from. Raises OSError."""
+) -> MediaFile:
+    """Save the data of W&B's interactive confusion matrix. Raises OSError."""
     values = {"labels": list(labels), "predictions": list(predictions), "class_names": list(class_names)}
-    return _keep_json(store, CONFUSION_MATRIX, name, values)
+    return _save_json(store, CONFUSION_MATRIX, name, values)
 
 
-def shown(store: Path, medium: Medium) -> Any:
-    """Return what wandb logs of it. Raises OSError when its file is gone."""
+def wandb_object(store: Path, media: MediaFile) -> Any:
+    """Return the object that wandb logs. Raises OSError when the file was removed."""
     import wandb
 
-    place = path(store, medium)
-    if medium.kind == PICTURE:
-        return wandb.Image(str(place))
-    values = files.read_json(place)
-    if medium.kind == CONFUSION_MATRIX:
+    saved = path(store, media)
+    if media.kind == PICTURE:
+        return wandb.Image(str(saved))
+    values = files.read_json(saved)
+    if media.kind == CONFUSION_MATRIX:
         return wandb.plot.confusion_matrix(
             y_true=values["labels"], preds=values["predictions"], class_names=values["class_names"]
         )
@@ -69,31 +69,31 @@ def shown(store: Path, medium: Medium) -> Any:
     return table
 
 
-def path(store: Path, medium: Medium) -> Path:
-    """Return where its file lies."""
-    return StorePaths(store).wandb_media / medium.file
+def path(store: Path, media: MediaFile) -> Path:
+    """Return the path of its file."""
+    return StorePaths(store).wandb_media / media.file
 
 
-def whole(medium: Medium, summary: Mapping[str, Any], sizes: Mapping[str, int], tables: Sequence[str]) -> bool:
-    """Tell whether W&B has it: as the last of its name, with its file, and for a table the artifact of its images.
+def is_complete(media: MediaFile, summary: Mapping[str, Any], sizes: Mapping[str, int], tables: Sequence[str]) -> bool:
+    """Tell whether W&B has it: the last of its name, its file, and for a table the artifact with its images.
 
-    `summary` are the run's final values there, `sizes` those of its files, `tables` the names of its table artifacts.
+    `summary` are the run's final values on W&B, `sizes` those of its files, `tables` the names of its table artifacts.
     """
-    name = f"{medium.name}_table" if medium.kind == CONFUSION_MATRIX else medium.name
-    there = summary.get(name)
-    if not isinstance(there, Mapping) or sizes.get(str(there.get("path"))) != there.get("size"):
+    name = f"{media.name}_table" if media.kind == CONFUSION_MATRIX else media.name
+    shown = summary.get(name)
+    if not isinstance(shown, Mapping) or sizes.get(str(shown.get("path"))) != shown.get("size"):
         return False
-    if medium.kind == PICTURE:
-        return bool(there.get("sha256") == Path(medium.file).stem)
+    if media.kind == PICTURE:
+        return bool(shown.get("sha256") == Path(media.file).stem)
     return any(table.endswith(f"-{name}") for table in tables)
 
 
-def _keep_json(store: Path, kind: str, name: str, values: Any) -> Medium:
+def _save_json(store: Path, kind: str, name: str, values: Any) -> MediaFile:
     text = json.dumps(values, ensure_ascii=False, allow_nan=False)
-    medium = Medium(kind, name, f"{hashlib.sha256(text.encode()).hexdigest()}.json")
-    if not path(store, medium).exists():
-        files.write_text(path(store, medium), text)
-    return medium
+    media = MediaFile(kind, name, f"{hashlib.sha256(text.encode()).hexdigest()}.json")
+    if not path(store, media).exists():
+        files.write_text(path(store, media), text)
+    return media
 
 
 def _is_image(value: Any) -> bool:

@@ -1,12 +1,11 @@
-"""Artifacts and registered models on W&B, as the registry means them: refs, manifests, aliases. Imports wandb.
+"""Artifacts, runs and registered models on W&B, in the registry's terms: refs, manifests, aliases.
 
 A version's metadata on W&B holds, under `flywheel`, what W&B does not keep itself (inputs, time, SHA-256 of each file),
-so that its manifest can be known without its files. Nothing is believed: what arrives is checked against its digests,
-what was sent is asked for again.
+so its manifest is known without its files. Downloads are checked against their digests; uploads are read back.
 
-Known of wandb 0.31 (docs/wandb.md): `download` verifies nothing, takes a cached file by its size, and its threads keep
-a process from ending, so files are fetched from their URLs; `add_file` copies unless the policy is immutable, and fills
-a cache unless `skip_cache`.
+wandb 0.31 (docs/wandb.md): `download` verifies nothing, accepts a cached file by its size, and its threads keep a
+process from ending, so files are downloaded from their URLs; `add_file` copies unless the policy is immutable, and
+fills a cache unless `skip_cache`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,16 @@ from flywheel.files import Digests
 from flywheel.registry import manifest
 from flywheel.registry.manifest import RegistryError, Version
 from flywheel.tracking import transfer
-from flywheel.tracking.connection import Connection, WandbError, processes, silence_or
-from flywheel.tracking.run_files import Record
+from flywheel.tracking.connection import Connection, WandbError, as_wandb_error, wandb_processes
+from flywheel.tracking.run_files import RunRecord
 
 API_TIMEOUT_S = 10
-UPLOAD_TIMEOUT_S = 24 * 3600  # of one artifact; the connection's patience ends what does not move
-OWN = "flywheel"  # the key of the metadata that is ours
+UPLOAD_TIMEOUT_S = 24 * 3600  # of one artifact; the connection's stall budget ends a stalled one much earlier
+METADATA_KEY = "flywheel"
 
 
 class Remote:
-    """W&B as a registry, over a connection that is online. Every method asks the network; errors are WandbError."""
+    """The registry on W&B. Every method uses the network and raises WandbError."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -39,7 +38,7 @@ class Remote:
 
     @property
     def api(self) -> Any:
-        """W&B's public API; made at the first need."""
+        """W&B's public API, created at the first access."""
         if self._api is None:
             import wandb
 
@@ -59,33 +58,32 @@ class Remote:
 
     # -- versions ---------------------------------------------------------------------------------------
 
-    def find(self, name: str, digest: str) -> Any:
-        """Return W&B's artifact of a name with that content, or None."""
-        latest = self._artifact(self.path(f"{name}:latest"))
+    def find(self, ref: str) -> Any:
+        """Return W&B's artifact of a ref, or None."""
+        name, _, digest = ref.partition("@")
+        latest = self._latest(name)
         if latest is None or latest.digest == digest:
             return latest
         return next((one for one in self._all(latest.type, name) if one.digest == digest), None)
 
     def versions(self, name: str) -> list[Version]:
         """Return all versions of a name that this package logged, oldest first; their numbers are W&B's."""
-        latest = self._artifact(self.path(f"{name}:latest"))
+        latest = self._latest(name)
         found = [] if latest is None else [_version(one) for one in self._all(latest.type, name)]
         return sorted((one for one in found if one), key=lambda one: one.created)
 
     def latest(self, name: str) -> Version | None:
-        """Return the version that `latest` names."""
-        found = self._artifact(self.path(f"{name}:latest"))
-        return _version(found) if found is not None else None
+        """Return the version that `latest` names, or None."""
+        return _version(self._latest(name))
 
-    def version(self, name: str, digest: str) -> Version | None:
-        """Return the version of that content."""
-        found = self.find(name, digest)
-        return _version(found) if found is not None else None
+    def version(self, ref: str) -> Version | None:
+        """Return the version of a ref, or None."""
+        return _version(self.find(ref))
 
-    def log(self, run: Any, version: Version, folder: Path) -> None:
-        """Upload a version from its folder as an output of a run that is under way; the same content goes once.
+    def upload(self, run: Any, version: Version, folder: Path) -> None:
+        """Upload a version from its folder as an output of a run in progress; W&B stores the same content once.
 
-        Raises WandbError when W&B did not take it whole.
+        Raises WandbError when W&B does not have all of it afterwards.
         """
         import wandb
 
@@ -94,9 +92,9 @@ class Remote:
             "created": version.created,
             "files": {path: [entry.sha256, entry.size] for path, entry in version.files.items()},
         }
-        artifact = wandb.Artifact(version.name, version.type, metadata={**version.metadata, OWN: own})
-        # W&B's manifest has the path of each file on this machine: a link in a temporary folder says nothing.
-        with tempfile.TemporaryDirectory(prefix="flywheel-") as links, Errors():
+        artifact = wandb.Artifact(version.name, version.type, metadata={**version.metadata, METADATA_KEY: own})
+        # W&B's manifest has the path of each file on this machine: a link in a temporary folder reveals nothing.
+        with tempfile.TemporaryDirectory(prefix="flywheel-") as links, wandb_errors():
             for number, path in enumerate(version.files):
                 link = Path(links) / str(number)
                 link.symlink_to(folder / path)
@@ -104,32 +102,22 @@ class Remote:
             if artifact.digest != version.digest:
                 raise WandbError(f"{version.label} is damaged: its files have the digest {artifact.digest}")
             run.log_artifact(artifact).wait(timeout=UPLOAD_TIMEOUT_S)
-        if reason := self.missing(version):
+        if reason := self.why_incomplete(version):
             raise WandbError(reason)
 
-    def missing(self, version: Version) -> str | None:
-        """Return what W&B lacks of a version, or None: it is asked for the digest, each file, and each file's end."""
-        found = self.find(version.name, version.digest)
+    def why_incomplete(self, version: Version) -> str | None:
+        """Return what W&B lacks of a version, or None. Checks its digest, each file, and each file's last byte."""
+        found = self.find(version.ref)
         if found is None or found.state != "COMMITTED":
             return f"{version.label} is not on W&B"
-        with Errors():
-            entries = found.manifest.entries
-            there = {file.name: file for file in found.files(per_page=1000)}
-        if {path: entry.digest for path, entry in entries.items()} != {p: e.md5 for p, e in version.files.items()}:
+        with wandb_errors():
+            digests = {path: entry.digest for path, entry in found.manifest.entries.items()}
+        urls = _urls(found)
+        if digests != {path: entry.md5 for path, entry in version.files.items()}:
             return f"{version.label}: its manifest on W&B is another"
         for path, entry in version.files.items():
-            if path not in there or not transfer.is_whole(there[path].direct_url, entry):
+            if path not in urls or not transfer.is_complete(urls[path], entry):
                 return f"{version.label}: {path} is not on W&B; delete that version there, then make sync"
-        return None
-
-    def use(self, run_key: str, ref: str) -> str | None:
-        """Record that a run used a version. Returns what is wrong, or None."""
-        name, _, digest = ref.partition("@")
-        found = self.find(name, digest)
-        if found is None:
-            return f"{ref}, an input, is not on W&B"
-        with Errors():
-            self.api.run(self.path(run_key)).use_artifact(found)
         return None
 
     def fetch(self, version: Version, folder: Path) -> bool:
@@ -137,107 +125,105 @@ class Remote:
 
         Raises WandbError or RegistryError.
         """
-        found = self.find(version.name, version.digest)
+        found = self.find(version.ref)
         if found is None:
             return False
-        with Errors():
-            urls = {file.name: file.direct_url for file in found.files(per_page=1000)}
-        for path, entry in version.files.items():
-            if path not in urls:
-                raise RegistryError(f"{version.label}: {path} is not on W&B")
-            place = folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            arrived = transfer.download(urls[path], place)
-            if arrived != entry:
-                raise RegistryError(f"{version.label}: {path} arrived damaged from W&B; nothing was kept, try again")
+        urls = _urls(found)
+        for name, entry in version.files.items():
+            if name not in urls:
+                raise RegistryError(f"{version.label}: {name} is not on W&B")
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if transfer.download(urls[name], path) != entry:
+                raise RegistryError(f"{version.label}: {name} arrived damaged from W&B; nothing was kept, try again")
         return True
 
     # -- runs -------------------------------------------------------------------------------------------
 
     def run(self, key: str) -> Any:
         """Return a run as W&B has it, or None."""
+        self.api.flush()  # its cache may be out of date
+        return _found(lambda: self.api.run(self.path(key)), "Could not find")
+
+    def init_run(
+        self, record: RunRecord, *, mode: str, start_timeout_s: int, finish_timeout_s: int, **more: Any
+    ) -> Any:
+        """Start the W&B run of a record, or resume it with `resume="allow"`. Raises what wandb raises."""
         import wandb
 
-        self.api.flush()  # what W&B said before may be old
-        try:
-            return self.api.run(self.path(key))
-        except (wandb.errors.CommError, ValueError) as error:
-            if "Could not find" in str(error):
-                return None
-            raise silence_or(error) from None
+        settings = wandb.Settings(
+            init_timeout=start_timeout_s, finish_timeout=finish_timeout_s, finish_timeout_raises=True
+        )
+        run = {"id": record.key, "job_type": record.job_type, "name": record.name, "group": record.group}
+        return wandb.init(
+            entity=self.connection.mode.entity or None,
+            project=self.connection.project,
+            config=dict(record.config),
+            mode=mode,  # type: ignore[arg-type]  # explicit, since wandb reads WANDB_MODE once a process
+            reinit="create_new",
+            settings=settings,
+            **(run | more),
+        )
 
-    def resume(self, record: Record) -> Any:
-        """Go on with a run that has ended, to give it what W&B lacks; or make it. Raises WandbError."""
-        import wandb
-
-        with Errors():
-            return wandb.init(
-                entity=self.connection.mode.entity,
-                project=self.connection.project,
-                job_type=record.job_type,
-                name=record.name,
-                group=record.group,
-                mode="online",
-                id=record.key,
-                resume="allow",
-                config=dict(record.config),
-                reinit="create_new",
-                settings=wandb.Settings(init_timeout=30, finish_timeout=60, finish_timeout_raises=True),
-            )
+    def add_inputs(self, run_key: str, refs: Sequence[str]) -> list[str]:
+        """Record the versions that a run used. Returns the reasons why some could not be."""
+        missing = []
+        for ref in refs:
+            found = self.find(ref)
+            if found is None:
+                missing.append(f"{ref}, an input, is not on W&B")
+            else:
+                with wandb_errors():
+                    self.api.run(self.path(run_key)).use_artifact(found)
+        return missing
 
     # -- registered models ------------------------------------------------------------------------------
 
     def aliases(self, model: str, names: tuple[str, ...]) -> dict[str, str]:
         """Return alias -> ref, of those aliases of a registered model that W&B has."""
-        found = {}
-        for name in names:
-            linked = self._artifact(f"{self.registered(model)}:{name}")
-            if linked is not None:
-                found[name] = f"{linked.source_name.partition(':')[0]}@{linked.digest}"
-        return found
+        linked = {name: self._artifact(f"{self.registered(model)}:{name}") for name in names}
+        return {name: ref_of(artifact) for name, artifact in linked.items() if artifact is not None}
 
     def link(self, model: str, ref: str, aliases: tuple[str, ...]) -> None:
-        """Link a version to a registered model there and move aliases to it."""
-        name, _, digest = ref.partition("@")
-        found = self.find(name, digest)
+        """Link a version to a registered model on W&B and move aliases to it."""
+        found = self.find(ref)
         if found is None:
             raise WandbError(f"{ref} is not on W&B")
-        with Errors():
+        with wandb_errors():
             found.link(self.registered(model), aliases=list(aliases))
 
     # -- inside -----------------------------------------------------------------------------------------
 
-    def _artifact(self, path: str) -> Any:
-        import wandb
+    def _latest(self, name: str) -> Any:
+        return self._artifact(self.path(f"{name}:latest"))
 
-        try:
-            return self.api.artifact(path)
-        except wandb.errors.CommError as error:
-            if "not found" in str(error):
-                return None
-            raise silence_or(error) from None
-        except (wandb.errors.AuthenticationError, ValueError) as error:
-            raise silence_or(error) from None
+    def _artifact(self, path: str) -> Any:
+        return _found(lambda: self.api.artifact(path), "not found")
 
     def _all(self, type: str, name: str) -> Iterator[Any]:
-        with Errors():
+        with wandb_errors():
             yield from self.api.artifacts(type, self.path(name))
 
 
-class Errors:
+@contextlib.contextmanager
+def wandb_errors() -> Iterator[None]:
     """Turn whatever wandb raises into a WandbError of one line."""
+    try:
+        yield
+    except WandbError:
+        raise
+    except Exception as error:
+        raise as_wandb_error(error) from None
 
-    def __enter__(self) -> None:
-        """Nothing."""
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, WandbError):
-            raise silence_or(error) from None
+def ref_of(artifact: Any) -> str:
+    """Return the ref of W&B's artifact: name@digest."""
+    return f"{artifact.source_name.partition(':')[0]}@{artifact.digest}"
 
 
-def abandon() -> None:
-    """End W&B's process, which would otherwise be waited for at exit; what it recorded lies on disk."""
-    for process in processes():
+def kill_wandb() -> None:
+    """Kill W&B's process, so that Python does not wait for it at exit; its recorded data stays on disk."""
+    for process in wandb_processes():
         process.kill()
     wandb = sys.modules.get("wandb")
     if wandb is not None:
@@ -245,26 +231,37 @@ def abandon() -> None:
             wandb.teardown(1)  # or its hook complains at exit
 
 
+def _found(ask: Callable[[], Any], absent: str) -> Any:
+    """Return W&B's answer, or None when its error says that the item does not exist."""
+    import wandb
+
+    try:
+        return ask()
+    except Exception as error:
+        if isinstance(error, wandb.errors.CommError | ValueError) and absent in str(error):
+            return None
+        raise as_wandb_error(error) from None
+
+
+def _urls(artifact: Any) -> dict[str, str]:
+    """Return the URL of each file of W&B's artifact."""
+    with wandb_errors():
+        return {file.name: file.direct_url for file in artifact.files(per_page=1000)}
+
+
 def _version(artifact: Any) -> Version | None:
-    """Return the manifest that an artifact's metadata tells of, or None for one that this package did not log."""
+    """Return the version that an artifact's metadata describes, or None for one that this package did not log."""
+    if artifact is None:
+        return None
     metadata = dict(artifact.metadata)
-    own = metadata.pop(OWN, None)
+    own = metadata.pop(METADATA_KEY, None)
     try:
         md5 = {path: entry.digest for path, entry in artifact.manifest.entries.items()} if own else {}
         assert isinstance(own, Mapping)
         entries = {path: Digests(size, sha256, md5[path]) for path, (sha256, size) in own["files"].items()}
-        number = int(str(artifact.source_version).removeprefix("v"))
-        name = str(artifact.source_name).partition(":")[0]
-        made = Version(
-            name,
-            number,
-            artifact.type,
-            artifact.digest,
-            entries,
-            manifest.inputs_by_role(own["inputs"], artifact.type),
-            own["created"],
-            metadata,
-        )
+        name, number = str(artifact.source_name).partition(":")[0], int(str(artifact.source_version).removeprefix("v"))
+        inputs = manifest.inputs_by_role(own["inputs"], artifact.type)
+        version = Version(name, number, artifact.type, artifact.digest, entries, inputs, own["created"], metadata)
     except (AssertionError, KeyError, TypeError, ValueError):
         return None
-    return made if manifest.digest_of(entries) == artifact.digest else None
+    return version if manifest.digest_of(entries) == artifact.digest else None

@@ -1,7 +1,7 @@
-"""What a W&B run holds, in a file of our own first: whatever becomes of W&B, this is what it should have.
+"""Record each W&B run in a local file first, so that nothing is lost when an upload fails.
 
-<store>/wandb/runs/<key>.jsonl, a line an event, only ever appended to: start, folder, log, summary, media, use, make,
-finish, waited, confirmed. `make sync` uploads what is here and not there.
+<store>/wandb/runs/<key>.jsonl: one event a line, only appended: start, folder, log, summary, media, use, make, finish,
+waited, confirmed. `make sync` uploads what these files hold and W&B does not.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flywheel import files
 from flywheel.params import StorePaths
 
-STEP = "_step"  # W&B's name of a row's step, where it was given
+STEP = "_step"  # W&B's name of a row's step
 WEB = re.compile("https?://")
 
 
-class Medium(NamedTuple):
-    """What a run shows under a name (registry.media): kind is picture, table or confusion_matrix, file its name."""
+class MediaFile(NamedTuple):
+    """A picture, table or confusion_matrix (`kind`) that a run shows under a name; `file` is its name in `media`."""
 
     kind: str
     name: str
@@ -31,13 +31,13 @@ class Medium(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
-    """A run as its file tells it.
+class RunRecord:
+    """A run as its file describes it.
 
-    `key` is its id in W&B. `folders` are where W&B recorded it, relative to its folder in the store. `media` are the
-    last of their names. `finished` is
-    None while it runs, and for ever when its process was killed. `waited_s`: what W&B cost the stage, None for a trial.
-    `confirmed`: where W&B was seen to have all of it.
+    `key` is its id in W&B, `folders` are where wandb recorded it, relative to its folder in the store. `media` are the
+    last of their names. `used` and `made` are refs. `finished` is how it ended: None while it runs, and if its process
+    was killed. `waited_s` is how long the stage waited for W&B, None for a trial. `confirmed` are the W&B projects that
+    were seen to hold all of it.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Record:
     folders: tuple[str, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
-    media: tuple[Medium, ...] = ()
+    media: tuple[MediaFile, ...] = ()
     used: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     finished: str | None = None
@@ -61,7 +61,7 @@ class Record:
 
     @property
     def running(self) -> bool:
-        """Whether the process that writes it lives."""
+        """Whether the process that writes it is alive."""
         import psutil
 
         if self.finished is not None:
@@ -78,57 +78,54 @@ class RunFile:
     def __init__(self, store: Path, key: str):
         self.path = StorePaths(store).wandb_runs / f"{key}.jsonl"
 
-    def start(self, job_type: str, name: str, group: str, config: Mapping[str, Any]) -> None:
-        """Begin."""
+    def start(self, job_type: str, name: str, group: str, config: Mapping[str, Any]) -> RunRecord:
+        """Write the first event and return the record."""
         import psutil
 
-        self.append(
-            "start",
-            job_type=job_type, name=name, group=group, config=plain(config), pid=os.getpid(),
-            pid_started=psutil.Process().create_time(),
-        )  # fmt: skip
+        pid_started = psutil.Process().create_time()
+        values = {"job_type": job_type, "name": name, "group": group, "config": plain(config)}
+        self.append("start", **values, pid=os.getpid(), pid_started=pid_started)
+        record = self.read()
+        assert record is not None
+        return record
 
     def append(self, event: str, **values: Any) -> None:
         """Add an event."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        files.append_json_lines(self.path, {"event": event, "at": at, **values})
+        files.append_json_lines(self.path, {"event": event, "at": files.timestamp(), **values})
 
-    def read(self) -> Record | None:
-        """Return the run, or None when not even its start was written."""
-        lines = files.read_json_lines(self.path)
-        begun = next((line for line in lines if line.get("event") == "start"), None)
-        if begun is None:
+    def read(self) -> RunRecord | None:
+        """Return the record, or None if not even its start was written."""
+        events: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for line in files.read_json_lines(self.path):
+            events[line.get("event", "")].append(line)
+        if not events["start"]:
             return None
-        of = {kind: [line for line in lines if line.get("event") == kind] for kind in KINDS}
-        summary: dict[str, Any] = {}
-        for line in of["summary"]:
-            summary |= line["values"]
-        return Record(
-            self.path.stem, begun["job_type"], begun["name"], begun["group"], begun["config"], begun["at"],
-            begun["pid"], begun["pid_started"],
-            tuple(dict.fromkeys(line["path"] for line in of["folder"])),
-            tuple(line["values"] for line in of["log"]), summary,
-            tuple({line["name"]: Medium(line["kind"], line["name"], line["file"]) for line in of["media"]}.values()),
-            tuple(dict.fromkeys(line["ref"] for line in of["use"])),
-            tuple(dict.fromkeys(line["ref"] for line in of["make"])),
-            of["finish"][-1]["how"] if of["finish"] else None,
-            of["waited"][-1]["seconds"] if of["waited"] else None,
-            tuple(line["where"] for line in of["confirmed"]),
-            next((line["url"] for line in of["folder"] if WEB.match(str(line.get("url")))), None),
-        )  # fmt: skip
+        start, folders, media = events["start"][0], events["folder"], events["media"]
+        return RunRecord(
+            key=self.path.stem,
+            **{name: start[name] for name in ("job_type", "name", "group", "config", "pid", "pid_started")},
+            started=start["at"],
+            folders=tuple(dict.fromkeys(line["path"] for line in folders)),
+            rows=tuple(line["values"] for line in events["log"]),
+            summary={key: value for line in events["summary"] for key, value in line["values"].items()},
+            media=tuple({m["name"]: MediaFile(m["kind"], m["name"], m["file"]) for m in media}.values()),
+            used=tuple(dict.fromkeys(line["ref"] for line in events["use"])),
+            made=tuple(dict.fromkeys(line["ref"] for line in events["make"])),
+            finished=next((line["how"] for line in events["finish"][::-1]), None),
+            waited_s=next((line["seconds"] for line in events["waited"][::-1]), None),
+            confirmed=tuple(line["where"] for line in events["confirmed"]),
+            url=next((line["url"] for line in folders if WEB.match(str(line.get("url")))), None),
+        )
 
 
-KINDS = ("folder", "log", "summary", "media", "use", "make", "finish", "waited", "confirmed")
-
-
-def records(store: Path) -> Iterator[Record]:
-    """Yield all runs of a store, oldest first."""
+def records(store: Path) -> Iterator[RunRecord]:
+    """Yield the records of all runs of a store, oldest first."""
     found = (RunFile(store, path.stem).read() for path in sorted(StorePaths(store).wandb_runs.glob("*.jsonl")))
     yield from sorted((record for record in found if record), key=lambda record: record.started)
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: no NaN, no tuples, no numbers of numpy."""
+    """Return a value as JSON holds it: no NaN, tuples or numpy numbers."""
     if hasattr(value, "item") and not hasattr(value, "__len__"):
         value = value.item()
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""Weights & Biases runs. Imports wandb, as the registry's remote does; nothing else does.
+"""W&B runs of the stages and trials.
 
-W&B is a mirror: results stand in local files first, what a run should hold stands in a file of our own
-(`run_record`), and a thread tells W&B. The stage does not wait for that thread until it ends, and then only while
-something moves (`connection`). What W&B did not take by then is told in one line, and `make sync` uploads it.
+Results are written to local files first, and each run to a file of its own (`run_files`). A background thread uploads
+to W&B; the stage waits for it only at the end, and only while data moves (`connection`). One line tells what W&B did
+not take by then, and `make sync` uploads it.
 """
 
 from __future__ import annotations
@@ -13,72 +13,79 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.registry import Registry, Version
 from flywheel.tracking import media
-from flywheel.tracking.connection import INTERRUPTED_PATIENCE_S, Connection, WandbError
+from flywheel.tracking.connection import INTERRUPTED_TIMEOUT_S, Connection, WandbError
 from flywheel.tracking.mirror import Mirror
-from flywheel.tracking.remote import abandon
-from flywheel.tracking.run_files import STEP, Medium, RunFile, plain
-from flywheel.tracking.verify import missing
+from flywheel.tracking.remote import kill_wandb
+from flywheel.tracking.run_files import STEP, MediaFile, RunFile, RunRecord, plain
+from flywheel.tracking.verify import missing_parts
 
 START_TIMEOUT_S, FINISH_TIMEOUT_S = 10, 10
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B gives to Ctrl-C
-LATER = "going on offline, make sync uploads what is missing"
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is W&B's code for Ctrl-C
+OFFLINE = "continuing offline; make sync uploads the rest"
+IN_REPORTS = "results are in the reports"
 
 
 class Run:
-    """One W&B run, or nothing in mode disabled. No method raises or waits for the network, but `finish` of a stage."""
+    """One W&B run; in mode disabled, all methods do nothing. No method raises; only `finish` waits for the network."""
 
     def __init__(self, tracker: Tracker, file: RunFile | None):
         self._tracker = tracker
         self._file = file
         self._ended = file is None
-        self._run: Any = None  # wandb's, once started
+        self._run: Any = None  # wandb's run, once started
         self._broken = False
-        self._refs: dict[str, list[Version]] = {"use": [], "make": []}
+        self._used: list[Version] = []
+        self._made: list[Version] = []
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics."""
-        self._keep("log", values=plain(metrics) if step is None else {**plain(metrics), STEP: step})
-        self._later(lambda run: run.log(dict(metrics), step=step))
+        self._record("log", values=plain(metrics) if step is None else {**plain(metrics), STEP: step})
+        self._send(lambda run: run.log(dict(metrics), step=step))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         """Set final values, which W&B's tables of runs show."""
         values = plain(metrics)
-        self._keep("summary", values=values)
-        self._later(lambda run: run.summary.update(values))
+        self._record("summary", values=values)
+        self._send(lambda run: run.summary.update(values))
 
     def used(self, *versions: Version) -> None:
-        """Name versions that the run reads."""
-        self._name("use", versions)
+        """Add versions that the run reads."""
+        self._used += versions
+        for version in versions:
+            self._record("use", ref=version.ref)
 
     def made(self, *versions: Version) -> None:
-        """Name versions that the run published."""
-        self._name("make", versions)
+        """Add versions that the run published."""
+        self._made += versions
+        for version in versions:
+            self._record("make", ref=version.ref)
 
     def log_pictures(self, pictures: Sequence[Path]) -> None:
         """Log picture files under their names."""
-        self._show(lambda store: [media.keep_picture(store, path) for path in pictures])
+        self._log_media(lambda store: [media.save_picture(store, path) for path in pictures])
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table; a uint8 array (h, w, 3) in it is shown as an image. W&B keeps a copy of all of it."""
-        self._show(lambda store: [media.keep_table(store, name, columns, rows)])
+        self._log_media(lambda store: [media.save_table(store, name, columns, rows)])
 
     def log_confusion_matrix(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
     ) -> None:
         """Log W&B's own interactive confusion matrix."""
         name = "confusion_matrix_interactive"
-        self._show(lambda store: [media.keep_confusion_matrix(store, name, labels, predictions, class_names)])
+        self._log_media(lambda store: [media.save_confusion_matrix(store, name, labels, predictions, class_names)])
 
     def finish(self, failed: bool = False) -> None:
-        """End a stage's run: finished, failed, or interrupted when that is being handled.
+        """End a stage's run: finished, failed, or interrupted if KeyboardInterrupt is being handled.
 
-        Waits until W&B has all of the tracker's runs, or patience ends.
+        Waits until W&B has all of the tracker's runs, or the connection's stall budget is used up.
         """
         if self._ended:
             return
@@ -89,21 +96,29 @@ class Run:
             self._file.append("waited", seconds=round(self._tracker.connection.waited_s, 3))
 
     def end(self, how: str, *, stage: bool = False) -> None:
-        """End the run as finished, failed or interrupted, without waiting. A stage's run gives W&B its artifacts."""
-        if not self._ended:
-            self._keep("finish", how=how)
-            self._tracker.later(lambda: self._end(how, stage))
-            self._ended = True
+        """End the run as finished, failed or interrupted, without waiting. A stage's run uploads its artifacts."""
+        if self._ended:
+            return
+        self._record("finish", how=how)
+        self._ended = True
 
-    # -- what the tracker's thread does -----------------------------------------------------------------
+        def finish_in_thread() -> None:  # it may wait for the network, and other runs go on meanwhile
+            work = self._tracker.guard(lambda: self._finish_on_wandb(how, stage))
+            threading.Thread(target=work, name="W&B run", daemon=True).start()
 
-    def begin(self, start: Callable[[], tuple[Any, str]]) -> None:
-        """Start W&B's run and keep where it records."""
-        self._run, place = start()
+        self._tracker.enqueue(finish_in_thread)
+
+    # -- in the tracker's thread ------------------------------------------------------------------------
+
+    def start_on_wandb(self, start: Callable[[], tuple[Any, str]]) -> None:
+        """Start W&B's run and record its folder."""
+        self._run, folder = start()
         if self._run is not None and self._file is not None:
-            self._file.append("folder", path=place, url=None if self._run.offline else self._run.url)
+            self._file.append("folder", path=folder, url=None if self._run.offline else self._run.url)
 
-    def _later(self, action: Callable[[Any], object]) -> None:
+    def _send(self, action: Callable[[Any], object]) -> None:
+        """Have the tracker's thread apply an action to W&B's run. After the first error this run sends nothing more."""
+
         def work() -> None:
             if self._run is None or self._broken:
                 return
@@ -111,59 +126,44 @@ class Run:
                 action(self._run)
             except Exception as error:
                 self._broken = True
-                self._tracker.connection.trouble(error, "results are in the reports, make sync uploads what is missing")
+                self._tracker.connection.give_up(error, f"{IN_REPORTS}, make sync uploads the rest")
 
         if not self._ended:
-            self._tracker.later(work)
+            self._tracker.enqueue(work)
 
-    def _show(self, keep: Callable[[Path], list[Medium]]) -> None:
-        """Keep pictures or tables, then have W&B show them. What cannot be kept is in the reports all the same."""
+    def _log_media(self, save: Callable[[Path], list[MediaFile]]) -> None:
+        """Save pictures or tables in the store, then send them. A failure to save is logged: reports hold them too."""
         if self._ended:
             return
         store = self._tracker.params.store
         try:
-            kept = keep(store)
+            saved = save(store)
         except OSError as error:
-            self._tracker.connection.trouble(error, "results are in the reports")
+            self._tracker.connection.give_up(error, IN_REPORTS)
             return
-        for medium in kept:
-            self._keep("media", **medium._asdict())
-        self._later(lambda run: run.log({medium.name: media.shown(store, medium) for medium in kept}))
+        for one in saved:
+            self._record("media", **one._asdict())
+        self._send(lambda run: run.log({one.name: media.wandb_object(store, one) for one in saved}))
 
-    def _keep(self, event: str, **values: Any) -> None:
+    def _record(self, event: str, **values: Any) -> None:
         if self._file is not None and not self._ended:
             self._file.append(event, **values)
 
-    def _name(self, event: str, versions: Sequence[Version]) -> None:
-        for version in versions:
-            self._keep(event, ref=version.ref)
-            self._refs[event].append(version)
-
-    def _end(self, how: str, stage: bool) -> None:
-        """Give W&B the artifacts and end its run; in a thread of its own, since it may wait for the network."""
-        ended = self._tracker.ending()
-        threading.Thread(target=self._end_now, args=(how, stage, ended), name="W&B run", daemon=True).start()
-
-    def _end_now(self, how: str, stage: bool, ended: Callable[[], None]) -> None:
+    def _finish_on_wandb(self, how: str, stage: bool) -> None:
         tracker, run = self._tracker, self._run
         online = tracker.connection.online and run is not None and not run.offline
         try:
-            try:
-                if online and stage:
-                    tracker.upload(run, self._refs["use"], self._refs["make"])
-            finally:
-                if run is not None:
-                    run.finish(exit_code=EXIT_CODES[how])
-            if online and self._file is not None:
-                tracker.confirm(self._file)
-        except Exception as error:
-            tracker.connection.trouble(error, LATER)
+            if online and stage:
+                tracker.upload(run, self._used, self._made)
         finally:
-            ended()
+            if run is not None:
+                run.finish(exit_code=EXIT_CODES[how])
+        if online and self._file is not None:
+            tracker.confirm(self._file)
 
 
 class Tracker:
-    """The runs of one stage: one thread tells W&B what happens, in order."""
+    """The runs of one stage. One thread sends their events to W&B, in order."""
 
     def __init__(self, params: Params, registry: Registry):
         self.params = params
@@ -172,11 +172,11 @@ class Tracker:
         self.group = f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
-        self._pending = 0
+        self._pending = 0  # jobs that have not ended
         self._idle = threading.Event()
         self._idle.set()
         self._lock = threading.Lock()
-        self._asking = threading.Lock()  # W&B's public API is asked by one thread at a time
+        self._api_lock = threading.Lock()  # W&B's public API serves one thread at a time
 
     @contextlib.contextmanager
     def run(
@@ -193,108 +193,88 @@ class Tracker:
         run.finish()
 
     def start(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None = None) -> Run:
-        """Start a run of the tracker's group; the mode is printed at the first."""
+        """Start a run of the tracker's group; the first one logs the mode."""
         mode = self.connection.mode.name
-        self.connection.announce()
+        self.connection.log_mode()
         if mode == "disabled":
             return Run(self, None)
         file = RunFile(self.params.store, id or secrets.token_hex(4))
-        settings = plain(config)
-        file.start(job_type, name, self.group, settings)
+        record = file.start(job_type, name, self.group, config)
         run = Run(self, file)
-        self.later(lambda: run.begin(lambda: self._init(file.path.stem, job_type, name, settings)))
+        self.enqueue(lambda: run.start_on_wandb(lambda: self._init(record)))
         return run
 
-    def later(self, job: Callable[[], None]) -> None:
-        """Have the thread do something, after all before it."""
-        ended = self.ending()
-
-        def work() -> None:
-            try:
-                job()
-            except Exception as error:
-                self.connection.trouble(error, LATER)
-            finally:
-                ended()
-
-        self._jobs.put(work)
+    def enqueue(self, job: Callable[[], None]) -> None:
+        """Have the tracker's thread run a job, after all jobs before it."""
+        self._jobs.put(self.guard(job))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
             self._thread.start()
 
-    def ending(self) -> Callable[[], None]:
-        """Note that something is under way; what is returned notes its end."""
-        with self._lock:
-            self._pending += 1
-            self._idle.clear()
+    def guard(self, job: Callable[[], None]) -> Callable[[], None]:
+        """Count a job as pending until it has run; if it raises, the connection gives up."""
+        self._count_pending(1)
 
-        def ended() -> None:
-            with self._lock:
-                self._pending -= 1
-                if not self._pending:
-                    self._idle.set()
+        def guarded() -> None:
+            try:
+                job()
+            except Exception as error:
+                self.connection.give_up(error, OFFLINE)
+            finally:
+                self._count_pending(-1)
 
-        return ended
+        return guarded
 
     def wait(self, hurry: bool = False) -> None:
-        """Wait until W&B has everything. When patience ends, W&B's process is ended and what it recorded stays."""
+        """Wait until no job is pending. On a timeout, W&B's process is killed; its recorded data stays on disk."""
         connection = self.connection
-        if not connection.wait(self._idle, INTERRUPTED_PATIENCE_S if hurry else None):
+        if not connection.wait(self._idle, INTERRUPTED_TIMEOUT_S if hurry else None):
             if not hurry:
-                connection.trouble("it does not answer", LATER)
-            connection.lost = True  # what the threads that are left behind say is no news
-            abandon()
+                connection.give_up("it does not answer", OFFLINE)
+            connection.gave_up = True  # later errors of the remaining threads are not logged
+            kill_wandb()
 
     def upload(self, run: Any, used: Sequence[Version], made: Sequence[Version]) -> None:
-        """Give W&B the artifacts of a run that is under way there: outputs, inputs, and the registered model."""
+        """Upload the artifacts of a W&B run in progress: outputs, inputs, and the registered model's aliases."""
         remote, registry = self.registry.remote, self.registry
-        with self._asking:
+        with self._api_lock:
             for version in made:
-                remote.log(run, version, registry.local.open(version))
-            wrong = [reason for version in used if (reason := remote.use(run.id, version.ref))]
-            if wrong := wrong or registry.push_aliases(self.params.registered_model):
-                raise WandbError("; ".join(wrong))
+                remote.upload(run, version, registry.local.open(version))
+            missing = remote.add_inputs(run.id, [version.ref for version in used])
+            if missing := missing or registry.push_aliases(self.params.registered_model):
+                raise WandbError("; ".join(missing))
 
     def confirm(self, file: RunFile) -> None:
-        """Compare what W&B has of a run with its file. Raises WandbError."""
+        """Compare a run on W&B with its file, and record there that it is complete. Raises WandbError."""
         record = file.read()
         assert record is not None
-        with self._asking:
-            if reasons := missing(self.registry.remote, record):
-                raise WandbError("; ".join(reasons))
-        file.append("confirmed", where=self.connection.where)
+        with self._api_lock:
+            if missing := missing_parts(self.registry.remote, record):
+                raise WandbError("; ".join(missing))
+        file.append("confirmed", where=self.connection.project_url)
 
     def _work(self) -> None:
         while True:
             self._jobs.get()()
 
-    def _init(self, key: str, job_type: str, name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
-        """Start W&B's run, offline when it does not start online. Returns it and its folder, below W&B's."""
+    def _count_pending(self, change: int) -> None:
+        with self._lock:
+            self._pending += change
+            self._idle.clear() if self._pending else self._idle.set()
+
+    def _init(self, record: RunRecord) -> tuple[Any, str]:
+        """Start W&B's run, offline if it does not start online. Returns it and its folder, below W&B's."""
         mode = self.connection.mode.name
         try:
-            run = self._start(key, mode, job_type, name, config)
+            run = self._start(record, mode)
         except Exception as error:
-            self.connection.trouble(error, LATER)
+            self.connection.give_up(error, OFFLINE)
             if mode != "online":
                 return None, ""
-            # Another id, because wandb's process holds on to the first; `make sync` uploads it under the first.
-            run = self._start(f"{key}-offline", "offline", job_type, name, config)
+            # Another id, because wandb's process keeps the first; `make sync` uploads it under the first.
+            run = self._start(replace(record, key=f"{record.key}-offline"), "offline")
         return run, str(Path(run.settings.sync_dir).relative_to(self.params.store_paths.wandb))
 
-    def _start(self, key: str, mode: str, job_type: str, name: str, config: Mapping[str, Any]) -> Any:
-        import wandb
-
-        return wandb.init(
-            entity=self.connection.mode.entity or None,
-            project=self.connection.project,
-            job_type=job_type,
-            name=name,
-            group=self.group,
-            mode=mode,  # type: ignore[arg-type]  # wandb reads the environment once a process
-            id=key,
-            config=dict(config),
-            reinit="create_new",
-            settings=wandb.Settings(
-                init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True
-            ),
-        )
+    def _start(self, record: RunRecord, mode: str) -> Any:
+        timeouts = {"start_timeout_s": START_TIMEOUT_S, "finish_timeout_s": FINISH_TIMEOUT_S}
+        return self.registry.remote.init_run(record, mode=mode, **timeouts)

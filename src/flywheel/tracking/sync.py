@@ -1,9 +1,9 @@
-"""`make sync`: what was recorded and is not on W&B goes there, and each item is read back and compared.
+"""`make sync`: upload what was recorded and is not on W&B, then read each item back and compare it.
 
-In this order: runs with their rows and final values, artifacts as outputs of their runs, inputs, links and aliases.
-What was seen to be there is noted in the run's file, so that a second call, or one after a kill, goes on from there.
-Nothing here trusts `wandb sync`, which exits 0 though artifacts were lost, and gives a run its rows twice when it is
-called twice: it brings a run of which nothing is there, and what is lacking then is logged again from our own file.
+In this order: runs with their rows and final values, artifacts as outputs of their runs, inputs, links and aliases. A
+run's file notes when W&B was seen to hold all of it, so a second call, or one after a kill, continues from there.
+`wandb sync` exits 0 even when artifacts were lost, and a second call of it duplicates the rows of a run. So it uploads
+only runs of which W&B has nothing; whatever is missing afterwards is logged again from the run's own file.
 """
 
 from __future__ import annotations
@@ -22,58 +22,59 @@ from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.registry import RegistryError, Version
 from flywheel.tracking import media, run_files
-from flywheel.tracking.connection import SilenceError, WandbError, one_line
+from flywheel.tracking.connection import StalledError, WandbError, one_line
 from flywheel.tracking.mirror import Mirror
-from flywheel.tracking.remote import Errors, abandon
-from flywheel.tracking.run_files import STEP, Record, RunFile
+from flywheel.tracking.remote import kill_wandb, wandb_errors
+from flywheel.tracking.run_files import STEP, RunFile, RunRecord
 from flywheel.tracking.runs import EXIT_CODES
-from flywheel.tracking.verify import history, missing, unlogged, unshown
+from flywheel.tracking.verify import missing_media, missing_parts, missing_rows
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 30  # of waiting in which nothing moves, for each item; then the rest is left for another time
+STALL_TIMEOUT_S = 30  # for each item; then this call ends
 UPLOAD_TIMEOUT_S = 3600  # of `wandb sync` for one run
-LATE = "sync"  # the job type of the run that brings artifacts of which no run is known
+START_TIMEOUT_S, FINISH_TIMEOUT_S = 30, 60
+LATE = "sync"  # the job type of the run that uploads artifacts whose run is unknown
 
 
 class SyncError(FlywheelError):
-    """W&B cannot be reached, or something is not there; the message says what."""
+    """W&B cannot be reached, or lacks something after a sync; the message says what."""
 
 
 @dataclass
 class Report:
-    """What was brought, how much was there already, what is missing."""
+    """The items that were uploaded and compared, the number of runs confirmed before, and what W&B lacks."""
 
-    brought: list[str] = field(default_factory=list)
-    there: int = 0
+    uploaded: list[str] = field(default_factory=list)
+    confirmed_before: int = 0
     missing: list[str] = field(default_factory=list)
 
 
 def sync(params: Params, *, keep: str | None = None) -> Report:
-    """Bring everything to W&B and return what came of it; runs that are under way are left for later.
+    """Upload everything to W&B and compare it; runs in progress are left for later.
 
-    `keep` settles aliases that moved here and there: `ours` or `theirs`. Raises SyncError when W&B cannot be reached,
-    files.Locked when another process syncs.
+    `keep` settles aliases that moved both here and on W&B: `ours` or `theirs`. Raises SyncError when W&B cannot be
+    reached, files.Locked when another process syncs.
     """
     with files.lock(params.store_paths.lock("sync")):
-        tracking = params.tracking.model_copy(update={"wandb": "online"})  # whoever types make sync wants that
+        tracking = params.tracking.model_copy(update={"wandb": "online"})  # whatever params say: the user asked for it
         registry = Mirror(params.model_copy(update={"tracking": tracking}))
         mode = registry.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")
-        registry.connection.announce()
+        registry.connection.log_mode()
         syncing = _Sync(registry, keep)
         try:
             syncing.run()
-        except SilenceError:
-            syncing.report.missing.append("W&B does not answer any more; what was not reached is left")
+        except StalledError:
+            syncing.report.missing.append("W&B does not answer any more; the remaining items were not compared")
         finally:
             syncing.end()
         return syncing.report
 
 
 class _Sync:
-    """One call of sync: what it found, and the processes that it started."""
+    """One call of sync: its report, and the processes that it started."""
 
     def __init__(self, registry: Mirror, keep: str | None):
         self.registry = registry
@@ -84,76 +85,76 @@ class _Sync:
         self._uploads: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
-        """Do all in order."""
-        records, where = list(run_files.records(self.store)), self.registry.connection.where
-        waiting = [record for record in records if where not in record.confirmed and not record.running]
+        """Sync runs, then artifacts, then aliases."""
+        records, project = list(run_files.records(self.store)), self.registry.connection.project_url
         running = [record for record in records if record.running]
-        self.report.there += sum(where in record.confirmed for record in records)
+        waiting = [record for record in records if project not in record.confirmed and record not in running]
+        self.report.confirmed_before = sum(project in record.confirmed for record in records)
         for number, record in enumerate(waiting, start=1):
             log.info(f"sync: run {number} of {len(waiting)}: {_title(record)}, {len(record.rows)} rows")
-            self._each(_title(record), partial(self._run, record))
+            self._do(_title(record), partial(self._sync_run, record))
         if running:
-            log.info(f"sync: {', '.join(_title(record) for record in running)}: under way, left for later")
+            log.info(f"sync: {', '.join(_title(record) for record in running)}: in progress, left for later")
         else:
-            self._artifacts()
+            self._sync_late_artifacts()
         if self.report.missing:
-            log.info("sync: aliases stay where they are on W&B until all else is there")
+            log.info("sync: aliases on W&B stay until everything else is uploaded")
             return
         for model in self.registry.registered_models():
-            self._each(f"aliases of {model}", partial(self._aliases, model))
+            self._do(f"aliases of {model}", partial(self._sync_aliases, model))
 
     def end(self) -> None:
-        """End what was started and did not end."""
+        """End the processes that this call started."""
         for process in self._uploads:
             process.kill()
             process.wait()
-        abandon()
+        kill_wandb()
 
-    def _each(self, what: str, action: Callable[[], list[str]]) -> None:
-        """Do something about one item, in bounded time, and note what is missing then."""
-        self.registry.connection.patience_s = PATIENCE_S
+    def _do(self, item: str, action: Callable[[], list[str]]) -> None:
+        """Sync one item in bounded time and report what is missing afterwards. Raises StalledError."""
+        self.registry.connection.stall_budget_s = STALL_TIMEOUT_S
         try:
-            lacking = self.registry.connection.run(action)
-        except SilenceError:
-            self.report.missing.append(f"{what}: W&B does not answer")
+            missing = self.registry.connection.run(action)
+        except StalledError:
+            self.report.missing.append(f"{item}: W&B does not answer")
             raise
         except (WandbError, RegistryError, OSError, subprocess.TimeoutExpired) as error:
-            lacking = [f"{what}: {one_line(error)}"]
-        if lacking:
-            self.report.missing += lacking
+            missing = [f"{item}: {one_line(error)}"]
+        if missing:
+            self.report.missing += missing
         else:
-            self.report.brought.append(what)
+            self.report.uploaded.append(item)
 
-    def _run(self, record: Record) -> list[str]:
-        """Bring one run. Returns what W&B lacks of it then; what was removed meanwhile is not brought."""
+    def _sync_run(self, record: RunRecord) -> list[str]:
+        """Upload one run, except what was removed meanwhile. Returns what W&B lacks of it afterwards."""
         if gone := [ref for ref in record.made if not self.registry.local.has(ref)]:
             log.info(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
-        if lost := [medium for medium in record.media if not media.path(self.store, medium).exists()]:
+        if lost := [one for one in record.media if not media.path(self.store, one).exists()]:
             log.info(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
             record = replace(record, media=tuple(one for one in record.media if one not in lost))
-        there = self.remote.run(record.key)
-        if there is None or not dict(there.summary_metrics):  # nothing of it: a part would stand there twice
+        run = self.remote.run(record.key)
+        if run is None or not dict(run.summary_metrics):  # W&B has nothing of it; otherwise rows would be duplicated
             folders = [self.registry.params.store_paths.wandb / path for path in record.folders]
             if recorded := [folder for folder in folders if list(folder.glob("*.wandb"))]:
                 for folder in recorded:
                     self._upload(record, folder)
-                missing(self.remote, replace(record, used=(), made=()))  # what W&B just took it may show a little later
-                there = self.remote.run(record.key)
+                missing_parts(self.remote, replace(record, used=(), made=()))  # waits until W&B shows the upload
+                run = self.remote.run(record.key)
         made = [self.registry.local.resolve(ref) for ref in record.made]
-        lacking = ["all"] if there is None else missing(self.remote, record, settling_s=0)
-        if any("its input" not in reason for reason in lacking):
-            self._resume(record, made, there)
-        wrong = [reason for ref in record.used if (reason := self.remote.use(record.key, ref))]
-        lacking = [reason for version in made if (reason := self.remote.missing(version))]
-        lacking = lacking or missing(self.remote, record)
-        if not lacking:
-            RunFile(self.store, record.key).append("confirmed", where=self.registry.connection.where)
+        missing = ["all"] if run is None else missing_parts(self.remote, record, settling_s=0)
+        if any("its input" not in reason for reason in missing):
+            self._resume(record, made, run)
+        missing_inputs = self.remote.add_inputs(record.key, record.used)
+        missing = [reason for version in made if (reason := self.remote.why_incomplete(version))]
+        missing = missing or missing_parts(self.remote, record)
+        if not missing:
+            RunFile(self.store, record.key).append("confirmed", where=self.registry.connection.project_url)
             return []
-        return wrong or lacking
+        return missing_inputs or missing
 
-    def _upload(self, record: Record, folder: Path) -> None:
-        """Have wandb upload what it recorded of a run: rows, final values, pictures. Its exit code tells nothing."""
+    def _upload(self, record: RunRecord, folder: Path) -> None:
+        """Have wandb upload its recording of a run: rows, final values, pictures. Its exit code is meaningless."""
         connection = self.registry.connection
         command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
         command += ["--id", record.key, "--entity", connection.mode.entity, "--project", connection.project]
@@ -162,43 +163,50 @@ class _Sync:
         self._uploads.append(process)
         process.wait(timeout=UPLOAD_TIMEOUT_S)
 
-    def _resume(self, record: Record, made: list[Version], there: Any) -> None:
-        """Log what W&B lacks of a run, by going on with it, and leave it as it ended."""
-        rows = unlogged(record.rows, history(there, len(record.rows)) if there is not None else [])
-        lost = unshown(there, record) if there is not None else record.media
-        run = self.remote.resume(record)
+    def _resume(self, record: RunRecord, made: list[Version], run: Any) -> None:
+        """Resume a run, log what W&B lacks of it, and end it as the record says."""
+        rows = record.rows if run is None else missing_rows(record.rows, run)
+        lost = record.media if run is None else missing_media(record, run)
+        with wandb_errors():
+            resumed = self.remote.init_run(
+                record,
+                mode="online",
+                resume="allow",
+                start_timeout_s=START_TIMEOUT_S,
+                finish_timeout_s=FINISH_TIMEOUT_S,
+            )
         try:
-            with Errors():
+            with wandb_errors():
                 for row in rows:
                     step = row.get(STEP, -1)
                     values = {key: value for key, value in row.items() if key != STEP}
-                    # Steps cannot go back; a row without one gets its own, since W&B merges rows of the same step.
-                    run.log(values, step=step if step >= run.step else None)
-                for medium in lost:
-                    run.log({medium.name: media.shown(self.store, medium)})
-                run.summary.update(dict(record.summary))
+                    # Steps cannot decrease; a row without one gets its own, since W&B merges rows of the same step.
+                    resumed.log(values, step=step if step >= resumed.step else None)
+                for one in lost:
+                    resumed.log({one.name: media.wandb_object(self.store, one)})
+                resumed.summary.update(dict(record.summary))
             for version in made:
-                self.remote.log(run, version, self.registry.local.open(version))
+                self.remote.upload(resumed, version, self.registry.local.open(version))
         finally:
-            with Errors():
-                run.finish(exit_code=EXIT_CODES.get(record.finished or "failed", 1))
+            with wandb_errors():
+                resumed.finish(exit_code=EXIT_CODES.get(record.finished or "failed", 1))
 
-    def _artifacts(self) -> None:
-        """Look for every version whose files are here; those that no run brought come by a run of their own."""
+    def _sync_late_artifacts(self) -> None:
+        """Upload, by a run of their own, the stored versions that no recorded run uploaded."""
         late: list[Version] = []
 
-        def look(version: Version) -> list[str]:
-            if self.remote.missing(version):
+        def check(version: Version) -> list[str]:
+            if self.remote.why_incomplete(version):
                 late.append(version)
             return []
 
         versions = [v for name in self.registry.collections() for v in self.registry.versions(name)]
         for version in sorted(versions, key=lambda one: one.created):
-            if self.registry.incomplete(version) is None:
-                self._each(version.label, partial(look, version))
+            if self.registry.missing_file(version) is None:
+                self._do(version.label, partial(check, version))
         if not late or self.report.missing:
             return
-        log.info(f"sync: {', '.join(version.label for version in late)}: no run is known that made it")
+        log.info(f"sync: {', '.join(version.label for version in late)}: the run that made it is unknown")
         file = RunFile(self.store, f"sync-{files.digest_json([version.ref for version in late])[:8]}")
         if file.read() is None:
             file.start(LATE, LATE, "sync", {})
@@ -207,13 +215,13 @@ class _Sync:
             file.append("finish", how="finished")
         record = file.read()
         assert record is not None
-        self._each(_title(record), partial(self._run, record))
+        self._do(_title(record), partial(self._sync_run, record))
 
-    def _aliases(self, model: str) -> list[str]:
+    def _sync_aliases(self, model: str) -> list[str]:
         if self.keep == "theirs":
             self.registry.pull_aliases(model)
         return self.registry.push_aliases(model, ours=self.keep == "ours")
 
 
-def _title(record: Record) -> str:
+def _title(record: RunRecord) -> str:
     return record.name if record.name.startswith(record.job_type) else f"{record.job_type} {record.name}"

@@ -1,4 +1,4 @@
-"""Files from the URLs that W&B gives, each read with a limit on silence."""
+"""Download files from the URLs that W&B gives, with a timeout on each read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from flywheel import files
 from flywheel.files import Digests
-from flywheel.tracking.connection import WandbError, api_key, base_url, one_line, silence_or
+from flywheel.tracking.connection import WandbError, api_key, as_wandb_error, base_url, one_line
 
 if TYPE_CHECKING:
     import requests
@@ -18,24 +18,24 @@ READ_TIMEOUT_S = 5  # without a byte
 
 
 def _get(url: str, headers: Mapping[str, str]) -> requests.Response:
-    """Ask for a stored file; its URL is signed, or W&B's own and needs the key. Raises WandbError."""
+    """Request a stored file. Its URL is signed, or on W&B's host and needs the key. Raises WandbError."""
     import requests
 
-    ours = urlsplit(url).hostname == urlsplit(base_url()).hostname
+    on_host = urlsplit(url).hostname == urlsplit(base_url()).hostname
     try:
         return requests.get(
             url, headers={"Accept-Encoding": "identity", **headers}, timeout=READ_TIMEOUT_S, stream=True,
-            auth=("api", api_key() or "") if ours else None,
+            auth=("api", api_key() or "") if on_host else None,
         )  # fmt: skip
     except requests.RequestException as error:
-        raise silence_or(error) from None
+        raise as_wandb_error(error) from None
 
 
-def download(url: str, place: Path) -> Digests:
-    """Store what a URL gives and return its digests. Not by wandb: its threads outlive a service that is silent."""
+def download(url: str, path: Path) -> Digests:
+    """Download a file and return its digests. wandb's own threads would keep the process alive if W&B stalls."""
     from urllib3.exceptions import HTTPError
 
-    with _get(url, {}) as answer, place.open("wb") as writing:
+    with _get(url, {}) as answer, path.open("wb") as writing:
         if answer.status_code != 200:
             raise WandbError(f"it answers with {answer.status_code}")
         try:
@@ -44,8 +44,8 @@ def download(url: str, place: Path) -> Digests:
             raise WandbError(one_line(error)) from None
 
 
-def is_whole(url: str, expected: Digests) -> bool:
-    """Tell whether a stored file has its size, by asking for its last byte."""
+def is_complete(url: str, expected: Digests) -> bool:
+    """Tell whether a stored file has the expected size, by requesting its last byte."""
     last = max(expected.size - 1, 0)
     with _get(url, {"Range": f"bytes={last}-{last}"}) as answer:
         if answer.status_code == 206:

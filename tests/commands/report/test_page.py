@@ -24,7 +24,7 @@ from flywheel.commands.report.facts import Facts
 from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry
 from flywheel.sweep import space
-from flywheel.tracking.run_files import Record
+from flywheel.tracking.run_files import RunRecord
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = (
@@ -237,7 +237,7 @@ def hostile(wheel: Any) -> Facts:
     names = set(map(str, range(10)))
     assert found.production is not None
     node = replace(found.nodes[-1], label=HOSTILE, aliases=(HOSTILE,))
-    run = Record(HOSTILE, "sweep", HOSTILE, HOSTILE, {}, found.at, 0, 0.0, url=f"https://x/{HOSTILE}")
+    run = RunRecord(HOSTILE, "sweep", HOSTILE, HOSTILE, {}, found.at, 0, 0.0, url=f"https://x/{HOSTILE}")
     return replace(
         found,
         profile=HOSTILE,

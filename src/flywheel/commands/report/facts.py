@@ -17,7 +17,7 @@ from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.sweep.journal import Journal
 from flywheel.tracking import run_files
-from flywheel.tracking.run_files import Record
+from flywheel.tracking.run_files import RunRecord
 
 # Report file -> the command that writes it.
 REPORTS = {
@@ -84,7 +84,7 @@ class Facts:
     nodes: tuple[Node, ...]
     older: int
     moves: tuple[Move, ...]
-    runs: tuple[Record, ...]  # W&B's, newest first
+    runs: tuple[RunRecord, ...]  # W&B's, newest first
     sampled: Mapping[str, Any]  # of the newest receipt: git, versions
 
     def command(self, text: str) -> str:

@@ -22,7 +22,7 @@ from flywheel.commands.report.markup import (
     tag,
     when,
 )
-from flywheel.tracking.run_files import Record
+from flywheel.tracking.run_files import RunRecord
 
 MOST_MOVES, MOST_RUNS = 30, 12
 STAMP = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")  # as receipts have it
@@ -122,7 +122,7 @@ def history(moves: Sequence[Move], command: str) -> list[Html]:
     )
 
 
-def runs(found: Sequence[Record], upload: str) -> list[Html]:
+def runs(found: Sequence[RunRecord], upload: str) -> list[Html]:
     """Return where the W&B runs are, and what brings those there that are in the store only."""
     shown = [run for run in found if run.job_type != "trial"]
     if not shown:
