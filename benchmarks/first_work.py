@@ -16,7 +16,7 @@ FIRST_WORK = {  # stage: the module and the function in it whose first call is t
     "data": ("flywheel.data.sources", "load"),
     "sweep": ("flywheel.sweep.tune_runner", "run"),
     "evaluate": ("flywheel.models.classifier", "Classifier.predict"),
-    "retrain": ("flywheel.retraining.arms", "train"),
+    "retrain": ("flywheel.retraining.train", "train"),
 }
 
 

@@ -18,7 +18,7 @@ import harness
 import numpy as np
 
 from flywheel import cli
-from flywheel.gate.rules import Answers, Exam, decide
+from flywheel.gate.rules import GateLabels, Predictions, decide
 
 CLASSES = 10
 SIZES = ((450, 164, "demo"), (8000, 600, "cifar10"))  # test and holdout images, and the profile that has them
@@ -29,19 +29,19 @@ HARMS, CLASS_MARGINS = (0.05, 0.10, 0.20), (0.0, 0.02, 0.05)
 CHAIN, STEP = 10, 0.003
 
 
-def answers(name: str, exam: Exam, test_right: Any, holdout_right: Any) -> Answers:
-    """Return answers that are right where told, (n,) and (m,) bool; what is wrong is the next class."""
+def predictions(name: str, labels: GateLabels, test_right: Any, holdout_right: Any) -> Predictions:
+    """Return predictions that are right where told, (n,) and (m,) bool; what is wrong is the next class."""
     test, holdout = (
-        np.where(right, labels, (labels + 1) % len(exam.class_names))
-        for right, labels in ((test_right, exam.test), (holdout_right, exam.holdout))
+        np.where(right, truth, (truth + 1) % len(labels.class_names))
+        for right, truth in ((test_right, labels.test), (holdout_right, labels.holdout))
     )
-    return Answers(f"{name}@0", name, exam.class_names, test, holdout)
+    return Predictions(f"{name}@0", name, labels.class_names, test, holdout)
 
 
-def make_exam(n: int, holdout: int, classes: int = CLASSES) -> Exam:
+def make_labels(n: int, holdout: int, classes: int = CLASSES) -> GateLabels:
     """Return labels of some classes, as many images of each."""
     names = tuple(f"class{i}" for i in range(classes))
-    return Exam("data@0", names, np.arange(n) % classes, np.arange(holdout) % classes)
+    return GateLabels("data@0", names, np.arange(n) % classes, np.arange(holdout) % classes)
 
 
 def first_right(random: np.random.Generator, n: int, accuracy: float = 0.8) -> Any:
@@ -65,13 +65,13 @@ def overall(
     n: int, m: int, rules: Any, draws: int, seed: int, disagreement: float, difference: float
 ) -> dict[str, Any]:
     """Return how often candidates of a known true difference pass, by margin, on n test and m holdout images."""
-    exam, decisions = make_exam(n, m), []
+    labels, decisions = make_labels(n, m), []
     random = np.random.default_rng([seed, n, round(1e4 * disagreement), round(1e4 * (1 + difference))])
     for _ in range(draws):
         rights = [first_right(random, size) for size in (n, m)]
         new = [changed(random, right, disagreement, difference) for right in rights]
-        old_answers, new_answers = answers("old", exam, *rights), answers("new", exam, *new)
-        decisions.append(decide(rules, exam, new_answers, old_answers, old_answers))
+        old, new_model = predictions("old", labels, *rights), predictions("new", labels, *new)
+        decisions.append(decide(rules, labels, new_model, old, old))
     low = np.array([d.overall.low for d in decisions if d.overall])
     checks = {name: np.array([d.checks[name] for d in decisions]) for name in ("per_class", "holdout")}
     others = checks["per_class"] & checks["holdout"]
@@ -86,39 +86,41 @@ def overall(
 
 def one_class(n: int, m: int, rules: Any, draws: int, seed: int, harm: float) -> dict[str, Any]:
     """Return how often the check per class refuses candidates that are worse by `harm` on one class, by margin."""
-    random, exam = np.random.default_rng([seed, n, round(1e4 * harm)]), make_exam(n, m)
+    random, labels = np.random.default_rng([seed, n, round(1e4 * harm)]), make_labels(n, m)
     high, holdout = [], np.ones(m, bool)
     for _ in range(draws):
         right = first_right(random, n)
-        new_right = changed(random, right, max(0.04, harm), np.where(exam.test == 0, -harm, 0.0))
-        old, new = answers("old", exam, right, holdout), answers("new", exam, new_right, holdout)
-        high.append(min(result.difference.high for result in decide(rules, exam, new, old, old).per_class.values()))
+        new_right = changed(random, right, max(0.04, harm), np.where(labels.test == 0, -harm, 0.0))
+        old, new = predictions("old", labels, right, holdout), predictions("new", labels, new_right, holdout)
+        high.append(min(difference.high for difference in decide(rules, labels, new, old, old).per_class.values()))
     return {"n": n, "harm": harm, "caught": {str(x): float((np.array(high) < -x).mean()) for x in CLASS_MARGINS}}
 
 
 def worsening(n: int, m: int, rules: Any, draws: int, seed: int, best_ever: bool) -> dict[str, Any]:
     """Return what production loses over CHAIN candidates, with and without the comparison to the best ever."""
-    random, exam = np.random.default_rng([seed, n]), make_exam(n, m)
-    lost = [chain(random, rules, exam, best_ever) for _ in range(draws)]
+    random, labels = np.random.default_rng([seed, n]), make_labels(n, m)
+    lost = [chain(random, rules, labels, best_ever) for _ in range(draws)]
     return {
         "n": n, "best_ever_clause": best_ever, "mean": float(np.mean(lost)), "most": float(np.max(lost)),
         "p95": float(np.quantile(lost, 0.95)),
     }  # fmt: skip
 
 
-def chain(random: np.random.Generator, rules: Any, exam: Exam, best_ever: bool, disagreement: float = 0.04) -> float:
+def chain(
+    random: np.random.Generator, rules: Any, labels: GateLabels, best_ever: bool, disagreement: float = 0.04
+) -> float:
     """Return the true accuracy that production lost after CHAIN candidates, each STEP worse than the one before."""
-    rights = [first_right(random, len(labels)) for labels in (exam.test, exam.holdout)]
+    rights = [first_right(random, len(truth)) for truth in (labels.test, labels.holdout)]
     accuracy = 0.8
-    production = best = answers("0", exam, *rights)
+    production = best = predictions("0", labels, *rights)
     lost = 0.0
     for number in range(1, CHAIN + 1):
         rights = [changed(random, right, disagreement, -STEP, accuracy) for right in rights]
         accuracy -= STEP
-        candidate = answers(str(number), exam, *rights)
-        if decide(rules, exam, candidate, production, best if best_ever else None).decision == "promote":
+        candidate = predictions(str(number), labels, *rights)
+        if decide(rules, labels, candidate, production, best if best_ever else None).decision == "promote":
             production, lost = candidate, STEP * number
-            best = max(best, candidate, key=lambda model: model.accuracy(exam))
+            best = max(best, candidate, key=lambda model: model.accuracy(labels))
     return lost
 
 

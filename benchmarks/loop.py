@@ -34,7 +34,6 @@ from flywheel.models import device as devices
 from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry, Version
 from flywheel.retraining import stage as retraining_stage
-from flywheel.simulation.result import examples
 from flywheel.traffic import feedback
 from flywheel.training.loop import TrainingData, fit
 
@@ -103,7 +102,7 @@ def retrain(params: Params, registry: Registry, data: Version, images: Dataset, 
     production = registry.resolve(f"{params.registered_model}:production")
     failures = images.indices["simulation"][~correct(registry, production, images)]
     inputs = {"dataset": [data.ref], "model": [production.ref]}
-    _, new = feedback.publish(params, registry, examples(images, failures), inputs, {})
+    _, new = feedback.publish(params, registry, feedback.examples(images, failures), inputs, {})
     report = retraining_stage.run(params, registry)
     now = registry.resolve(f"{params.registered_model}:production")
     found: dict[str, Any] = {
@@ -112,9 +111,10 @@ def retrain(params: Params, registry: Registry, data: Version, images: Dataset, 
         "wall_s": round(time.monotonic() - started, 1),
     }  # fmt: skip
     if report is not None:
-        found |= {"promoted": report["promoted"], "reasons": report["reasons"], "hard": report["hard_examples"]}
+        found |= {"promoted": report.promoted, "reasons": list(report.reasons), "hard": report.hard_examples}
         for arm in ARMS:
-            found |= {f"{arm}_{part}": (report[arm] or {}).get(part, {}).get("accuracy") for part in PARTS}
+            scores = getattr(report, arm)
+            found |= {f"{arm}_{part}": getattr(scores, part).accuracy if scores else None for part in PARTS}
     return found
 
 

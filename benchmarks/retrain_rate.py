@@ -30,8 +30,9 @@ from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.params import Params
-from flywheel.retraining import arms, scores
+from flywheel.retraining import scores
 from flywheel.retraining.examples import mix
+from flywheel.retraining.train import train_arm
 from flywheel.training.loop import TrainingData, fit
 
 ARMS = ("failures", "control")
@@ -66,9 +67,9 @@ def retrain(images: Dataset, params: Params, scales: list[float], seed: int, par
     recipe = params.complete_recipe({"seed": seed}, parent_epochs)
     parent = data.classifier(recipe)
     list(fit(parent, data, recipe, device))
-    before = scores.Predictions.of(parent, images)
+    before = scores.predict(parent, images)
     index = images.indices["simulation"]
-    right = before.simulation == images.labels[index]
+    right = before["simulation"] == images.labels[index]
     failures = index[~right & ~images.holdout]
     control = np.random.default_rng(seed).choice(index[right & ~images.holdout], len(failures), replace=False)
     row: dict[str, Any] = {"seed": seed, "failures": len(failures), "before": accuracies(images, before), "arms": []}
@@ -78,21 +79,21 @@ def retrain(images: Dataset, params: Params, scales: list[float], seed: int, par
             for name, chosen in zip(ARMS, (failures, np.sort(control)), strict=True):
                 changes = {"learning_rate": recipe.learning_rate * scale, "epochs": params.retrain.epochs, "seed": seed}
                 mixed = mix(data, images.images[chosen], images.labels[chosen], params.retrain.weight, seed)
-                arm = arms.train(
-                    classifier.load(Path(folder), device), mixed, recipe.model_copy(update=changes), device
-                )
-                after = accuracies(images, scores.Predictions.of(arm.classifier, images))
-                row["arms"].append({"arm": name, "scale": scale, "kept_epoch": arm.kept_epoch, **after})
+                arm = classifier.load(Path(folder), device)
+                epochs = train_arm(arm, mixed, recipe.model_copy(update=changes), device)
+                after = accuracies(images, scores.predict(arm, images))
+                kept = next(epoch.epoch for epoch in epochs if epoch.kept)
+                row["arms"].append({"arm": name, "scale": scale, "kept_epoch": kept, **after})
                 print(f"seed {seed}, scale {scale:g}, {name}: {after}", flush=True)
     return row
 
 
-def accuracies(images: Dataset, predictions: scores.Predictions) -> dict[str, float]:
+def accuracies(images: Dataset, predictions: scores.Predicted) -> dict[str, float]:
     """Return the accuracy on the test images and on the holdout side of simulation."""
     test, simulation = (images.labels[images.indices[name]] for name in ("test", "simulation"))
     return {
-        "test": float((predictions.test == test).mean()),
-        "holdout": float((predictions.simulation == simulation)[images.holdout].mean()),
+        "test": float((predictions["test"] == test).mean()),
+        "holdout": float((predictions["simulation"] == simulation)[images.holdout].mean()),
     }
 
 

@@ -21,16 +21,18 @@ def main() -> None:
         report = retraining_stage.run(params, registry, force=arguments.force)
         if report is None:
             return
-        for name in ("before", "after", "control"):
-            if report[name]:
-                parts = [(part, report[name][part]) for part in ("test", "holdout") if report[name][part]["n"]]
-                shown = ", ".join(f"{part} {found['accuracy']:.2%} of {found['n']:,}" for part, found in parts)
-                changed = parts[-1][1]
-                flips = f" (fixed {changed['fixed']}, broken {changed['broken']})" if "fixed" in changed else ""
+        for name, scores in (("before", report.before), ("after", report.after), ("control", report.control)):
+            if scores:
+                parts = [
+                    (part, score) for part, score in (("test", scores.test), ("holdout", scores.holdout)) if score.n
+                ]
+                shown = ", ".join(f"{part} {score.accuracy:.2%} of {score.n:,}" for part, score in parts)
+                last = parts[-1][1]
+                flips = f" (fixed {last.fixed}, broken {last.broken})" if last.fixed is not None else ""
                 cli.log.info(f"retrain: {name:<8}{shown}{flips}")
-        candidate = registry.resolve(report["candidate"]).label
-        outcome = "promoted to production" if report["promoted"] else "production unchanged"
-        cli.log.info(f"gate: {candidate}: {report['decision']}, {outcome}: {'; '.join(report['reasons'])}")
+        outcome = "promoted to production" if report.promoted else "production unchanged"
+        candidate = registry.label(report.candidate)
+        cli.log.info(f"gate: {candidate}: {report.decision}, {outcome}: {'; '.join(report.reasons)}")
         cli.log.info(f"reports: {params.reports}")
 
 

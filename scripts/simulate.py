@@ -18,30 +18,29 @@ def main() -> None:
     with cli.logged(params, "simulate"):
         registry = Mirror(params)
         report = simulation_stage.run(params, registry)
-        low, high = report["interval"]
+        low, high = report.interval
         parts = [
-            f"{report[f'accuracy_{part}']:.2%} of {report[f'n_{part}']:,} {part}, "
-            for part in ("holdout", "unseen")
-            if report[f"accuracy_{part}"] is not None
+            f"{accuracy:.2%} of {n:,} {part}, "
+            for part, accuracy, n in (
+                ("holdout", report.accuracy_holdout, report.n_holdout),
+                ("unseen", report.accuracy_unseen, report.n_unseen),
+            )
+            if accuracy is not None
         ]
-        speed = report["latency_ms"]
         cli.log.info(
-            f"simulate: {report['accuracy']:.2%} of {report['n']:,} images (95 % interval {low:.2%} to {high:.2%}), "
-            f"{''.join(parts)}{report['requests_per_s']:,.0f} images/s, "
-            f"latency p50 {speed['p50']:.0f} ms, p99 {speed['p99']:.0f} ms"
+            f"simulate: {report.accuracy:.2%} of {report.n:,} images (95 % interval {low:.2%} to {high:.2%}), "
+            f"{''.join(parts)}{report.requests_per_s:,.0f} images/s, "
+            f"latency p50 {report.latency_ms.p50:.0f} ms, p99 {report.latency_ms.p99:.0f} ms"
         )
-        cli.log.info(
-            f"simulate: answered by {', '.join(f'{name} ({count:,})' for name, count in report['models'].items())}"
-        )
-        if report["feedback"] is None:
+        answered = ", ".join(f"{name} ({count:,})" for name, count in report.models.items())
+        cli.log.info(f"simulate: answered by {answered}")
+        if report.feedback is None:
             cli.log.info("feedback: no failure, so no feedback yet")
         else:
-            version = registry.resolve(report["feedback"])
-            new = f"{report['feedback_new']:,} new" if report["feedback_new"] else "none of them new"
+            version = registry.resolve(report.feedback)
+            new = f"{report.feedback_new:,} new" if report.feedback_new else "none of them new"
             total = version.metadata["images"]
-            cli.log.info(
-                f"feedback: {report['failures']:,} failures, {new}; {version.label} lists {total:,} of all turns"
-            )
+            cli.log.info(f"feedback: {report.failures:,} failures, {new}; {version.label} lists {total:,} of all turns")
         cli.log.info(f"reports: {params.reports}")
 
 

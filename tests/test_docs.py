@@ -162,10 +162,10 @@ def test_the_new_gate_rule_decides(params: Params, monkeypatch: pytest.MonkeyPat
     limits = gate(**params.gate.model_dump(), calibration_margin=0.05)
     assert isinstance(limits, Gate)
     labels = np.arange(400) % 4
-    exam = changed.Exam("data@0", tuple("abcd"), labels, labels)
-    old = changed.Answers("old@0", "old:v0", tuple("abcd"), labels, labels, ece=0.02)
+    truth = changed.GateLabels("data@0", tuple("abcd"), labels, labels)
+    old = changed.Predictions("old@0", "old:v0", tuple("abcd"), labels, labels, ece=0.02)
     refused, accepted = (
-        changed.decide(limits, exam, replace(old, model="new@0", ece=ece), old, old) for ece in (0.08, 0.06)
+        changed.decide(limits, truth, replace(old, model="new@0", ece=ece), old, old) for ece in (0.08, 0.06)
     )
     assert (refused.decision, accepted.decision) == ("keep", "promote")
     assert refused.reasons == ("calibration error rises by 0.060; gate.calibration_margin is 0.05",)

@@ -155,16 +155,16 @@ def test_the_figures_are_those_of_the_models(wheel: Wheel) -> None:
         held = model.predict(simulation.images[wheel.made.data.holdout]).argmax(axis=1)
         role = "candidate" if version == new else "production"
         accuracy = (held == simulation.labels[wheel.made.data.holdout]).mean()
-        assert decision.reported["holdout_accuracy"][role] == pytest.approx(accuracy)
+        assert decision.reported.holdout_accuracy[role] == pytest.approx(accuracy)
         assert decision.accuracy[version.ref] == pytest.approx(right[version.ref].mean())
-    assert decision.reported["fixed"] == int((right[new.ref] & ~right[old.ref]).sum())
-    assert decision.reported["broken"] == int((right[old.ref] & ~right[new.ref]).sum())
+    assert decision.reported.fixed == int((right[new.ref] & ~right[old.ref]).sum())
+    assert decision.reported.broken == int((right[old.ref] & ~right[new.ref]).sum())
     assert decision.overall is not None
     assert decision.overall.n == 450
     assert decision.holdout is not None
     assert decision.holdout.n == wheel.made.data.holdout.sum()
-    assert decision.reported["latency_ms"]["candidate"] > 0
-    assert 0 < decision.reported["ece"]["production"] < 0.5
+    assert decision.reported.latency_ms["candidate"] > 0
+    assert 0 < decision.reported.ece["production"] < 0.5
 
 
 def test_probabilities_that_the_caller_has_are_not_computed_again(
@@ -291,11 +291,11 @@ def test_on_another_data_set_nobody_is_judged_on_what_he_was_trained_on(wheel: W
     candidate = wheel.publish("b", None, old_data)
     decision = promotion.judge(wheel.params, wheel.registry, candidate)
     assert decision.overall is not None
-    assert (decision.overall.n, decision.reported["left_out"]) == (450, 100)
+    assert (decision.overall.n, decision.reported.left_out) == (450, 100)
     assert decision.dataset == wheel.data.ref
     fresh = wheel.registry.publish("model-fresh", "model", wheel.made.models["b"], inputs={"dataset": wheel.data.ref})
-    sheet = predictions.prepare(wheel.registry, wheel.data, [fresh])
-    assert (len(sheet.exam.test), sheet.exam.left_out) == (550, 0)
+    images = predictions.prepare(wheel.registry, wheel.data, [fresh])
+    assert (len(images.labels.test), images.labels.left_out) == (550, 0)
 
 
 def test_where_every_test_image_was_trained_on_nothing_is_judged(wheel: Wheel, tmp_path: Path) -> None:
@@ -315,10 +315,10 @@ def test_a_model_of_another_image_size_is_asked_as_the_server_would(wheel: Wheel
     first = wheel.settle("a")
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
     wheel.replace_data(build.build(sources.load(larger.data, tmp_path), larger.data), tmp_path / "larger")
-    sheet = predictions.prepare(wheel.registry, wheel.data, [first])
-    answers = predictions.ask(wheel.registry, first, sheet)
-    assert sheet.test.shape[1] == 24
-    assert answers.accuracy(sheet.exam) > 0.9  # 16 pixels upscaled to 24 and back
+    images = predictions.prepare(wheel.registry, wheel.data, [first])
+    predicted = predictions.predict(wheel.registry, first, images)
+    assert images.test.shape[1] == 24
+    assert predicted.accuracy(images.labels) > 0.9  # 16 pixels upscaled to 24 and back
 
 
 # -- what was in production before -------------------------------------------------------------------------
@@ -367,13 +367,13 @@ def test_however_many_were_in_production_few_are_asked(wheel: Wheel, monkeypatch
         gate = {"dataset": wheel.data.ref, "accuracy": {version.ref: records[version.ref]}}
         wheel.registry.link(version, MODEL, ("production",), reason="x", gate=gate)
     asked: list[str] = []
-    original = predictions.ask
+    original = predictions.predict
 
     def note(registry: Registry, version: Version, *arguments: Any, **options: Any) -> Any:
         asked.append(version.label)
         return original(registry, version, *arguments, **options)
 
-    monkeypatch.setattr(predictions, "ask", note)
+    monkeypatch.setattr(predictions, "predict", note)
     promotion.judge(wheel.params, wheel.registry, wheel.publish("b"))
     assert asked == ["model-b:v0", "model-5:v0", "model-2:v0"]
     assert history.best_recorded(wheel.params, wheel.registry, wheel.data.ref) == max(records, key=records.__getitem__)

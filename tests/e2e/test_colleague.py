@@ -38,10 +38,9 @@ from flywheel.data import dataset
 registry = Mirror(params)
 version = registry.resolve(params.dataset_name)
 opened = dataset.open_directory(registry.open(version))
-from flywheel.simulation import result
 import numpy as np
 run = Tracker(params, registry).start("simulate", "by hand", {})
-failed = result.examples(opened, opened.indices["simulation"][:60])
+failed = feedback.examples(opened, opened.indices["simulation"][:60])
 made, new = feedback.publish(params, registry, failed, {"dataset": [version.ref]}, {})
 run.used(version)
 run.made(made)

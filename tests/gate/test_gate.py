@@ -1,4 +1,4 @@
-"""The gate's rules on made-up predictions whose truth is known, 1,000 seeded draws each.
+"""The gate's rules on made-up predictions whose truth is known, 400 seeded draws each.
 
 The draws are those of the power study (benchmarks/gate_power.py), so what the docs tell is what is tested here.
 """
@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel.gate import plots, table
-from flywheel.gate.rules import NO_ANSWER, Answers, Decision, Exam, decide
+from flywheel.gate.report import GateReport
+from flywheel.gate.rules import NO_ANSWER, GateLabels, Predictions, decide
 from flywheel.params import Gate
 from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[2]
-DRAWS = 1000
+DRAWS = 400
 RULES = params_file.load(ROOT / "params.yaml", "cifar10").gate
 
 
@@ -41,34 +42,34 @@ POWER = load_study()
 
 def decisions(
     disagreement: float, difference: Any, *, n: int = 8000, holdout: int = 600, rules: Gate = RULES
-) -> list[Decision]:
+) -> list[GateReport]:
     """Decide over DRAWS draws of a candidate with a known true difference to production (a number or one an image)."""
-    random, exam = np.random.default_rng(0), POWER.make_exam(n, holdout)
+    random, truth = np.random.default_rng(0), POWER.make_labels(n, holdout)
     mean = float(np.mean(difference))
     found = []
     for _ in range(DRAWS):
         test, held = POWER.first_right(random, n), POWER.first_right(random, holdout)
-        old = POWER.answers("old", exam, test, held)
+        old = POWER.predictions("old", truth, test, held)
         new_test = POWER.changed(random, test, disagreement, difference)
-        new = POWER.answers("new", exam, new_test, POWER.changed(random, held, disagreement, mean))
-        found.append(decide(rules, exam, new, old, old))
+        new = POWER.predictions("new", truth, new_test, POWER.changed(random, held, disagreement, mean))
+        found.append(decide(rules, truth, new, old, old))
     return found
 
 
-def rate(found: list[Decision], decision: str = "promote") -> float:
+def rate(found: list[GateReport], decision: str = "promote") -> float:
     return Counter(d.decision for d in found)[decision] / len(found)
 
 
-def simple(n: int = 400, classes: int = 4) -> tuple[Exam, Answers]:
-    """An exam, and a model that is wrong for every fifth image."""
+def simple(n: int = 400, classes: int = 4) -> tuple[GateLabels, Predictions]:
+    """The truth, and a model that is wrong for every fifth image."""
     names = tuple("abcdefgh"[:classes])
     labels = np.arange(n) % classes
-    exam = Exam("data@0", names, labels, labels[: n // 2])
+    truth = GateLabels("data@0", names, labels, labels[: n // 2])
     wrong = np.where(np.arange(n) % 5 == 0, (labels + 1) % classes, labels)
-    return exam, Answers("old@0", "old:v0", names, wrong, wrong[: n // 2])
+    return truth, Predictions("old@0", "old:v0", names, wrong, wrong[: n // 2])
 
 
-# -- what passes and what does not, 1,000 draws each ---------------------------------------------------
+# -- what passes and what does not, 400 draws each ---------------------------------------------------
 
 
 def test_equal_models_mostly_pass_and_are_hardly_ever_called_better() -> None:
@@ -97,24 +98,24 @@ def test_a_class_ten_points_worse_is_caught_though_all_in_all_nothing_is_lost() 
 
 
 def test_shuffled_labels_never_pass() -> None:
-    random, exam = np.random.default_rng(0), POWER.make_exam(450, 164)
+    random, truth = np.random.default_rng(0), POWER.make_labels(450, 164)
     for _ in range(DRAWS):
-        old = POWER.answers("old", exam, random.random(450) < 0.9, random.random(164) < 0.9)
+        old = POWER.predictions("old", truth, random.random(450) < 0.9, random.random(164) < 0.9)
         guess = replace(
-            old, model="new@0", test=random.permutation(exam.test), holdout=random.permutation(exam.holdout)
+            old, model="new@0", test=random.permutation(truth.test), holdout=random.permutation(truth.holdout)
         )
-        assert decide(RULES, exam, guess, old, old).decision == "keep"
+        assert decide(RULES, truth, guess, old, old).decision == "keep"
 
 
 def test_worse_on_the_holdout_alone_is_kept() -> None:
     """As good on test, ten points worse on the images of production."""
-    random, exam = np.random.default_rng(0), POWER.make_exam(8000, 600)
+    random, truth = np.random.default_rng(0), POWER.make_labels(8000, 600)
     kept = 0
     for _ in range(DRAWS):
         test, held = POWER.first_right(random, 8000), POWER.first_right(random, 600)
         worse = POWER.changed(random, held, 0.10, -0.10)
-        new = POWER.answers("new", exam, POWER.changed(random, test, 0.04, 0.0), worse)
-        decision = decide(RULES, exam, new, POWER.answers("old", exam, test, held))
+        new = POWER.predictions("new", truth, POWER.changed(random, test, 0.04, 0.0), worse)
+        decision = decide(RULES, truth, new, POWER.predictions("old", truth, test, held))
         kept += not decision.checks["holdout"]
         assert decision.checks["holdout"] or decision.decision == "keep"
     assert kept / DRAWS > 0.99
@@ -124,30 +125,30 @@ def test_worse_on_the_holdout_alone_is_kept() -> None:
 def test_zero_discordant_pairs_pass_and_are_not_called_better(profile: str) -> None:
     rules = params_file.load(ROOT / "params.yaml", profile).gate
     random, (n, m) = np.random.default_rng(0), {"cifar10": (8000, 600), "demo": (450, 164)}[profile]
-    exam = POWER.make_exam(n, m)
+    truth = POWER.make_labels(n, m)
     for _ in range(DRAWS):
-        old = POWER.answers("old", exam, random.random(n) < random.random(), random.random(m) < 0.5)
-        decision = decide(rules, exam, replace(old, model="new@1"), old, old)
+        old = POWER.predictions("old", truth, random.random(n) < random.random(), random.random(m) < 0.5)
+        decision = decide(rules, truth, replace(old, model="new@1"), old, old)
         assert decision.decision == "promote"
         assert decision.reasons[0].startswith("no measurable harm: +0.00 points")
-        assert (decision.reported["fixed"], decision.reported["broken"], decision.reported["p_value"]) == (0, 0, 1.0)
+        assert (decision.reported.fixed, decision.reported.broken, decision.reported.p_value) == (0, 0, 1.0)
 
 
 def test_nan_anywhere_is_kept_whatever_the_rest() -> None:
-    random, exam = np.random.default_rng(0), POWER.make_exam(450, 164)
+    random, truth = np.random.default_rng(0), POWER.make_labels(450, 164)
     for draw in range(DRAWS):
-        old = POWER.answers("old", exam, random.random(450) < 0.5, random.random(164) < 0.5)
-        test, holdout = exam.test.copy(), exam.holdout.copy()  # better everywhere but for one image
+        old = POWER.predictions("old", truth, random.random(450) < 0.5, random.random(164) < 0.5)
+        test, holdout = truth.test.copy(), truth.holdout.copy()  # better everywhere but for one image
         (test if draw % 2 else holdout)[random.integers(0, 164)] = NO_ANSWER
-        decision = decide(RULES, exam, Answers("new@0", "new:v0", exam.class_names, test, holdout), old, old)
+        decision = decide(RULES, truth, Predictions("new@0", "new:v0", truth.class_names, test, holdout), old, old)
         assert decision.decision == "keep"
         assert decision.reasons == ("new:v0 gives probabilities that are not finite for 1 of its images",)
 
 
 def test_small_losses_do_not_add_up() -> None:
     """Ten candidates, each 0.3 points worse than the last: the best-ever clause ends it near the margin."""
-    random, exam = np.random.default_rng(0), POWER.make_exam(8000, 0, classes=2)  # few classes: fewer intervals
-    lost = {clause: np.array([POWER.chain(random, RULES, exam, clause) for _ in range(draws)])
+    random, truth = np.random.default_rng(0), POWER.make_labels(8000, 0, classes=2)  # few classes: fewer intervals
+    lost = {clause: np.array([POWER.chain(random, RULES, truth, clause) for _ in range(draws)])
             for clause, draws in ((True, DRAWS), (False, DRAWS // 10))}  # fmt: skip
     assert (lost[True] <= RULES.margin).mean() > 0.97
     assert lost[True].max() < 0.02
@@ -158,81 +159,81 @@ def test_small_losses_do_not_add_up() -> None:
 
 
 def test_without_production_the_floor_decides() -> None:
-    exam, answers = simple()
-    assert decide(RULES.model_copy(update={"floor_accuracy": 0.8}), exam, answers).decision == "first"
-    low = decide(RULES.model_copy(update={"floor_accuracy": 0.81}), exam, answers)
+    truth, answers = simple()
+    assert decide(RULES.model_copy(update={"floor_accuracy": 0.8}), truth, answers).decision == "first"
+    low = decide(RULES.model_copy(update={"floor_accuracy": 0.81}), truth, answers)
     assert (low.decision, low.checks["floor_accuracy"]) == ("keep", False)
     assert low.reasons == ("too low: 80.00% on test against gate.floor_accuracy 81.00%",)
 
 
 def test_with_production_the_floor_does_not_count() -> None:
-    exam, old = simple()
+    truth, old = simple()
     rules = RULES.model_copy(update={"floor_accuracy": 1.0, "margin": 0.02})
-    assert decide(rules, exam, replace(old, model="new@1"), old).decision == "promote"
+    assert decide(rules, truth, replace(old, model="new@1"), old).decision == "promote"
 
 
 def test_where_production_is_gone_the_best_ever_still_binds() -> None:
-    exam, best = simple()
+    truth, best = simple()
     worse = replace(best, model="new@1", test=np.where(np.arange(400) % 3 == 0, NO_ANSWER + 1, best.test))
     rules = RULES.model_copy(update={"floor_accuracy": 0.1})
-    decision = decide(rules, exam, worse, None, best, was_production="gone@0")
+    decision = decide(rules, truth, worse, None, best, was_production="gone@0")
     assert (decision.decision, decision.production) == ("keep", "gone@0")
     assert "than the best model that was in production" in decision.reasons[0]
-    assert decide(rules, exam, replace(best, model="new@2"), None, None, was_production="gone@0").decision == "first"
+    assert decide(rules, truth, replace(best, model="new@2"), None, None, was_production="gone@0").decision == "first"
 
 
 def test_other_classes_are_kept_with_what_to_do() -> None:
-    exam, old = simple()
+    truth, old = simple()
     other = replace(old, model="new@1", label="new:v1", class_names=("x", "y"), test=np.zeros(0), holdout=np.zeros(0))
-    assert decide(RULES, exam, other, old).reasons == ("new:v1 knows other classes than the data set; run make sweep",)
+    assert decide(RULES, truth, other, old).reasons == ("new:v1 knows other classes than the data set; run make sweep",)
     new = replace(old, model="new@1", label="new:v1")
-    kept = decide(RULES, exam, new, replace(other, label="old:v0"))
+    kept = decide(RULES, truth, new, replace(other, label="old:v0"))
     assert kept.decision == "keep"
     assert "make promote MODEL=new:v1 with FORCE=1" in kept.reasons[0]
     assert not kept.checks["same_classes"]
 
 
 def test_a_best_ever_of_other_classes_binds_nobody() -> None:
-    exam, old = simple()
+    truth, old = simple()
     other = replace(old, model="best@1", class_names=("x", "y"), test=np.zeros(0), holdout=np.zeros(0))
     rules = RULES.model_copy(update={"margin": 0.02})
-    decision = decide(rules, exam, replace(old, model="new@1"), old, other)
+    decision = decide(rules, truth, replace(old, model="new@1"), old, other)
     assert (decision.decision, decision.best_ever) == ("promote", None)
 
 
 def test_no_image_left_is_kept() -> None:
-    exam, old = simple()
-    empty = replace(exam, test=exam.test[:0])
+    truth, old = simple()
+    empty = replace(truth, test=truth.test[:0])
     answers = replace(old, test=old.test[:0])
     assert "no test image is left" in decide(RULES, empty, replace(answers, model="new@1"), answers).reasons[0]
 
 
 def test_no_holdout_image_is_no_objection() -> None:
-    exam, old = simple()
+    truth, old = simple()
     answers = replace(old, holdout=old.holdout[:0])
     rules = RULES.model_copy(update={"margin": 0.02})
-    decision = decide(rules, replace(exam, holdout=exam.holdout[:0]), replace(answers, model="new@1"), answers)
+    decision = decide(rules, replace(truth, holdout=truth.holdout[:0]), replace(answers, model="new@1"), answers)
     assert (decision.decision, decision.holdout) == ("promote", None)
     assert not [line for line in table.table(decision) if "holdout" in line]
 
 
 def test_production_that_answers_nothing_loses() -> None:
-    exam, old = simple()
+    truth, old = simple()
     mute = replace(old, test=np.full(400, NO_ANSWER), holdout=np.full(200, NO_ANSWER))
-    assert decide(RULES, exam, replace(old, model="new@1"), mute, mute).decision == "promote"
+    assert decide(RULES, truth, replace(old, model="new@1"), mute, mute).decision == "promote"
 
 
 def test_each_rule_has_its_param() -> None:
     """The same answers pass or not as margin and class_margin say."""
-    exam, old = simple()
+    truth, old = simple()
     test = old.test.copy()
-    hurt = np.flatnonzero((exam.test == 0) & (old.test == exam.test))[:25]
+    hurt = np.flatnonzero((truth.test == 0) & (old.test == truth.test))[:25]
     test[hurt] = 1
     new = replace(old, model="new@1", test=test)
     outcomes = {}
     for margin, class_margin in ((0.2, 0.3), (0.2, 0.0), (0.05, 0.3)):
         rules = RULES.model_copy(update={"margin": margin, "class_margin": class_margin})
-        checks = decide(rules, exam, new, old, old).checks
+        checks = decide(rules, truth, new, old, old).checks
         outcomes[margin, class_margin] = (checks["test"], checks["best_ever"], checks["per_class"])
     assert outcomes == {
         (0.2, 0.3): (True, True, True),
@@ -246,28 +247,29 @@ def test_each_rule_has_its_param() -> None:
 def test_any_answers_give_a_decision_that_its_checks_explain(seed: int, n: int, classes: int, holdout: int) -> None:
     random = np.random.default_rng(seed)
     names = tuple("abcdefgh"[:classes])
-    exam = Exam("data@0", names, random.integers(0, classes, n), random.integers(0, classes, holdout))
+    truth = GateLabels("data@0", names, random.integers(0, classes, n), random.integers(0, classes, holdout))
     asked = [
-        Answers(
+        Predictions(
             f"m{i}@{i}", f"m{i}:v0", names,
             random.integers(NO_ANSWER if seed % 3 == 0 else 0, classes, n), random.integers(0, classes, holdout),
         )
         for i in range(3)
     ]  # fmt: skip
-    decision = decide(RULES, exam, asked[0], asked[1], asked[2])
+    decision = decide(RULES, truth, asked[0], asked[1], asked[2])
     assert (decision.decision == "promote") == all(decision.checks.values())
     assert decision.reasons
-    json.dumps(decision.report(), allow_nan=False)
+    assert GateReport.model_validate_json(json.dumps(decision.model_dump(mode="json"), allow_nan=False)) == decision
     assert all(len(line) <= 140 for line in table.table(decision))
     assert ("better" in decision.reasons[0]) <= (decision.overall is not None and decision.overall.low > 0)
 
 
-# -- what people and other rooms see ---------------------------------------------------------------------
+# -- how a decision is shown ---------------------------------------------------------------------
 
 
 def test_the_report_has_the_keys_that_others_read() -> None:
-    exam, old = simple()
-    report = decide(RULES, exam, replace(old, model="new@1", ece=0.02, latency_ms=1.5), old, old).report()
+    truth, old = simple()
+    decision = decide(RULES, truth, replace(old, model="new@1", ece=0.02, latency_ms=1.5), old, old)
+    report = decision.model_dump(mode="json")
     assert {
         "candidate", "production", "best_ever", "decision", "reasons", "overall", "best_ever_difference", "per_class",
         "holdout", "checks", "reported",
@@ -279,25 +281,25 @@ def test_the_report_has_the_keys_that_others_read() -> None:
 
 
 def test_the_table_shows_each_rule_with_its_verdict() -> None:
-    exam, old = simple()
-    new, best = replace(old, model="new@1", label="new:v1"), replace(old, model="best@2", test=exam.test)
-    lines = table.table(decide(RULES, exam, new, old, best))
+    truth, old = simple()
+    new, best = replace(old, model="new@1", label="new:v1"), replace(old, model="best@2", test=truth.test)
+    lines = [*table.table(decide(RULES, truth, new, old, best))]
     assert lines[0] == "gate: candidate new:v1, production old:v0"
     verdicts = {line.split("  ")[1]: line.split()[-1] for line in lines if line.endswith(("pass", "FAIL"))}
     assert verdicts == {"test": "pass", "best ever": "FAIL", "holdout": "pass", "worst class": "pass"}
 
 
 def test_each_rule_is_shown_with_the_limit_that_it_was_judged_by() -> None:
-    exam, old = simple()
-    wrong = np.where(exam.test == 1, 0, exam.test)  # all of the second class
-    decision = decide(RULES, exam, replace(old, model="new@1", label="new:v1", test=wrong), old, old)
-    rules = {rule.name: rule for rule in table.applied_rules(decision.report())}
+    truth, old = simple()
+    wrong = np.where(truth.test == 1, 0, truth.test)  # all of the second class
+    decision = decide(RULES, truth, replace(old, model="new@1", label="new:v1", test=wrong), old, old)
+    rules = {rule.name: rule for rule in decision.applied_rules()}
     assert {name: (rule.bound, rule.limit) for name, rule in rules.items()} == {
         "test": ("low above", -RULES.margin),
         "holdout": ("high not below", 0),
         "worst class": ("high not below", -RULES.class_margin),
     }
-    assert rules["worst class"].class_name == exam.class_names[1]
+    assert rules["worst class"].class_name == truth.class_names[1]
     assert not rules["worst class"].passed
     (line,) = [line for line in table.table(decision) if line.startswith("  test ")]
     assert f"low above {-100 * RULES.margin:+.2f}" in line
@@ -306,9 +308,11 @@ def test_each_rule_is_shown_with_the_limit_that_it_was_judged_by() -> None:
 def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
     names = ("$\\nothing$", "$5", *(f"class number {i}" for i in range(118)))
     labels = np.arange(1200) % 120
-    old = Answers("old@0", "old:v0", names, np.where(np.arange(1200) % 7 == 0, 0, labels), labels)
-    decision = decide(RULES, Exam("d@0", names, labels, labels), replace(old, model="new@1", test=labels), old, old)
-    path = plots.draw(decision.report(), tmp_path / "gate.png")
+    old = Predictions("old@0", "old:v0", names, np.where(np.arange(1200) % 7 == 0, 0, labels), labels)
+    decision = decide(
+        RULES, GateLabels("d@0", names, labels, labels), replace(old, model="new@1", test=labels), old, old
+    )
+    path = plots.draw(decision, tmp_path / "gate.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -16,7 +16,6 @@ from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.registry import LocalRegistry, Registry, Version
-from flywheel.simulation.result import examples
 from flywheel.traffic import feedback
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +86,7 @@ def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[[Se
     """Publish simulation images as failures, as simulate does."""
 
     def publish(places: Sequence[int]) -> Version:
-        listed = examples(opened, opened.indices["simulation"][list(places)])
+        listed = feedback.examples(opened, opened.indices["simulation"][list(places)])
         inputs = {"dataset": [registry.resolve("digits_dataset").ref], "model": [registry.resolve("model-1").ref]}
         version, _ = feedback.publish(params, registry, listed, inputs, {})
         assert version is not None

@@ -75,7 +75,7 @@ def test_ended_in_the_training_it_published_nothing_and_the_next_run_does_all(
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
-    assert errors == ("interrupted: nothing was published; run the same command again\n" if code == 130 else "")
+    assert errors == ("interrupted: finished work is kept; run the same command again\n" if code == 130 else "")
     assert registry.versions("retrained-model") == []
     again = run(place)
     assert again.returncode == 0, again.stderr
@@ -107,7 +107,7 @@ def test_killed_after_the_promotion_it_is_not_judged_again(
     (params.store / "audit.jsonl").unlink()
     parent = registry.resolve("model-1")
     registry.link(parent, params.registered_model, ("best",), reason="nothing is in production")
-    run_until(place, "flywheel.retraining.scores.picture", "retrain.epochs=1 gate.floor_accuracy=0.1")
+    run_until(place, "flywheel.retraining.plots.draw", "retrain.epochs=1 gate.floor_accuracy=0.1")
     (made,) = registry.versions("retrained-model")
     assert registry.aliases(params.registered_model)["production"] == made.ref
     registry.link(parent, params.registered_model, ("production",), reason="rolled back by hand")

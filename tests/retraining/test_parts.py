@@ -17,10 +17,10 @@ from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
-from flywheel.retraining import RetrainError, arms
+from flywheel.retraining import RetrainError
 from flywheel.retraining.examples import choose, find, mix, repeats
 from flywheel.retraining.stage import recipe_of
-from flywheel.simulation.result import examples
+from flywheel.retraining.train import kept_epoch, train_arm
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData
@@ -90,7 +90,7 @@ def test_the_mix_has_every_original_once_and_each_example_weight_times(opened: D
 def test_the_last_epoch_within_one_standard_error_of_the_best_is_kept(
     accuracies: list[float], n: int, kept: int
 ) -> None:
-    assert arms.kept_epoch(accuracies, n) == kept
+    assert kept_epoch(accuracies, n) == kept
 
 
 def test_the_kept_epochs_weights_are_put_back(
@@ -105,11 +105,11 @@ def test_the_kept_epochs_weights_are_put_back(
         # Validation that falls far from epoch to epoch keeps the first, one that rises keeps the last.
         values = iter([(1.0, 0.9 - 0.3 * k if kept == 1 else 0.3 + 0.3 * k) for k in range(3)])
         monkeypatch.setattr("flywheel.training.loop.validate", lambda *_, values=values: next(values))
-        arm = arms.train(
+        epochs = train_arm(
             model, data, recipe, CPU, lambda r, m=model: seen.__setitem__(r.epoch, m.predict(data.images[:50]))
         )
-        assert arm.kept_epoch == kept
-        assert (arm.classifier.predict(data.images[:50]) == seen[kept]).all()
+        assert [epoch.epoch for epoch in epochs if epoch.kept] == [kept]
+        assert (model.predict(data.images[:50]) == seen[kept]).all()
     assert (seen[1] != seen[3]).any()
 
 
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_names_the_param(registry: Registry, opened: D
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(RetrainError, match=r"the loss became nan .*retrain\.learning_rate_scale"):
-        arms.train(model, TrainingData.of(opened), params.complete_recipe({}, epochs=1), CPU)
+        train_arm(model, TrainingData.of(opened), params.complete_recipe({}, epochs=1), CPU)
 
 
 def test_the_scale_does_not_compound_over_turns(
@@ -138,12 +138,12 @@ def test_the_scale_does_not_compound_over_turns(
 
 
 def entry(opened: Dataset, split: str, place: int, side: str = "train") -> Example:
-    (example,) = examples(opened, opened.indices[split][[place]])
+    (example,) = feedback.examples(opened, opened.indices[split][[place]])
     return replace(example, side=side)
 
 
 def test_exact_copies_of_test_and_validation_images_are_dropped(opened: Dataset, failed: list[int]) -> None:
-    good = [e for e in examples(opened, opened.indices["simulation"][failed]) if e.side == "train"][:5]
+    good = [e for e in feedback.examples(opened, opened.indices["simulation"][failed]) if e.side == "train"][:5]
     planted = [entry(opened, "test", 3), entry(opened, "validation", 4)]
     found = choose([*good, *planted], opened)
     assert found.dropped == {"a copy of a test image": [planted[0].id], "a copy of a validation image": [planted[1].id]}
@@ -162,7 +162,7 @@ def test_held_out_and_unknown_images_are_dropped_whatever_is_listed(opened: Data
 
 
 def test_pixels_and_labels_are_those_of_the_data_set(opened: Dataset, failed: list[int]) -> None:
-    good = [e for e in examples(opened, opened.indices["simulation"][failed]) if e.side == "train"]
+    good = [e for e in feedback.examples(opened, opened.indices["simulation"][failed]) if e.side == "train"]
     lied = [replace(example, label="7") for example in good]
     found = choose(lied, opened)
     for key, pixels, label in zip(found.hashes, found.images, found.labels, strict=True):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from flywheel import files
@@ -20,6 +19,7 @@ from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry, Version
 from flywheel.retraining import RetrainError
 from flywheel.retraining import stage as retraining_stage
+from flywheel.retraining.report import RetrainReport, Score
 from flywheel.traffic.feedback import Example
 
 Make = Callable[[str], Params]
@@ -61,7 +61,7 @@ def test_failures_are_used_once_even_by_a_refused_candidate(
 ) -> None:
     collect(failed)
     first = run(params)
-    assert first["candidate"] == registry.aliases(params.registered_model)["candidate"]
+    assert first.candidate == registry.aliases(params.registered_model)["candidate"]
     said.clear()
     assert run(params) is None
     assert said == ["retrain: nothing to do (every failure that digits-feedback:v0 has for training was used already)"]
@@ -77,7 +77,7 @@ def test_few_new_failures_wait_for_more(
     assert run(params) is None
     assert said == ["retrain: nothing to do (11 new failures, fewer than retrain.min_failures=12)"]
     collect(train[11:20])
-    assert run(params)["hard_examples"] == 20
+    assert run(params).hard_examples == 20
     collect(train[20:25])  # of 25 that are listed, 5 are new
     said.clear()
     assert run(params) is None
@@ -94,7 +94,7 @@ def test_new_failures_that_are_held_out_are_no_reason(
     assert run(params) is None
     assert "was used already" in said[-1] or "no failure for training" in said[-1]
     collect(train)
-    assert run(params)["hard_examples"] == len(train)
+    assert run(params).hard_examples == len(train)
     collect(held)  # another version, whose side `train` is the same
     assert run(params) is None
     assert "was used already" in said[-1]
@@ -117,9 +117,9 @@ def test_it_continues_from_production_else_from_the_best(
     kept = [line for line in log.read_text().splitlines() if json.loads(line)["alias"] == "best"]
     log.write_text("".join(json.dumps({**json.loads(line), "moves": 1}) + "\n" for line in kept))
     report = run(make("retrain.epochs=1 gate.floor_accuracy=0.5"))
-    assert report["parent"] == registry.resolve("model-1").ref
-    assert (report["decision"], report["promoted"]) == ("first", True)
-    assert registry.aliases(params.registered_model)["production"] == report["candidate"]
+    assert report.parent == registry.resolve("model-1").ref
+    assert (report.decision, report.promoted) == ("first", True)
+    assert registry.aliases(params.registered_model)["production"] == report.candidate
 
 
 def test_without_a_model_or_data_it_is_one_sentence(
@@ -134,13 +134,12 @@ def test_without_a_model_or_data_it_is_one_sentence(
 def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, failed: list[int], run: Any) -> None:
     from flywheel.data import dataset
     from flywheel.data import stage as data_stage
-    from flywheel.simulation.result import examples
     from flywheel.traffic import feedback
 
     other = make("data.image_size=24")
     data_stage.run(other, registry)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
-    feedback.publish(other, registry, examples(opened, opened.indices["simulation"][failed]), {}, {})
+    feedback.publish(other, registry, feedback.examples(opened, opened.indices["simulation"][failed]), {}, {})
     with pytest.raises(
         RetrainError, match=r"^model-1:v0 was made for other classes or image sizes than digits_d.*:v1;"
     ):
@@ -157,29 +156,29 @@ def test_a_turn_on_drifted_digits_helps_where_production_failed(
     params = make("retrain.epochs=5 retrain.control=true")
     version = collect(failed)
     report = run(params)
-    assert set(report) >= KEYS
-    assert json.loads((params.reports / "retrain.json").read_text()) == json.loads(json.dumps(report))
+    written = files.read_json(params.reports / "retrain.json")
+    assert set(written) >= KEYS
+    assert RetrainReport.model_validate(written) == report
     held = int(opened.holdout.sum())
-    before, after, control = (report[name] for name in ("before", "after", "control"))
-    assert before["holdout"]["n"] == after["holdout"]["n"] == held
-    assert before["holdout"]["accuracy"] == pytest.approx(1 - sum(opened.holdout[place] for place in failed) / held)
-    assert after["holdout"]["difference_interval"][0] > 0  # better, by more than chance
-    assert after["holdout"]["accuracy"] > control["holdout"]["accuracy"]
-    assert after["test"]["n"] == len(opened.indices["test"])
-    assert after["test"]["accuracy"] > 0.9
-    assert control["examples"] == report["hard_examples"] == sum(not opened.holdout[place] for place in failed)
-    assert len(report["epochs"]) == len(control["epochs"]) == 5
-    assert [epoch["epoch"] for epoch in report["epochs"] if epoch["kept"]] == [report["kept_epoch"]]
+    before, after, control = report.before, report.after, report.control
+    assert before.holdout.n == after.holdout.n == held
+    assert before.holdout.accuracy == pytest.approx(1 - sum(opened.holdout[place] for place in failed) / held)
+    assert after.holdout.difference_interval[0] > 0  # better, by more than chance
+    assert after.holdout.accuracy > control.holdout.accuracy
+    assert after.test.n == len(opened.indices["test"])
+    assert after.test.accuracy > 0.9
+    assert control.examples == report.hard_examples == sum(not opened.holdout[place] for place in failed)
+    assert len(report.epochs) == len(control.epochs) == 5
+    assert [epoch.epoch for epoch in report.epochs if epoch.kept] == [report.kept_epoch]
     # Neither arm's images nor anything else that was trained on is among the unseen.
-    unseen = len(opened.indices["simulation"]) - 2 * report["hard_examples"]
-    assert before["unseen"]["n"] == after["unseen"]["n"] == control["unseen"]["n"] == unseen
+    unseen = len(opened.indices["simulation"]) - 2 * report.hard_examples
+    assert before.unseen.n == after.unseen.n == control.unseen.n == unseen
     for part in ("test", "holdout", "unseen"):
-        scored = after[part]
-        n, change = scored["n"], scored["fixed"] - scored["broken"]
+        scored = getattr(after, part)
         assert (
-            scored["accuracy"] - before[part]["accuracy"]
-            == pytest.approx(change / n)
-            == pytest.approx(scored["difference"])
+            scored.accuracy - getattr(before, part).accuracy
+            == pytest.approx((scored.fixed - scored.broken) / scored.n)
+            == pytest.approx(scored.difference)
         )
     assert (params.reports / "retrain.png").stat().st_size > 10_000
 
@@ -191,7 +190,7 @@ def test_a_turn_on_drifted_digits_helps_where_production_failed(
     model = classifier.load(registry.open(candidate))
     split = opened.split("test")
     right = model.predict(split.images).argmax(axis=1) == split.labels
-    assert right.mean() == after["test"]["accuracy"]
+    assert right.mean() == after.test.accuracy
     receipt = files.read_json(params.store / "receipts" / "retrain.json")
     assert receipt["outputs"] == [candidate.ref]
     assert receipt["inputs"]["feedback"] == [version.ref]
@@ -205,16 +204,14 @@ def test_a_second_turn_trains_on_the_failures_of_both(
     train = [place for place in failed if not opened.holdout[place]]
     collect(train[:30])
     first = run(params)
-    registry.link(
-        registry.resolve(first["candidate"]), params.registered_model, ("production",), reason="passed by hand"
-    )
+    registry.link(registry.resolve(first.candidate), params.registered_model, ("production",), reason="passed by hand")
     collect(train[30:])
     second = run(params)
-    assert second["parent"] == first["candidate"]
-    assert second["hard_examples"] == len(train)
-    assert second["candidate"] != first["candidate"]
+    assert second.parent == first.candidate
+    assert second.hard_examples == len(train)
+    assert second.candidate != first.candidate
     # What the parent was trained on is seen, and so is no longer counted.
-    assert second["before"]["unseen"]["n"] == len(opened.indices["simulation"]) - len(train)
+    assert second.before.unseen.n == len(opened.indices["simulation"]) - len(train)
 
 
 def test_planted_copies_of_test_images_are_dropped_and_said(
@@ -236,8 +233,8 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
     assert version is not None
     assert added == 1
     report = run(params)
-    assert report["dropped"] == {"a copy of a test image": [planted.id]}
-    assert report["hard_examples"] == sum(not opened.holdout[p] for p in failed)
+    assert report.dropped == {"a copy of a test image": [planted.id]}
+    assert report.hard_examples == sum(not opened.holdout[p] for p in failed)
     assert f"retrain: 1 of {version.label} left out, a copy of a test image: image {planted.id}" in said
 
 
@@ -246,7 +243,7 @@ def test_the_same_turn_gives_the_same_version(
 ) -> None:
     params = make("retrain.epochs=1 promotion.auto=false")
     collect(failed)
-    assert run(params)["candidate"] == run(params, force=True)["candidate"]
+    assert run(params).candidate == run(params, force=True).candidate
     assert models(registry) == ["retrained-model:v0"]
 
 
@@ -256,9 +253,9 @@ def test_a_control_arm_can_be_asked_for_afterwards(
     collect(failed)
     first = run(make("retrain.epochs=1 promotion.auto=false"))
     second = run(make("retrain.epochs=1 retrain.control=true promotion.auto=false"), force=True)
-    assert (first["control"], second["candidate"]) == (None, first["candidate"])
-    assert second["control"]["examples"] == second["hard_examples"]
-    assert second["after"]["test"] == first["after"]["test"]
+    assert (first.control, second.candidate) == (None, first.candidate)
+    assert second.control.examples == second.hard_examples
+    assert second.after.test == first.after.test
 
 
 def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
@@ -271,7 +268,7 @@ def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
     registry.link(version, params.registered_model, ("production",), reason="test")
     collect(failed)
     report = run(make("retrain.epochs=1 promotion.auto=false"))
-    assert report["after"]["unseen"] == {"n": 0, "accuracy": None, "interval": None}
+    assert report.after.unseen == Score(n=0, accuracy=None, interval=None)
     assert any("unseen images cannot be told: model-2:v0 was trained on digits-feedback@000" in line for line in said)
 
 
@@ -288,7 +285,7 @@ def test_every_param_that_counts_as_identity_changes_the_candidate(
 ) -> None:
     collect(failed)
     base = "retrain.epochs=1 retrain.weight=2 retrain.learning_rate_scale=0.3"
-    assert run(make(base))["candidate"] != run(make(f"{base} retrain.{change}"), force=True)["candidate"]
+    assert run(make(base)).candidate != run(make(f"{base} retrain.{change}"), force=True).candidate
 
 
 def test_it_is_a_wandb_run(collect: Collect, failed: list[int], place: Path) -> None:
@@ -319,9 +316,3 @@ def test_nothing_to_do_is_light(place: Path, collect: Collect, failed: list[int]
     )
     shown = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "nothing to do" in shown
-
-
-def test_numbers_of_the_report_are_plain(make: Make, collect: Collect, failed: list[int], run: Any) -> None:
-    collect(failed)
-    report = run(make("retrain.epochs=1 promotion.auto=false"))
-    assert not [key for key, value in report["after"].items() if isinstance(value, np.generic)]

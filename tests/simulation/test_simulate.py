@@ -26,6 +26,7 @@ from flywheel.pipeline.stage import StageError
 from flywheel.registry import Registry, Version
 from flywheel.simulation import SimulationError
 from flywheel.simulation import stage as simulation_stage
+from flywheel.simulation.report import SimulationReport
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
@@ -75,21 +76,21 @@ def test_the_report_tells_the_truth(
     server.fail(opened, range(30))
     report = run(params)
     n = len(opened.indices["simulation"])
-    assert (report["n"], report["failures"], report["errors"]) == (n, 30, {})
-    assert report["accuracy"] == (n - 30) / n == report["accuracy_unseen"]
+    assert (report.n, report.failures, report.errors) == (n, 30, {})
+    assert report.accuracy == (n - 30) / n == report.accuracy_unseen
     held, failed = int(opened.holdout.sum()), int(opened.holdout[:30].sum())
-    assert (report["n_holdout"], report["accuracy_holdout"]) == (held, (held - failed) / held)
-    assert report["interval"] == list(wilson_interval(n - 30, n))
-    assert report["models"] == {"model-1:v0": n}
-    assert set(report["per_class"]) == set(opened.class_names)
-    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p95"] <= report["latency_ms"]["p99"]
-    shown = report["confidence_histogram"]
-    assert (sum(shown["right"]), sum(shown["wrong"])) == (report["n"] - report["failures"], report["failures"])
-    assert sum(report["latency_histogram_ms"]["count"]) == report["n"]
-    assert len(report["worst"]) == min(report["failures"], 40)
-    assert all(one["label"] != one["prediction"] for one in report["worst"])
-    assert report["requests_per_s"] == pytest.approx(n / report["wall_s"], rel=0.05)
-    assert json.loads((params.reports / "simulation.json").read_text()) == report
+    assert (report.n_holdout, report.accuracy_holdout) == (held, (held - failed) / held)
+    assert report.interval == wilson_interval(n - 30, n)
+    assert report.models == {"model-1:v0": n}
+    assert set(report.per_class) == set(opened.class_names)
+    assert 0 < report.latency_ms.p50 <= report.latency_ms.p95 <= report.latency_ms.p99
+    shown = report.confidence_histogram
+    assert (sum(shown.right), sum(shown.wrong)) == (report.n - report.failures, report.failures)
+    assert sum(report.latency_histogram_ms.count) == report.n
+    assert len(report.worst) == min(report.failures, 40)
+    assert all(one.label != one.prediction for one in report.worst)
+    assert report.requests_per_s == pytest.approx(n / report.wall_s, rel=0.05)
+    assert SimulationReport.model_validate(files.read_json(params.reports / "simulation.json")) == report
     for name in ("failures", "confidence", "latency"):
         assert (params.reports / f"simulation_{name}.png").stat().st_size > 1000
     assert server.requests == n == len(server.sent)
@@ -99,13 +100,13 @@ def test_part_of_the_images_is_a_seeded_draw(make: Make, server: Server, run: An
     drawn = []
     for overrides in ("simulate.requests=40", "simulate.requests=40", "simulate.requests=40 simulate.seed=1"):
         server.sent.clear()
-        assert run(make(overrides))["n"] == 40
+        assert run(make(overrides)).n == 40
         drawn.append(set(server.sent))
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_more_requests_than_images_sends_each_once(make: Make, opened: Dataset, server: Server, run: Any) -> None:
-    assert run(make("simulate.requests=100000"))["n"] == len(opened.indices["simulation"]) == len(server.sent)
+    assert run(make("simulate.requests=100000")).n == len(opened.indices["simulation"]) == len(server.sent)
 
 
 def test_as_many_requests_as_asked_for_are_in_flight(make: Make, server: Server, run: Any) -> None:
@@ -129,7 +130,7 @@ def test_as_many_requests_as_asked_for_are_in_flight(make: Make, server: Server,
 def test_each_version_that_answered_is_counted(make: Make, server: Server, run: Any) -> None:
     server.model = lambda number: "model-2:v0" if number > 15 else "model-1:v0"
     report = run(make("simulate.requests=40 simulate.concurrency=1"))
-    assert report["models"] == {"model-1:v0": 15, "model-2:v0": 25}
+    assert report.models == {"model-1:v0": 15, "model-2:v0": 25}
 
 
 def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, place: Path) -> None:
@@ -165,7 +166,7 @@ def test_failures_become_feedback_with_their_lineage(
     server.fail(opened, range(12))
     report = run(params)
     version = registry.resolve("digits-feedback")
-    assert (version.ref, report["feedback_new"]) == (report["feedback"], 12)
+    assert (version.ref, report.feedback_new) == (report.feedback, 12)
     assert version.inputs == {"dataset": (dataset_version.ref,), "model": (registry.resolve("model-1").ref,)}
     listed = feedback.read(registry, version)
     assert list(listed) == sorted(listed)
@@ -191,8 +192,8 @@ def test_the_same_failures_are_the_same_version_whoever_fails_and_when(
     server.model = lambda number: "model-2:v0"
     server.change = lambda answer: answer  # another model, other request ids, another time
     second = run(params)
-    assert second["feedback"] == first["feedback"]
-    assert second["feedback_new"] == 0
+    assert second.feedback == first.feedback
+    assert second.feedback_new == 0
     assert [v.number for v in registry.versions("digits-feedback")] == [0]
     assert len(files.read_json_lines(params.store_paths.feedback_log)) == 26
 
@@ -202,7 +203,7 @@ def test_feedback_accumulates_over_turns_each_image_once(
 ) -> None:
     for wrong, new in ((range(10), 10), (range(5, 18), 8), (range(3), 0), ((), 0)):
         server.fail(opened, wrong)
-        assert run(params)["feedback_new"] == new
+        assert run(params).feedback_new == new
     versions = registry.versions("digits-feedback")
     assert [len(feedback.read(registry, version)) for version in versions] == [10, 18]
     assert versions[1].input("previous") == versions[0].ref
@@ -213,7 +214,7 @@ def test_without_failures_there_is_no_version_and_no_error(
     params: Params, registry: Registry, server: Server, run: Any
 ) -> None:
     report = run(params)
-    assert (report["failures"], report["feedback"], report["accuracy"]) == (0, None, 1.0)
+    assert (report.failures, report.feedback, report.accuracy) == (0, None, 1.0)
     assert registry.versions("digits-feedback") == []
     assert (params.reports / "simulation_failures.png").exists()
 
@@ -224,7 +225,7 @@ def test_images_that_an_ancestor_was_trained_on_are_seen(
     """A retrained model's grandparent was trained on the first feedback: its train side is seen, its holdout not."""
     train, holdout = sides(opened, "train", 20), sides(opened, "holdout", 9)
     server.fail(opened, train + holdout)
-    first = registry.resolve(run(params)["feedback"].partition("@")[0])
+    first = registry.resolve(run(params).feedback.partition("@")[0])
     parent = {"dataset": dataset_version.ref, "feedback": first.ref}
     for text in ("child", "grandchild"):
         (place / text).write_text(text)
@@ -234,16 +235,16 @@ def test_images_that_an_ancestor_was_trained_on_are_seen(
     server.fail(opened, holdout)
     report = run(params)
     n = len(opened.indices["simulation"])
-    assert report["n_unseen"] == n - 20
-    assert report["accuracy_unseen"] == (n - 20 - 9) / (n - 20)
-    assert report["accuracy"] == (n - 9) / n
+    assert report.n_unseen == n - 20
+    assert report.accuracy_unseen == (n - 20 - 9) / (n - 20)
+    assert report.accuracy == (n - 9) / n
 
 
 def test_of_an_unknown_model_nothing_is_said_of_unseen_images(params: Params, server: Server, run: Any) -> None:
     server.model = lambda number: "model-elsewhere:v7"
     report = run(params)
-    assert report["accuracy_unseen"] is None
-    assert report["accuracy"] == 1.0
+    assert report.accuracy_unseen is None
+    assert report.accuracy == 1.0
     assert "simulate: accuracy on unseen images cannot be told: model-elsewhere:v7 is not in the store" in run.said
 
 
@@ -257,8 +258,8 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(
     server.fault = lambda number, tries: busy(after_s) if tries < 3 and number < 30 else None
     started = time.monotonic()
     report = run(make("simulate.requests=20 simulate.concurrency=2"))
-    assert (report["n"], report["accuracy"], report["errors"]) == (20, 1.0, {})
-    assert report["retries"] == server.requests - 20 > 0
+    assert (report.n, report.accuracy, report.errors) == (20, 1.0, {})
+    assert report.retries == server.requests - 20 > 0
     if after_s:
         assert time.monotonic() - started > 2 * after_s
 
@@ -266,14 +267,14 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(
 def test_connections_that_break_are_made_again(make: Make, server: Server, run: Any) -> None:
     server.fault = lambda number, tries: reset if tries == 1 and number % 3 == 0 else None
     report = run(make("simulate.requests=30"))
-    assert (report["n"], report["errors"]) == (30, {})
-    assert report["retries"] > 0
+    assert (report.n, report.errors) == (30, {})
+    assert report.retries > 0
 
 
 def test_a_server_that_stalls_is_left_after_the_timeout(make: Make, server: Server, run: Any) -> None:
     server.fault = lambda number, tries: (lambda handler: time.sleep(1.5)) if tries == 1 and number == 5 else None
     report = run(make("simulate.requests=10 simulate.timeout_s=0.4"))
-    assert (report["n"], report["retries"], report["errors"]) == (10, 1, {})
+    assert (report.n, report.retries, report.errors) == (10, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_an_answer_that_is_no_prediction_is_an_error_and_no_failure(
 
     server.change = once
     report = run(make("simulate.requests=20 simulate.max_error_fraction=0.1 simulate.concurrency=1"))
-    assert (report["n"], report["errors"], report["failures"]) == (19, {"bad_answer": 1}, 0)
+    assert (report.n, report.errors, report.failures) == (19, {"bad_answer": 1}, 0)
     assert server.requests == 20  # it is not asked again
     assert registry.versions("digits-feedback") == []
     assert any(reason in line for line in run.said)
@@ -318,8 +319,8 @@ def test_garbage_and_refusals_are_counted_by_kind(make: Make, server: Server, ru
     }
     server.fault = lambda number, tries: faults.get(number)
     report = run(make("simulate.requests=20 simulate.max_error_fraction=0.5 simulate.concurrency=1"))
-    assert report["errors"] == {"bad_answer": 2, "status_301": 1, "status_404": 1, "status_413": 1}
-    assert (report["n"], report["accuracy"], server.requests) == (15, 1.0, 20)
+    assert report.errors == {"bad_answer": 2, "status_301": 1, "status_404": 1, "status_413": 1}
+    assert (report.n, report.accuracy, server.requests) == (15, 1.0, 20)
     assert any("413 too large" in line for line in run.said)
 
 
@@ -327,7 +328,7 @@ def test_a_server_that_keeps_refusing_is_asked_a_bounded_number_of_times(make: M
     server.fault = lambda number, tries: busy() if number <= 3 else None
     overrides = "simulate.requests=10 simulate.max_attempts=3 simulate.max_error_fraction=0.2 simulate.concurrency=1"
     report = run(make(overrides))
-    assert (report["errors"], report["retries"], server.requests) == ({"status_503": 1}, 2, 12)
+    assert (report.errors, report.retries, server.requests) == ({"status_503": 1}, 2, 12)
 
 
 def test_too_many_errors_end_it_early_and_publish_nothing(
@@ -381,7 +382,7 @@ def test_another_server_than_the_flywheels_is_one_sentence(
 
 def test_a_url_given_is_the_one_asked(make: Make, server: Server, params: Params, run: Any) -> None:
     params.store_paths.server.unlink()
-    assert run(make(f"simulate.url={server.url}/ simulate.requests=5"))["n"] == 5
+    assert run(make(f"simulate.url={server.url}/ simulate.requests=5")).n == 5
 
 
 def test_no_data_set_is_one_sentence(params: Params, registry: Registry, server: Server, run: Any) -> None:
@@ -395,4 +396,4 @@ def test_proxies_of_the_environment_are_not_asked_for_this_machine(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert run(make("simulate.requests=5"))["n"] == 5
+    assert run(make("simulate.requests=5")).n == 5

@@ -1,6 +1,6 @@
 """Two versions side by side: params, data, code and metrics that differ and, of two models, who is right on what.
 
-Models are compared on the same images, those of the gate's exam: test and holdout images that neither was trained on.
+Models are compared on the same images, those that the gate takes: test and holdout images that neither was trained on.
 Differences are B minus A, with the paired intervals of `evaluation.comparison`.
 """
 
@@ -112,26 +112,26 @@ def _paired(params: Params, registry: Registry, a: Version, b: Version) -> dict[
     from flywheel.gate import predictions
     from flywheel.metrics.comparison import compare
 
-    sheet = predictions.prepare(registry, dataset, [a, b])
-    asked = [predictions.ask(registry, version, sheet, timed=False) for version in (a, b)]
+    images = predictions.prepare(registry, dataset, [a, b])
+    asked = [predictions.predict(registry, version, images, timed=False) for version in (a, b)]
     for version, answers in zip((a, b), asked, strict=True):
-        if answers.class_names != sheet.exam.class_names:
+        if answers.class_names != images.labels.class_names:
             raise CompareError(f"{version.label} knows other classes than {dataset.label}, so nothing can be compared")
-    if not len(sheet.exam.test):
+    if not len(images.labels.test):
         raise CompareError(f"every test image of {dataset.label} was seen by one of the two; run make data anew")
     old, new = asked
-    names = sheet.exam.class_names
-    test = compare(old.test, new.test, sheet.exam.test, names)
-    held = compare(old.holdout, new.holdout, sheet.exam.holdout, names) if len(sheet.exam.holdout) else None
+    names = images.labels.class_names
+    test = compare(old.test, new.test, images.labels.test, names)
+    held = compare(old.holdout, new.holdout, images.labels.holdout, names) if len(images.labels.holdout) else None
     return {
         "dataset": dataset.ref,
-        "left_out": sheet.exam.left_out,
+        "left_out": images.labels.left_out,
         "test": {**asdict(test.overall), "p_value": test.p_value},
         "holdout": {**asdict(held.overall), "p_value": held.p_value} if held else None,
         "per_class": {name: asdict(difference) for name, difference in test.per_class.items()},
         "accuracy": {
-            "test": [answers.accuracy(sheet.exam) for answers in asked],
-            "holdout": [float((one.holdout == sheet.exam.holdout).mean()) for one in asked] if held else None,
+            "test": [answers.accuracy(images.labels) for answers in asked],
+            "holdout": [float((one.holdout == images.labels.holdout).mean()) for one in asked] if held else None,
         },
         "calibration_error": [answers.ece for answers in asked],
     }

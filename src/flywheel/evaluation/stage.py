@@ -71,6 +71,7 @@ def _judge(
     params: Params, registry: Registry, data: Version, model: Version, test: Split, loaded: Classifier, run: Run
 ) -> Outcome:
     from flywheel.evaluation import plots
+    from flywheel.evaluation.report import EvaluationReport
     from flywheel.gate import promotion
     from flywheel.metrics import classification
     from flywheel.pipeline.plotting import worst_mistakes
@@ -92,8 +93,8 @@ def _judge(
         ),
     )  # fmt: skip
     worst = classification.confident_mistakes(probabilities, test.labels, test.ids, names)
-    report = {"model": model.ref, "dataset": data.ref, **result, "worst": worst}
-    files.write_json(folder / "evaluation.json", report)
+    report = EvaluationReport.model_validate({"model": model.ref, "dataset": data.ref, "worst": worst, **result})
+    files.write_json(folder / "evaluation.json", report.model_dump(mode="json"))
     gate_reports = promotion.report(params, decision, run)
     promoted = promotion.apply(params, registry, model, decision)
     figures = {key: result[key] for key in ("accuracy", "ece", "n", "interval")}

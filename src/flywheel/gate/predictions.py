@@ -1,4 +1,4 @@
-"""What the gate compares models on: the test and holdout images of a data set, and what a model answers."""
+"""The images that the gate compares models on, test and holdout of a data set, and what a model predicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flywheel.data import DataError, dataset, images
 from flywheel.data.dataset import Dataset
 from flywheel.data.images import Pixels
-from flywheel.gate.rules import NO_ANSWER, Answers, Exam
+from flywheel.gate.rules import NO_ANSWER, GateLabels, Predictions
 from flywheel.metrics import classification
 from flywheel.models import classifier
 from flywheel.models.classifier import Classifier
@@ -23,17 +23,17 @@ TIMED, WARM = 20, 3  # single images by which the latency is measured, and befor
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """The exam with its images: `kept` tells which of all test images (n,) it holds."""
+class GateImages:
+    """Images and their labels; `kept` tells which of all test images (n,) are among them."""
 
-    exam: Exam
+    labels: GateLabels
     test: Pixels
     holdout: Pixels
     kept: NDArray[np.bool_]
 
 
-def prepare(registry: Registry, version: Version, models: Iterable[Version]) -> Sheet:
-    """Return the exam of a data set, without images that one of the models was trained on as part of another.
+def prepare(registry: Registry, version: Version, models: Iterable[Version]) -> GateImages:
+    """Return the images of a data set, without those that one of the models was trained on as part of another.
 
     Within one data set no training sees test or holdout images; but where splits or sources changed, an image
     that is now in test may have been in an older version's training images.
@@ -44,32 +44,36 @@ def prepare(registry: Registry, version: Version, models: Iterable[Version]) -> 
     kept = _unseen(opened, opened.indices["test"], seen)
     held = opened.holdout & _unseen(opened, opened.indices["simulation"], seen)
     left_out = int((~kept).sum() + (opened.holdout & ~held).sum())
-    exam = Exam(version.ref, opened.class_names, test.labels[kept], simulation.labels[held], left_out)
-    return Sheet(exam, test.images[kept], simulation.images[held], kept)
+    labels = GateLabels(version.ref, opened.class_names, test.labels[kept], simulation.labels[held], left_out)
+    return GateImages(labels, test.images[kept], simulation.images[held], kept)
 
 
-def ask(
+def predict(
     registry: Registry,
     version: Version,
-    sheet: Sheet,
+    compared: GateImages,
     *,
     probabilities: NDArray[np.float32] | None = None,
     timed: bool = True,
-) -> Answers:
-    """Return what a model answers. Raises RegistryError or ModelError when it cannot be loaded.
+) -> Predictions:
+    """Return what a model predicts. Raises RegistryError or ModelError when it cannot be loaded.
 
     `probabilities` of all test images (n, classes), where the caller has them, are not computed again. Images of
     another size than the model's are scaled as the decoder does for it.
     """
     model = classifier.load(registry.open(version))
-    if model.class_names != sheet.exam.class_names:
+    if model.class_names != compared.labels.class_names:
         nothing = np.zeros(0, np.int64)
-        return Answers(version.ref, version.label, model.class_names, nothing, nothing)
-    test = _predict(model, sheet.test) if probabilities is None else probabilities[sheet.kept]
-    holdout = _predict(model, sheet.holdout)
-    ece = classification.calibration(test, sheet.exam.test)["ece"] if len(test) and np.isfinite(test).all() else None
-    latency_ms = _latency_ms(model, _sized(sheet.test[:1], model)) if timed and len(test) else None
-    return Answers(version.ref, version.label, model.class_names, _classes(test), _classes(holdout), ece, latency_ms)
+        return Predictions(version.ref, version.label, model.class_names, nothing, nothing)
+    test = _predict(model, compared.test) if probabilities is None else probabilities[compared.kept]
+    holdout = _predict(model, compared.holdout)
+    ece = None
+    if len(test) and np.isfinite(test).all():
+        ece = classification.calibration(test, compared.labels.test)["ece"]
+    latency_ms = _latency_ms(model, _sized(compared.test[:1], model)) if timed and len(test) else None
+    return Predictions(
+        version.ref, version.label, model.class_names, _classes(test), _classes(holdout), ece, latency_ms
+    )
 
 
 def _predict(model: Classifier, pixels: Pixels) -> NDArray[np.float32]:
@@ -103,10 +107,10 @@ def _latency_ms(model: Classifier, image: Pixels) -> float:
 def _seen(registry: Registry, models: Iterable[Version], current: Version) -> set[bytes]:
     """Return the content hashes of what other data sets in the models' ancestry hold outside test and holdout."""
     ancestors = {
-        ancestor.ref: ancestor
+        version.ref: version
         for model in models
-        for _, _, _, ancestor in registry.lineage(model)
-        if ancestor is not None and ancestor.type == "dataset" and ancestor.ref != current.ref
+        for *_, version in registry.lineage(model)
+        if version is not None and version.type == "dataset" and version.ref != current.ref
     }
     seen: set[bytes] = set()
     for ancestor in ancestors.values():

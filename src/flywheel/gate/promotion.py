@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flywheel import FlywheelError, files
+from flywheel.gate.report import GateReport
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.registry import Registry, RegistryError, Version
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # numpy and torch load where models are judged
     import numpy as np
     from numpy.typing import NDArray
 
-    from flywheel.gate.rules import Answers, Decision, Exam
+    from flywheel.gate.rules import GateLabels, Predictions
     from flywheel.tracking.runs import Run
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def judge(
     *,
     probabilities: NDArray[np.float32] | None = None,
     by_hand: bool = False,
-) -> Decision:
+) -> GateReport:
     """Decide by the gate's rules whether a candidate goes into production. Moves nothing.
 
     `probabilities` of all test images (n, classes) spare a second run over them. What was in production before and
@@ -48,39 +49,44 @@ def judge(
 
     alias = registry.aliases(params.registered_model).get("production")
     here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
+
+    def keep(reason: str, **checks: bool) -> GateReport:
+        labels = {version.ref: version.label for version in (candidate, here) if version}
+        return GateReport(
+            candidate=candidate.ref, production=alias, decision="keep", reasons=(reason,), checks=checks, labels=labels
+        )
+
     if _same(alias, candidate):
-        return rules.Decision(candidate.ref, alias, "keep", ("it is in production already",))
-    labels = {version.ref: version.label for version in (candidate, here) if version}
+        return keep("it is in production already")
     if here and not by_hand and any(_same(ref, candidate) for ref in history.ever_in_production(params, registry)):
-        reason = f"it was in production before and was replaced; {_command(params, candidate)} brings it back"
-        return rules.Decision(candidate.ref, alias, "keep", (reason,), {"new": False}, labels=labels)
+        command = _command(params, candidate)
+        return keep(f"it was in production before and was replaced; {command} brings it back", new=False)
     dataset = stage.dataset_of(params, registry)
     others = [
         registry.resolve(ref) for ref in history.contenders(params, registry) if ref not in (candidate.ref, alias)
     ]
-    sheet = predictions.prepare(registry, dataset, [candidate, *([here] if here else []), *others])
+    images = predictions.prepare(registry, dataset, [candidate, *([here] if here else []), *others])
     try:
-        answers = predictions.ask(registry, candidate, sheet, probabilities=probabilities)
+        predicted = predictions.predict(registry, candidate, images, probabilities=probabilities)
     except (ModelError, RegistryError) as error:
-        return rules.Decision(candidate.ref, alias, "keep", (str(error),), {"answers": False}, labels=labels)
+        return keep(str(error), answers=False)
     production = None
     if here:
         try:
-            production = predictions.ask(registry, here, sheet)
+            production = predictions.predict(registry, here, images)
         except (ModelError, RegistryError) as error:
-            reason = f"{here.label}, in production, cannot be compared: {error}; {_replace(params, candidate)}"
-            return rules.Decision(candidate.ref, alias, "keep", (reason,), labels=labels)
-    asked = [production] if production else []
+            return keep(f"{here.label}, in production, cannot be compared: {error}; {_replace(params, candidate)}")
+    known = [production] if production else []
     for other in others:
         try:
-            asked.append(predictions.ask(registry, other, sheet, timed=False))
+            known.append(predictions.predict(registry, other, images, timed=False))
         except (ModelError, RegistryError):
-            continue  # it was in production once; what cannot be loaded any more binds nobody
-    best = _best(asked, sheet.exam)
-    return rules.decide(params.gate, sheet.exam, answers, production, best, was_production=alias)
+            continue  # it was in production once; a model that cannot be loaded any more is no bound
+    best = _best(known, images.labels)
+    return rules.decide(params.gate, images.labels, predicted, production, best, was_production=alias)
 
 
-def apply(params: Params, registry: Registry, candidate: Version, decision: Decision) -> bool:
+def apply(params: Params, registry: Registry, candidate: Version, decision: GateReport) -> bool:
     """Carry out a decision; returns whether production moved. With promotion.auto off nothing moves.
 
     Raises PromotionError when production was moved since the decision.
@@ -91,30 +97,29 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Deci
     return True
 
 
-def report(params: Params, decision: Decision, run: Run | None = None) -> tuple[Path, ...]:
-    """Say a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
+def report(params: Params, decision: GateReport, run: Run | None = None) -> tuple[Path, ...]:
+    """Log a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
 
     Returns the files written into the reports folder.
     """
-    from flywheel.gate import plots as gate_picture
-    from flywheel.gate import table
+    from flywheel.gate import plots, table
 
     for line in table.table(decision):
         log.info(line)
     written = [params.reports / "gate.json"]
-    files.write_json(written[0], decision.report())
-    picture = params.reports / "gate.png"
+    files.write_json(written[0], decision.model_dump(mode="json"))
+    plot = params.reports / "gate.png"
     if decision.per_class:
-        written.append(gate_picture.draw(decision.report(), picture))
+        written.append(plots.draw(decision, plot))
     else:
-        picture.unlink(missing_ok=True)  # of an earlier decision
+        plot.unlink(missing_ok=True)  # of an earlier decision
     if run is not None:
         run.summarize(decision.numbers())
         run.log_pictures(written[1:])
     return tuple(written)
 
 
-def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> Decision:
+def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> GateReport:
     """Judge a model that somebody names and put it into production if it passes, or all the same if forced.
 
     Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or
@@ -188,13 +193,13 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
 
 
-def _best(asked: list[Answers], exam: Exam) -> Answers | None:
-    comparable = [answers for answers in asked if answers.class_names == exam.class_names and len(exam.test)]
-    return max(comparable, key=lambda answers: answers.accuracy(exam), default=None)
+def _best(models: list[Predictions], labels: GateLabels) -> Predictions | None:
+    comparable = [model for model in models if model.class_names == labels.class_names and len(labels.test)]
+    return max(comparable, key=lambda model: model.accuracy(labels), default=None)
 
 
 def _move(
-    params: Params, registry: Registry, candidate: Version, decision: Decision, reason: str, *, forced: bool
+    params: Params, registry: Registry, candidate: Version, decision: GateReport, reason: str, *, forced: bool
 ) -> None:
     try:
         _link(

@@ -13,18 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import bdtr
 
 from flywheel.metrics import MetricsError
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of a model minus accuracy of another on the same images, with a score interval."""
-
-    n: int
-    fixed: int
-    broken: int
-    difference: float
-    low: float
-    high: float
+from flywheel.metrics.report import Difference
 
 
 @dataclass(frozen=True)

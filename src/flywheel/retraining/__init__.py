@@ -1,4 +1,4 @@
-"""From hard examples to a candidate: what is new, which images count, the training of both arms, the figures."""
+"""From feedback to a candidate: new failures, their images, the training of both arms, the scores."""
 
 from flywheel import FlywheelError
 

@@ -1,4 +1,4 @@
-"""Hard examples: from what feedback lists to pixels, leaving out what must not be trained on."""
+"""Hard examples: the pixels of the images that feedback lists, without those that no training may use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEPT_APART = ("test", "validation")
 
 @dataclass(frozen=True)
 class HardExamples:
-    """Images (n, s, s, 3) uint8, labels (n,) int64, hashes; `dropped` says of what was left out why: reason -> ids."""
+    """Images (n, s, s, 3) uint8, labels (n,) int64, hashes; `dropped` holds the ids left out, by reason."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -40,11 +40,11 @@ def find(registry: Registry, version: Version, opened: Dataset) -> HardExamples:
     """
     listed = [example for example in feedback.read(registry, version) if example.side == "train"]
     older = {
-        parent.ref: parent
-        for _, _, _, parent in registry.lineage(version)
-        if parent is not None and parent.type == "dataset"
+        ancestor.ref: ancestor
+        for *_, ancestor in registry.lineage(version)
+        if ancestor is not None and ancestor.type == "dataset"
     }
-    # Opened one after the other, and only while something is missing: mostly the first has all.
+    # Opened one after the other, and only while images are missing: mostly the first has all.
     return choose(listed, opened, (datasets.open_directory(registry.open(parent)) for parent in older.values()))
 
 
@@ -69,10 +69,10 @@ def choose(listed: Sequence[Example], opened: Dataset, older: Iterable[Dataset] 
             break
         if source.class_names != opened.class_names or source.image_size != opened.image_size:
             continue
-        for place in source.indices["simulation"]:
-            key = source.hashes[place].tobytes().hex()
+        for index in source.indices["simulation"]:
+            key = source.hashes[index].tobytes().hex()
             if key in wanted and key not in found:
-                found[key] = (np.array(source.images[place]), int(source.labels[place]))
+                found[key] = (np.array(source.images[index]), int(source.labels[index]))
     for key, example in wanted.items():
         if key not in found:
             dropped.setdefault("in no data set of this store", []).append(example.id)

@@ -1,4 +1,4 @@
-"""Whether there is something to train on: asked of the lineage alone, so that cron may ask every minute."""
+"""Whether there are new failures to train on, by the lineage alone: cheap enough for cron to ask every minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flywheel.traffic import feedback
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train on what. `unjudged` is a candidate of that feedback that a killed run made and did not judge."""
+    """The inputs of a retraining. `unjudged`: a candidate of that feedback that a killed run made and did not judge."""
 
     parent: Version
     dataset: Version
@@ -24,7 +24,7 @@ class Plan:
 
 
 def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
-    """Return what is to be done, or the reason why nothing is.
+    """Return the plan, or the reason why there is nothing to do.
 
     A failure is new unless a feedback version that lists it is an input of production or of any retrained model,
     refused ones too. `force` takes the newest feedback though it was used. Raises StageError or RetrainError when
@@ -55,7 +55,7 @@ def _used(params: Params, registry: Registry) -> set[str]:
     refs = {ref for version in users for ref in version.inputs.get("feedback", ())}
     hashes: set[str] = set()
     for ref in refs:
-        # A version that was removed is no loss: the later ones list what it listed.
+        # A removed version is no loss: the later ones list the same images.
         with contextlib.suppress(RegistryError):
             version = registry.resolve(ref)
             hashes |= {example.hash for example in feedback.read(registry, version) if example.side == "train"}
@@ -68,7 +68,7 @@ def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | 
         return None
     made = registry.resolve(RETRAINED_NAME)
     if registry.missing_file(made) is not None:
-        return None  # known from W&B: it was made and judged on another machine
+        return None  # known from W&B: made and judged on another machine
     receipt = stage.read_receipt(params.store_paths.receipt("retrain")) or {}
     return made if newest.ref == made.input("feedback") and made.ref not in receipt.get("outputs", ()) else None
 

@@ -1,7 +1,7 @@
-"""The stage `retrain`: production's weights, trained on with its failures, become a candidate that the gate judges.
+"""The stage `retrain`: train production's weights on with its failures; the gate judges the candidate.
 
-Whether there is anything to do is asked of the lineage, not of a fingerprint. Everything a run makes appears at
-once, as a version; a run that is killed before that is repeated, one that is killed after it is taken up at the gate.
+The lineage, not a fingerprint, tells whether there is anything to do. A run publishes the candidate as one version;
+the next run repeats one that was killed before that, and judges the candidate of one that was killed after it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from flywheel.pipeline.stage import Outcome, Stage
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError, plan
 from flywheel.retraining.plan import Plan
+from flywheel.retraining.report import RetrainReport, Trained
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import FeedbackError
 
 if TYPE_CHECKING:
     from flywheel.data.dataset import Dataset
-    from flywheel.retraining.arms import Arm
+    from flywheel.models.classifier import Classifier
     from flywheel.retraining.examples import HardExamples
     from flywheel.tracking.runs import Run
     from flywheel.training.loop import EpochResult
@@ -37,8 +38,8 @@ ROOTS = ("flywheel.retraining.train",)
 REPORT, PLOT = "retrain.json", "retrain.png"
 
 
-def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any] | None:
-    """Retrain if there are enough new failures. Returns what retrain.json holds, or None when nothing was to be done.
+def run(params: Params, registry: Registry, *, force: bool = False) -> RetrainReport | None:
+    """Retrain if there are enough new failures. Returns None when there is nothing to do.
 
     Raises StageError, RetrainError, FeedbackError, and files.Locked when another process retrains.
     """
@@ -52,15 +53,16 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
             candidate = planned.unjudged
             log.info(f"retrain: {candidate.label} was made by a run that ended before the gate; judging it now")
             defined = _define(params, registry, {role: refs[0] for role, refs in candidate.inputs.items()})
-            stage.execute(defined, lambda: _judge(defined, candidate, candidate.metadata["metrics"], None))
+            stage.execute(
+                defined, lambda: _judge(defined, candidate, Trained.model_validate(candidate.metadata["metrics"]), None)
+            )
         elif not _retrain(params, registry, planned):
             return None
-        report: Mapping[str, Any] = files.read_json(params.reports / REPORT)
-        return report
+        return RetrainReport.model_validate(files.read_json(params.reports / REPORT))
 
 
 def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tuple[Recipe, float]:
-    """Return the recipe of a retraining and the learning rate it is a part of.
+    """Return the recipe of a retraining and the learning rate that it scales.
 
     `written` is the recipe in the parent's model.json. The rate that a retrained parent was itself scaled from
     counts, or the scale would compound from turn to turn.
@@ -124,11 +126,11 @@ def _train(defined: Stage, planned: Plan, opened: Dataset, hard: HardExamples, r
 
         started = time.monotonic()
         directory, seen = registry.open(planned.parent), _seen(registry, planned.parent)
-        facts, arm = train.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), on_epoch)
-        facts |= {"wall_s": round(time.monotonic() - started, 1)}
-        candidate = _publish(defined, arm, recipe, base, facts)
+        trained, model = train.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), on_epoch)
+        trained = trained.model_copy(update={"wall_s": round(time.monotonic() - started, 1)})
+        candidate = _publish(defined, model, recipe, base, trained)
         run.made(candidate)
-        outcome = _judge(defined, candidate, facts, run)
+        outcome = _judge(defined, candidate, trained, run)
         run.log_pictures([params.reports / PLOT])
         return outcome
 
@@ -141,22 +143,22 @@ def _seen(registry: Registry, parent: Version) -> frozenset[str] | None:
         return None
 
 
-def _publish(defined: Stage, arm: Arm, recipe: Recipe, base: float, facts: Mapping[str, Any]) -> Version:
+def _publish(defined: Stage, model: Classifier, recipe: Recipe, base: float, trained: Trained) -> Version:
     import torch
 
-    # Only one retraining of a profile runs at a time, so what lies here was left by one that was killed.
+    # Only one retraining of a profile runs at a time, so files here are of one that was killed.
     folder = defined.params.store_paths.scratch("retrain")
     shutil.rmtree(folder, ignore_errors=True)
-    arm.classifier.save(folder, recipe.model_dump())
-    device = arm.classifier.device.type
-    machine = {"device": device, "precision": arm.classifier.precision, "threads": torch.get_num_threads()}
+    model.save(folder, recipe.model_dump())
+    device = model.device.type
+    machine = {"device": device, "precision": model.precision, "threads": torch.get_num_threads()}
     version = defined.registry.publish(
         RETRAINED_NAME, "model", folder,
         metadata={
             **defined.provenance(),
             "recipe": recipe.model_dump(),
             "base_learning_rate": base,
-            "metrics": {**facts, "machine": machine},
+            "metrics": {**trained.model_dump(mode="json"), "machine": machine},
         },
         inputs=defined.reads,
     )  # fmt: skip
@@ -164,16 +166,16 @@ def _publish(defined: Stage, arm: Arm, recipe: Recipe, base: float, facts: Mappi
     return version
 
 
-def _judge(defined: Stage, candidate: Version, facts: Mapping[str, Any], run: Run | None) -> Outcome:
+def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run | None) -> Outcome:
     """Link a published candidate, let the gate judge it and write the reports.
 
     A candidate that a killed run promoted is not judged again: production may have been moved by hand since.
     """
     from flywheel.gate import promotion
-    from flywheel.retraining import scores
+    from flywheel.retraining import plots
 
     params, registry = defined.params, defined.registry
-    reason = f"{facts['hard_examples']} failures on {defined.reads['parent'].partition('@')[0]}"
+    reason = f"{trained.hard_examples} failures on {defined.reads['parent'].partition('@')[0]}"
     registry.link(candidate, params.registered_model, ("candidate",), reason=reason)
     moves = registry.history(params.registered_model)
     promoted = [move for move in moves if move["alias"] == "production" and move["to"] == candidate.ref]
@@ -184,19 +186,13 @@ def _judge(defined: Stage, candidate: Version, facts: Mapping[str, Any], run: Ru
         decision = promotion.judge(params, registry, candidate)
         written = promotion.report(params, decision, run)
         moved = promotion.apply(params, registry, candidate, decision)
-        verdict = decision.report()
-    report = {
-        **defined.reads,
-        "candidate": candidate.ref,
-        **facts,
-        "decision": verdict["decision"],
-        "reasons": list(verdict["reasons"]),
-        "promoted": moved,
-    }
-    scores.picture(report, params.reports / PLOT)
-    files.write_json(params.reports / REPORT, report)
+        verdict = decision.summary()
+    decided = {"candidate": candidate.ref, "decision": verdict["decision"], "reasons": verdict["reasons"]}
+    report = RetrainReport.model_validate({**dict(trained), **defined.reads, **decided, "promoted": moved})
+    plots.draw(trained, params.reports / PLOT)
+    files.write_json(params.reports / REPORT, report.model_dump(mode="json"))
+    metrics = report.model_dump(include={"decision", "promoted", "hard_examples", "kept_epoch"})
     if run is not None:
-        kept = ("candidate", "hard_examples", "kept_epoch", "before", "after", "control", "decision", "promoted")
-        run.summarize({key: report[key] for key in kept})
-    metrics = {key: report[key] for key in ("decision", "promoted", "hard_examples", "kept_epoch")}
+        shown = {"candidate", "before", "after", "control"}
+        run.summarize({**report.model_dump(mode="json", include=shown), **metrics})
     return Outcome((candidate,), (params.reports / REPORT, params.reports / PLOT, *written), metrics)

@@ -1,4 +1,4 @@
-"""Production traffic, played: the client, what came of it, and its pictures."""
+"""Simulated production traffic: the client, its results and their plots."""
 
 from flywheel import FlywheelError
 

@@ -1,7 +1,7 @@
-"""The client that plays production traffic: images over HTTP in several threads, with bounded retries.
+"""The client that sends simulated traffic: images over HTTP in several threads, with bounded retries.
 
-An image ends as an Answer or as a Failure. Tried again, with growing pauses, are connection errors, timeouts and
-answers 500, 502, 503, 504 (a prediction changes nothing, so asking twice does no harm); all else is final at once.
+An image ends as a Prediction or as a Failure. Connection errors, timeouts and the statuses 500, 502, 503 and 504 are
+retried with growing pauses (a prediction has no side effects); every other error is final at once.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from flywheel.simulation import SimulationError
 
 RETRIED = (500, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # doubled from try to try
-LONGEST_RETRY_AFTER_S = 60.0  # of what a server asks for; a model takes seconds to load
+LONGEST_RETRY_AFTER_S = 60.0  # however long the server asks for; a model takes seconds to load
 TIE = 1e-4  # servers round probabilities
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server said of an image: probabilities (classes,) float32 whose largest is the prediction."""
+class Prediction:
+    """The server's answer for an image: probabilities (classes,) float32, the largest that of `class_id`.
 
-    place: int
-    prediction: int
+    `index` is the image's among the simulation images.
+    """
+
+    index: int
+    class_id: int
     probabilities: NDArray[np.float32]
     model: str
     request_id: str
@@ -48,15 +51,15 @@ class Answer:
 
     @property
     def confidence(self) -> float:
-        """The probability of the prediction."""
-        return float(self.probabilities[self.prediction])
+        """The probability of the predicted class."""
+        return float(self.probabilities[self.class_id])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an image has no answer: a kind to count (`status_413`, `timeout`, `connection`, `bad_answer`), a reason."""
+    """Why an image has no prediction: kind (`status_413`, `timeout`, `connection`, `bad_answer`) and reason."""
 
-    place: int
+    index: int
     kind: str
     reason: str
     attempts: int
@@ -70,12 +73,12 @@ class Client:
         self.options = options
         self.stopping = stopping or threading.Event()
         self.session = requests.Session()
-        # On this machine no proxy is wanted, whatever HTTP_PROXY says, and netrc is not to be read for each image.
+        # On this machine HTTP_PROXY does not apply, and requests would read netrc for each image.
         self.session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
 
     def model(self) -> dict[str, Any]:
-        """Return what the server says of its model. Raises SimulationError."""
-        found, _, _ = self._ask("GET", "/model")
+        """Return the server's description of its model. Raises SimulationError."""
+        found, _, _ = self._request("GET", "/model")
         if isinstance(found, Failure):
             raise SimulationError(f"nothing answers at {self.url} ({found.reason})")
         try:
@@ -89,76 +92,76 @@ class Client:
             ) from None
         return dict(described)
 
-    def predict(self, place: int, pixels: NDArray[np.uint8], class_names: Sequence[str]) -> Answer | Failure:
-        """Send an image (s, s, 3) uint8 as PNG and return what came of it; never raises for the server's faults."""
+    def predict(self, index: int, pixels: NDArray[np.uint8], class_names: Sequence[str]) -> Prediction | Failure:
+        """Send an image (s, s, 3) uint8 as PNG. An error of the server is returned as a Failure, never raised."""
         request_id = secrets.token_hex(8)
         headers = {"Content-Type": "image/png", "X-Request-Id": request_id}
-        found, attempts, latency_s = self._ask("POST", "/predict", place, headers, png(pixels))
+        found, attempts, latency_s = self._request("POST", "/predict", index, headers, png(pixels))
         if isinstance(found, Failure):
             return found
         try:
-            said = json.loads(found.content)
-            prediction, probabilities = read_prediction(said, class_names)
-            if said["request_id"] != request_id:
+            answer = json.loads(found.content)
+            class_id, probabilities = read_prediction(answer, class_names)
+            if answer["request_id"] != request_id:
                 raise ValueError("it answers another request")
-            return Answer(place, prediction, probabilities, str(said["model"]), request_id, latency_s, attempts)
+            return Prediction(index, class_id, probabilities, str(answer["model"]), request_id, latency_s, attempts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-            return Failure(place, "bad_answer", f"not a prediction: {reason}", attempts)
+            return Failure(index, "bad_answer", f"not a prediction: {reason}", attempts)
 
-    def _ask(
+    def _request(
         self,
         method: str,
         path: str,
-        place: int = -1,
+        index: int = -1,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> tuple[requests.Response | Failure, int, float]:
-        """Return (answer or why there is none, attempts, seconds that the last attempt took)."""
-        failure = Failure(place, "stopped", "stopped", 0)
+        """Return (the response or a failure, attempts, seconds that the last attempt took)."""
+        failure = Failure(index, "stopped", "stopped", 0)
         for attempt in range(1, self.options.max_attempts + 1):
             if self.stopping.is_set():
                 break
             asked_s = 0.0
             started = time.perf_counter()
             try:
-                answer = self.session.request(
+                response = self.session.request(
                     method, self.url + path, data=body, headers=headers, timeout=self.options.timeout_s,
                     allow_redirects=False,
                 )  # fmt: skip
-                if answer.status_code == 200:
-                    return answer, attempt, time.perf_counter() - started
-                failure = Failure(place, f"status_{answer.status_code}", _reason(answer), attempt)
-                if answer.status_code not in RETRIED:
+                if response.status_code == 200:
+                    return response, attempt, time.perf_counter() - started
+                failure = Failure(index, f"status_{response.status_code}", _reason(response), attempt)
+                if response.status_code not in RETRIED:
                     break
-                asked_s = _retry_after_s(answer)
+                asked_s = _retry_after_s(response)
             except requests.Timeout:
-                failure = Failure(place, "timeout", f"no answer within {self.options.timeout_s:g} s", attempt)
+                failure = Failure(index, "timeout", f"no answer within {self.options.timeout_s:g} s", attempt)
             except requests.RequestException as error:
-                failure = Failure(place, "connection", _cause(error), attempt)
+                failure = Failure(index, "connection", _cause(error), attempt)
             if attempt < self.options.max_attempts:
-                # Some randomness, so that clients which were refused together do not come back together.
+                # Jitter, so that clients that were refused together do not come back together.
                 pause_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1)
                 self.stopping.wait(max(pause_s, asked_s))
         return failure, failure.attempts, 0.0
 
 
-def play(
+def send(
     url: str,
     options: Simulate,
-    places: Sequence[int],
+    indices: Sequence[int],
     pixels: Callable[[int], NDArray[np.uint8]],
     class_names: Sequence[str],
-) -> Generator[Answer | Failure]:
-    """Send the images at `places`, in that order, in `options.concurrency` threads; yield as they come back.
+) -> Generator[Prediction | Failure]:
+    """Send the images of `indices`, in that order, in `options.concurrency` threads; yield as they come back.
 
     `pixels` gives an image (s, s, 3) uint8. Closing the iterator (an exception in its user, Ctrl-C) sends nothing
-    more and does not wait for what is in flight.
+    more and does not wait for requests in flight.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for place in places:
-        waiting.put(place)
-    done: queue.SimpleQueue[Answer | Failure | BaseException] = queue.SimpleQueue()
+    for index in indices:
+        waiting.put(index)
+    done: queue.SimpleQueue[Prediction | Failure | BaseException] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def work() -> None:
@@ -166,18 +169,18 @@ def play(
         try:
             with contextlib.suppress(queue.Empty):
                 while not stopping.is_set():
-                    place = waiting.get_nowait()
-                    done.put(client.predict(place, pixels(place), class_names))
+                    index = waiting.get_nowait()
+                    done.put(client.predict(index, pixels(index), class_names))
         except BaseException as error:  # a bug of ours must not look like a server that hangs
             done.put(error)
         finally:
             client.session.close()
 
     # Daemons: after Ctrl-C the process ends at once, not after the longest timeout.
-    for _ in range(min(options.concurrency, len(places))):
+    for _ in range(min(options.concurrency, len(indices))):
         threading.Thread(target=work, daemon=True).start()
     try:
-        for _ in places:
+        for _ in indices:
             result = done.get()
             if isinstance(result, BaseException):
                 raise result
@@ -193,43 +196,43 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def read_prediction(said: Any, class_names: Sequence[str]) -> tuple[int, NDArray[np.float32]]:
-    """Return (class, probabilities (classes,) float32) of an answer. Raises ValueError, KeyError or TypeError."""
-    if said["label"] not in class_names:
-        raise ValueError(f"unknown label {str(said['label'])[:40]!r}")
-    prediction = list(class_names).index(said["label"])
-    if said["class_id"] != prediction:
-        raise ValueError(f"class_id {said['class_id']!r} is not {said['label']}")
-    if set(said["probabilities"]) != set(class_names):
+def read_prediction(answer: Any, class_names: Sequence[str]) -> tuple[int, NDArray[np.float32]]:
+    """Return (class id, probabilities (classes,) float32). Raises ValueError, KeyError or TypeError."""
+    if answer["label"] not in class_names:
+        raise ValueError(f"unknown label {str(answer['label'])[:40]!r}")
+    class_id = list(class_names).index(answer["label"])
+    if answer["class_id"] != class_id:
+        raise ValueError(f"class_id {answer['class_id']!r} is not {answer['label']}")
+    if set(answer["probabilities"]) != set(class_names):
         raise ValueError("probabilities of other classes")
-    if not isinstance(said["model"], str):
+    if not isinstance(answer["model"], str):
         raise ValueError("the model has no name")
-    values = np.array([said["probabilities"][name] for name in class_names], np.float64)
+    values = np.array([answer["probabilities"][name] for name in class_names], np.float64)
     if not np.isfinite(values).all() or values.min() < 0 or abs(values.sum() - 1) > 0.01:
         raise ValueError("probabilities that are none")
-    if values[prediction] < values.max() - TIE or not math.isclose(said["confidence"], values[prediction], abs_tol=TIE):
-        raise ValueError(f"{said['label']} is not the most probable class, or its confidence is another")
+    if values[class_id] < values.max() - TIE or not math.isclose(answer["confidence"], values[class_id], abs_tol=TIE):
+        raise ValueError(f"{answer['label']} is not the most probable class, or its confidence is another")
     probabilities = values.astype(np.float32)
-    if probabilities.argmax() != prediction:  # a tie that rounding made
-        probabilities[prediction] = np.nextafter(probabilities.max(), np.float32(2))
-    return prediction, probabilities
+    if probabilities.argmax() != class_id:  # a tie that rounding made
+        probabilities[class_id] = np.nextafter(probabilities.max(), np.float32(2))
+    return class_id, probabilities
 
 
-def _retry_after_s(answer: requests.Response) -> float:
+def _retry_after_s(response: requests.Response) -> float:
     """Return how long a server asks to wait, bounded; 0 when it does not say so in seconds."""
     with contextlib.suppress(ValueError):
-        seconds = float(answer.headers.get("Retry-After", ""))
+        seconds = float(response.headers.get("Retry-After", ""))
         if math.isfinite(seconds):
             return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
     return 0.0
 
 
-def _reason(answer: requests.Response) -> str:
-    """Return the reason that an answer gives for its status, in one short line."""
+def _reason(response: requests.Response) -> str:
+    """Return the reason that a response gives for its status, in one short line."""
     text = ""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = " ".join(str(answer.json()["error"]).split())[:200]
-    return f"{answer.status_code} {text or answer.reason or ''}".strip()
+        text = " ".join(str(response.json()["error"]).split())[:200]
+    return f"{response.status_code} {text or response.reason or ''}".strip()
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a simulation, confidence and latency. Functions take data and a path, return the path."""
+"""The plots of a simulation. Functions take data and a path and return the path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def failures(
 
 
 def confidence(right: NDArray[np.float64], wrong: NDArray[np.float64], path: Path) -> Path:
-    """Draw how confident the model was where it was right and where it was wrong."""
+    """Draw the confidence of right and of wrong predictions."""
     with drawing(path, 6.4, 4.4) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True)
         for axis, values, colour, name in ((top, right, GOOD, "right"), (bottom, wrong, BAD, "wrong")):
@@ -59,7 +59,7 @@ def latency_edges(milliseconds: NDArray[np.float64]) -> list[float]:
 
 
 def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
-    """Draw how long answers took, on a logarithmic axis, with the percentiles that the report names."""
+    """Draw the latencies on a logarithmic axis, with the percentiles of the report."""
     with drawing(path, 6.4, 3.6) as figure:
         axis = figure.subplots()
         axis.hist(milliseconds, latency_edges(milliseconds), color=GOOD, alpha=0.85)

@@ -1,6 +1,6 @@
-"""The stage `simulate`: the simulation images as production traffic, and what the server got wrong as feedback.
+"""The stage `simulate`: send the simulation images as production traffic, publish the failures as feedback.
 
-It always runs. Of an interrupted run nothing stays: everything is published after the last answer.
+It always runs. An interrupted run publishes nothing: everything is published after the last answer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from flywheel.params import Params
 from flywheel.pipeline import server_record, stage
 from flywheel.pipeline.stage import StageError
 from flywheel.registry import Registry
+from flywheel.simulation.report import DETAILS, SimulationReport
 from flywheel.traffic import feedback
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOGGED = {"url", "dataset", "n", "accuracy", "accuracy_unseen", "failures", "errors", "models", "feedback"}
 
-def run(params: Params, registry: Registry) -> Mapping[str, Any]:
-    """Play the traffic, publish the failures, write the reports. Returns what simulation.json holds.
+
+def run(params: Params, registry: Registry) -> SimulationReport:
+    """Send the traffic, publish the failures, write the reports.
 
     Raises StageError, SimulationError, and files.Locked when another process simulates.
     """
@@ -48,7 +51,7 @@ def server(params: Params) -> tuple[str, str]:
     return served.url, command
 
 
-def _simulate(params: Params, registry: Registry) -> Mapping[str, Any]:
+def _simulate(params: Params, registry: Registry) -> SimulationReport:
     data = stage.dataset_of(params, registry)
     url, remedy = server(params)
 
@@ -59,39 +62,41 @@ def _simulate(params: Params, registry: Registry) -> Mapping[str, Any]:
     options = params.simulate
     opened = dataset.open_directory(registry.open(data))
     serving = _serving(url, remedy, params, opened.class_names)
-    places = _draw(options.requests, len(opened.indices["simulation"]), options.seed)
-    log.info(f"simulate: {len(places):,} images to {url} ({serving}), {options.concurrency} at a time")
+    indices = _draw(options.requests, len(opened.indices["simulation"]), options.seed)
+    log.info(f"simulate: {len(indices):,} images to {url} ({serving}), {options.concurrency} at a time")
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    told = {"url": url} if params.tracking.machine_info else {}  # it may name a host
-    config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **told}
+    address = {"url": url} if params.tracking.machine_info else {}  # it may name a host
+    config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **address}
     with Tracker(params, registry).run("simulate", name, config) as run:
-        result = _play(params, url, places, opened)
+        result = _send(params, url, indices, opened)
         models = results.models(result, registry)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        report = {"at": at, "dataset": data.ref, "url": url, **results.measure(result, models, registry)}
+        measured = results.measure(result, models, registry)
         run.log_pictures(results.draw(result, params.reports))
         rows = results.table(result, options.table_rows, options.seed)
         if rows:
             run.log_table("right", results.TABLE_COLUMNS, rows)
             log.info(f"simulate: W&B table of {len(rows):,} of {len(result.right):,} right predictions")
-        failed = {result.answers[i].model for i in result.wrong}
+        failed = {result.predictions[i].model for i in result.wrong}
         version, added = feedback.publish(
-            params, registry, results.examples(opened, result.index[result.wrong]),
+            params, registry, feedback.examples(opened, result.index[result.wrong]),
             {"dataset": [data.ref], "model": sorted(model.ref for label in failed if (model := models[label]))},
             {"stage": "simulate", "simulation": name},
         )  # fmt: skip
-        report |= {"feedback": version.ref if version else None, "feedback_new": added}
+        report = SimulationReport(
+            at=datetime.now(UTC).isoformat(timespec="seconds"), dataset=data.ref, url=url,
+            feedback=version.ref if version else None, feedback_new=added, **measured,
+        )  # fmt: skip
         run.used(data, *(model for model in models.values() if model))
         if version and added:
             run.made(version)
-        files.append_json_lines(params.store_paths.feedback_log, *_lines(result, report, name))
-        files.write_json(params.reports / "simulation.json", report)
-        run.summarize({key: report[key] for key in report if key not in {*results.DETAILS, "url"}} | told)
+        files.append_json_lines(params.store_paths.feedback_log, *_log_lines(result, report, name))
+        files.write_json(params.reports / "simulation.json", report.model_dump(mode="json"))
+        run.summarize(report.model_dump(mode="json", exclude={*DETAILS, "url", "version"}) | address)
     return report
 
 
 def _serving(url: str, remedy: str, params: Params, class_names: Sequence[str]) -> str:
-    """Return the name of the model that a server says it serves. Raises SimulationError."""
+    """Return the name of the model that the server serves. Raises SimulationError."""
     from flywheel.simulation import SimulationError
     from flywheel.simulation.client import Client
 
@@ -107,16 +112,16 @@ def _serving(url: str, remedy: str, params: Params, class_names: Sequence[str]) 
 
 
 def _draw(wanted: int | None, available: int, seed: int) -> list[int]:
-    """Return which of the simulation images are sent, in their order: a seeded draw without repetition."""
+    """Return the indices of the simulation images to send: a seeded draw without repetition."""
     import numpy as np
 
-    return [int(place) for place in np.random.default_rng(seed).permutation(available)[:wanted]]
+    return [int(index) for index in np.random.default_rng(seed).permutation(available)[:wanted]]
 
 
-def _play(params: Params, url: str, places: Sequence[int], opened: Dataset) -> Result:
-    """Send the images and return what came of it.
+def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> Result:
+    """Send the images and return the result.
 
-    Raises SimulationError as soon as more than `simulate.max_error_fraction` went without an answer.
+    Raises SimulationError as soon as more than `simulate.max_error_fraction` have no prediction.
     """
     from tqdm import tqdm
 
@@ -124,56 +129,54 @@ def _play(params: Params, url: str, places: Sequence[int], opened: Dataset) -> R
     from flywheel.simulation.result import Result
 
     index, most = opened.indices["simulation"], params.simulate.max_error_fraction
-    answers: list[client.Answer] = []
+    predictions: list[client.Prediction] = []
     failures: list[client.Failure] = []
     started = time.perf_counter()
-    results = client.play(url, params.simulate, places, lambda place: opened.images[index[place]], opened.class_names)
-    # disable=None: no bar where nobody looks.
-    with contextlib.closing(results):  # whatever ends this ends the traffic
-        for found in tqdm(results, "simulate", len(places), leave=False, unit=" images", disable=None):
-            if isinstance(found, client.Answer):
-                answers.append(found)
+    sent = client.send(url, params.simulate, indices, lambda i: opened.images[index[i]], opened.class_names)
+    with contextlib.closing(sent):  # an exception here ends the traffic
+        # disable=None: no progress bar unless stderr is a terminal.
+        for found in tqdm(sent, "simulate", len(indices), leave=False, unit=" images", disable=None):
+            if isinstance(found, client.Prediction):
+                predictions.append(found)
                 continue
             failures.append(found)
-            if len(failures) > most * len(places):
+            if len(failures) > most * len(indices):
                 kinds = Counter(failure.kind for failure in failures)
                 raise SimulationError(
-                    f"{len(failures)} of {len(failures) + len(answers):,} images got no answer "
+                    f"{len(failures)} of {len(failures) + len(predictions):,} images got no answer "
                     f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}), more than "
-                    f"simulate.max_error_fraction={most:g} of {len(places):,}; nothing was published; the last reason: "
-                    f"{found.reason}"
+                    f"simulate.max_error_fraction={most:g} of {len(indices):,}; nothing was published; the last "
+                    f"reason: {found.reason}"
                 )
     wall_s = time.perf_counter() - started
     for kind, count in Counter(failure.kind for failure in failures).items():
         reason = next(failure.reason for failure in failures if failure.kind == kind)
         log.info(f"simulate: {count} without an answer: {reason}")
     return Result(
-        opened, sorted(answers, key=lambda a: a.place), sorted(failures, key=lambda failure: failure.place), wall_s
+        opened, sorted(predictions, key=lambda one: one.index), sorted(failures, key=lambda one: one.index), wall_s
     )
 
 
-def _lines(result: Result, report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return what the log of failures gets: a line for each failure and one for the whole simulation."""
-    from flywheel.simulation.result import examples
-
+def _log_lines(result: Result, report: SimulationReport, name: str) -> list[dict[str, Any]]:
+    """Return the lines of the feedback log: one for each failure and one for the simulation."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    rows: list[dict[str, Any]] = []
-    for i, example in zip(result.wrong, examples(result.dataset, result.index[result.wrong]), strict=True):
-        answer = result.answers[i]
-        rows.append(
+    base = {"at": at, "simulation": name}
+    failed = [result.predictions[i] for i in result.wrong]
+    return [
+        *(
             {
-                "at": at,
-                "simulation": name,
+                **base,
                 "event": "failure",
                 "id": example.id,
                 "hash": example.hash,
                 "label": example.label,
                 "side": example.side,
-                "prediction": result.dataset.class_names[answer.prediction],
-                "confidence": round(answer.confidence, 6),
-                "model": answer.model,
-                "request_id": answer.request_id,
+                "prediction": result.dataset.class_names[one.class_id],
+                "confidence": round(one.confidence, 6),
+                "model": one.model,
+                "request_id": one.request_id,
             }
-        )
-    kept = ("url", "dataset", "n", "accuracy", "accuracy_unseen", "failures", "errors", "models", "feedback")
-    return [*rows, {"at": at, "simulation": name, "event": "simulation", **{key: report[key] for key in kept}}]
+            for one, example in zip(failed, feedback.examples(result.dataset, result.index[result.wrong]), strict=True)
+        ),
+        {**base, "event": "simulation", **report.model_dump(mode="json", include=LOGGED)},
+    ]

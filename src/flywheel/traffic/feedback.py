@@ -1,4 +1,4 @@
-"""Failures as an artifact: which images production got wrong, over all turns, each once.
+"""The feedback artifact: the images that production got wrong, over all turns, each once.
 
 feedback.json   {"format": 1, "images": [{id, hash, label, side}, …]}, sorted
 
@@ -12,11 +12,17 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flywheel.data.dataset import Dataset
 
 FORMAT = 1
 TYPE = "feedback"
@@ -38,6 +44,22 @@ class Example:
     side: str
 
 
+def examples(dataset: Dataset, index: NDArray[np.int64]) -> list[Example]:
+    """Return images of a data set as feedback lists them."""
+    from flywheel.data import splits
+
+    hashes = dataset.hashes[index]
+    return [
+        Example(
+            int(dataset.ids[i]),
+            content.tobytes().hex(),
+            dataset.class_names[dataset.labels[i]],
+            "holdout" if held_out else "train",
+        )
+        for i, content, held_out in zip(index, hashes, splits.is_holdout(hashes), strict=True)
+    ]
+
+
 def latest(params: Params, registry: Registry) -> Version | None:
     """Return the newest feedback version, or None."""
     versions = registry.versions(params.feedback_name)
@@ -51,15 +73,15 @@ def read(registry: Registry, version: Version) -> tuple[Example, ...]:
         content = files.read_json(path)
         if content["format"] != FORMAT:
             raise FeedbackError(f"{version.label} is of format {content['format']}; this code reads {FORMAT}")
-        examples = tuple(Example(**row) for row in content["images"])
+        listed = tuple(Example(**row) for row in content["images"])
         if not all(
             isinstance(e.id, int) and isinstance(e.label, str) and len(bytes.fromhex(e.hash)) == 32 and e.side in SIDES
-            for e in examples
+            for e in listed
         ):
             raise ValueError("a row has a wrong value")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FeedbackError(f"{version.label}: {path} is not a list of failures ({error}); run make simulate") from None
-    return examples
+    return listed
 
 
 def merge(before: Iterable[Example], now: Iterable[Example]) -> tuple[Example, ...]:

@@ -18,7 +18,8 @@ from flywheel.params import file as params_file
 from flywheel.registry import LocalRegistry, Registry
 from flywheel.retraining import stage as retraining_stage
 from flywheel.simulation import result as results
-from flywheel.simulation.client import Answer
+from flywheel.simulation.client import Prediction
+from flywheel.simulation.report import SimulationReport
 from flywheel.simulation.result import Result
 from flywheel.sweep import results as sweep_report
 from flywheel.sweep import space
@@ -98,27 +99,26 @@ def simulate(params: Params, registry: Registry) -> None:
     version, model = registry.resolve(params.dataset_name), registry.resolve(f"{params.registered_model}:production")
     opened = dataset.open_directory(registry.open(version))
     loaded = classifier.load(registry.open(model))
-    answers = []
-    for place, index in enumerate(opened.indices["simulation"]):
+    predictions = []
+    for i, index in enumerate(opened.indices["simulation"]):
         started = time.perf_counter()
         (row,) = loaded.predict(opened.images[index][None])
         seconds = time.perf_counter() - started
-        answers.append(Answer(place, int(row.argmax()), row, model.label, f"{place}", seconds, 1))
-    result = Result(opened, answers, [], sum(answer.latency_s for answer in answers))
-    report = {
-        "at": "2026-11-23T10:00:00+00:00",
-        "dataset": version.ref,
-        **results.measure(result, {model.label: model}, registry),
-    }
+        predictions.append(Prediction(i, int(row.argmax()), row, model.label, f"{i}", seconds, 1))
+    result = Result(opened, predictions, [], sum(one.latency_s for one in predictions))
     published, new = feedback.publish(
         params,
         registry,
-        results.examples(opened, result.index[result.wrong]),
+        feedback.examples(opened, result.index[result.wrong]),
         {"dataset": [version.ref], "model": [model.ref]},
         {},
     )
     assert published is not None
-    files.write_json(params.reports / "simulation.json", {**report, "feedback": published.ref, "feedback_new": new})
+    report = SimulationReport(
+        at="2026-11-23T10:00:00+00:00", dataset=version.ref, feedback=published.ref, feedback_new=new,
+        **results.measure(result, {model.label: model}, registry),
+    )  # fmt: skip
+    files.write_json(params.reports / "simulation.json", report.model_dump(mode="json"))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from flywheel.commands.report.markup import (
     table,
     tag,
 )
-from flywheel.gate.table import AppliedRule, applied_rules
+from flywheel.gate.report import AppliedRule, GateReport
 from flywheel.pipeline.plotting import READABLE_CLASSES
 
 WIDTH, MIDDLE = 180, 12  # pixels of a drawn interval
@@ -139,16 +139,16 @@ def gate(report: Mapping[str, Any], labels: Mapping[str, str]) -> list[Html]:
         " against ", tag("code", production), ".",
     )  # fmt: skip
     reasons = tag("ul", *(tag("li", reason) for reason in report["reasons"]))
-    rows = applied_rules(report)
+    rows = [*GateReport.model_validate(report).applied_rules()]
     shown_parts = [head, reasons]
     if rows:
         scale = _scale(rows, report["rules"])
         shown = [
             (
-                rule.name if rule.class_name is None else f"{rule.name}: {rule.class_name}", f"{rule.figures['n']:,}",
-                points(rule.figures["difference"]),
-                f"{points(rule.figures['low'])} to {points(rule.figures['high'])}",
-                drawn(rule.figures["difference"], rule.figures["low"], rule.figures["high"], scale, rule.limit),
+                rule.name if rule.class_name is None else f"{rule.name}: {rule.class_name}", f"{rule.difference.n:,}",
+                points(rule.difference.difference),
+                f"{points(rule.difference.low)} to {points(rule.difference.high)}",
+                drawn(rule.difference.difference, rule.difference.low, rule.difference.high, scale, rule.limit),
                 f"{rule.bound} {points(rule.limit) if rule.limit else 0}", _verdict(rule.passed),
             )
             for rule in rows
@@ -244,7 +244,7 @@ def _classes(report: Mapping[str, Any]) -> Html:
 
 
 def _scale(rows: Iterable[AppliedRule], rules: Mapping[str, float]) -> tuple[float, float]:
-    ends = [abs(rule.figures[key]) for rule in rows for key in ("low", "high")]
+    ends = [abs(end) for rule in rows for end in (rule.difference.low, rule.difference.high)]
     widest = 1.05 * max([*ends, *(abs(value) for key, value in rules.items() if key.endswith("margin"))])
     return -widest, widest
 
