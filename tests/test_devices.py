@@ -19,7 +19,7 @@ from flywheel.serving import replica
 from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import Training, TrainingData, fit
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.numerics]
 
 
 @pytest.fixture
