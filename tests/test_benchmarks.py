@@ -18,6 +18,7 @@ import precision
 import pytest
 import samples
 import searcher_table
+import sweep
 import sweep_overhead
 import torch
 import workers
@@ -25,7 +26,6 @@ from PIL import Image
 from scipy import stats
 from shades import two_shades
 
-import sweep
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import fingerprint
