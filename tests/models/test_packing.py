@@ -1,4 +1,4 @@
-"""Packed convolutions give the numbers of those they replace."""
+"""Packed convolutions give the same numbers as those they replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers: one that all tests share, one that is a test's own."""
+"""Servers: one that the tests share, and one for a single test."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from served import Server, make_server, serving
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that the tests share; model-1 is in production when each begins and must be when it ends."""
+    """A running server. model-1 is in production; a test that changes this must restore it."""
     with serving(make_server(tmp_path_factory.mktemp("serving"))) as started:
         yield started
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Server]:
-    """A profile of the test's own, stopped at the end whatever the test did."""
+    """A profile for one test, not served yet, and stopped at the end."""
     made = make_server(tmp_path)
     yield made
     made.run("stop")

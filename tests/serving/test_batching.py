@@ -1,4 +1,4 @@
-"""RequestBatcher take what waits, and one bad item spoils no other's answer."""
+"""RequestBatcher batches what is queued, limits the queue, and isolates failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flywheel.serving.batching import Overloaded, RequestBatcher
 
 
 class Model:
-    """Doubles numbers; the first batch waits until told; "bad" fails the batch it is in."""
+    """Double numbers. If blocked, wait for `go` first. An item "bad" fails its batch."""
 
     def __init__(self, blocked: bool = False) -> None:
         self.batches: list[list[Any]] = []
@@ -34,7 +34,7 @@ def made(model: Model, most: int = 8, queued: int = 16) -> RequestBatcher[Any, A
     return RequestBatcher(model, ThreadPoolExecutor(1), most, queued, lambda size: None)
 
 
-def test_a_lone_item_leaves_at_once_and_those_who_wait_leave_together() -> None:
+def test_a_single_item_starts_at_once_and_queued_items_form_batches() -> None:
     async def scenario() -> None:
         model = Model(blocked=True)
         batches = made(model)
@@ -49,16 +49,16 @@ def test_a_lone_item_leaves_at_once_and_those_who_wait_leave_together() -> None:
     asyncio.run(scenario())
 
 
-def test_items_of_one_moment_are_one_batch() -> None:
+def test_items_submitted_at_the_same_time_are_one_batch() -> None:
     async def scenario() -> None:
         model = Model()
         batches = made(model)
 
-        async def ask(number: int) -> int:
+        async def submit(number: int) -> int:
             (answer,) = batches.submit([number])
             return int(await answer)
 
-        assert await asyncio.gather(*[ask(number) for number in range(6)]) == [0, 2, 4, 6, 8, 10]
+        assert await asyncio.gather(*[submit(number) for number in range(6)]) == [0, 2, 4, 6, 8, 10]
         assert [len(batch) for batch in model.batches] == [6]
 
     asyncio.run(scenario())
@@ -75,7 +75,7 @@ def test_a_bad_item_fails_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_who_hung_up_costs_no_computation() -> None:
+def test_cancelled_items_are_not_computed() -> None:
     async def scenario() -> None:
         model = Model(blocked=True)
         batches = made(model)
@@ -92,7 +92,7 @@ def test_who_hung_up_costs_no_computation() -> None:
     asyncio.run(scenario())
 
 
-def test_a_full_queue_refuses_at_once_all_or_none_and_recovers() -> None:
+def test_a_full_queue_refuses_all_items_of_a_request_and_recovers() -> None:
     async def scenario() -> None:
         model = Model(blocked=True)
         batches = made(model, most=4, queued=6)
@@ -111,7 +111,7 @@ def test_a_full_queue_refuses_at_once_all_or_none_and_recovers() -> None:
     asyncio.run(scenario())
 
 
-def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+def test_an_empty_queue_accepts_a_request_larger_than_itself() -> None:
     async def scenario() -> None:
         answers = made(Model(), most=4, queued=4).submit(list(range(10)))
         assert await asyncio.gather(*answers) == [2 * number for number in range(10)]

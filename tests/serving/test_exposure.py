@@ -1,4 +1,4 @@
-"""Who can reach what: the canary for Serve's private HAProxy template, and for Ray's own ports."""
+"""Which ports are open to the network, and what they answer. Fails if Ray changes its private HAProxy template."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from served import Server, png
 from flywheel.serving import ingress
 
 LOOPBACK = ("127.0.0.1", "::1")
-# Ray's own processes; their RPC needs the token, and what they answer by HTTP is metrics at most.
+# Ray's own processes. Their RPC needs the token; over HTTP they answer metrics at most.
 RAYS_OWN = ("gcs_server", "raylet", "ray::", "ray/dashboard", "ray/autoscale", "python")
 
 
-def test_only_ray_listens_beyond_this_machine_and_http_on_the_port_alone(server: Server) -> None:
+def test_only_serve_port_and_the_ports_of_ray_are_open(server: Server) -> None:
     sockets = processes.listening(server.params.store)
     assert ("127.0.0.1", server.params.serve.port) in {(address, port) for address, port, _ in sockets}
     assert [entry for entry in sockets if "haproxy" in entry[2] and entry[1] != server.params.serve.port] == []
@@ -29,9 +29,8 @@ def test_only_ray_listens_beyond_this_machine_and_http_on_the_port_alone(server:
     assert [entry for entry in open_to_all if not any(own in entry[2] for own in RAYS_OWN)] == []
 
 
-def test_a_stranger_gets_no_prediction_and_runs_nothing(server: Server) -> None:
-    """Every port that is open to the network is asked as a stranger would."""
-    job = {"entrypoint": f"touch {server.place}/pwned"}
+def test_open_ports_refuse_predictions_and_jobs(server: Server) -> None:
+    job = {"entrypoint": f"touch {server.folder}/pwned"}
     asked = 0
     for address, port, name in processes.listening(server.params.store):
         if address in LOOPBACK:
@@ -48,11 +47,11 @@ def test_a_stranger_gets_no_prediction_and_runs_nothing(server: Server) -> None:
                 continue  # not HTTP: gRPC, which asks for the token
             assert status >= 400, (name, path, status)
     assert asked > 0
-    assert not (server.place / "pwned").exists()
+    assert not (server.folder / "pwned").exists()
 
 
 @pytest.mark.long
-def test_ray_refuses_who_has_no_token(server: Server) -> None:
+def test_ray_refuses_clients_without_the_token(server: Server) -> None:
     (address,) = [
         f"{_own_address(host)}:{port}"
         for host, port, name in processes.listening(server.params.store)
@@ -67,7 +66,7 @@ def test_ray_refuses_who_has_no_token(server: Server) -> None:
         assert "IN" not in done.stdout
 
 
-def test_the_wrapper_closes_all_but_the_frontend(tmp_path: Path) -> None:
+def test_the_wrapper_turns_all_other_ports_into_sockets(tmp_path: Path) -> None:
     if ingress.haproxy() is None:
         pytest.skip("no HAProxy here; Serve's own proxy is used")
     variables = ingress.environment(tmp_path, 8000)
@@ -97,13 +96,13 @@ def test_rays_template_binds_as_the_wrapper_expects() -> None:
     }
 
 
-def test_without_haproxy_serves_own_proxy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_haproxy_the_proxy_of_serve_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "haproxy", lambda: None)
     assert not any("HAPROXY" in name or "HA_PROXY" in name for name in ingress.environment(tmp_path, 8000))
 
 
 def _own_address(address: str) -> str:
-    """Return the address by which the network reaches a socket that listens everywhere."""
+    """Return an address of this machine for a socket that listens on all interfaces."""
     if address not in ("0.0.0.0", "::"):
         return address
     found = [a.address for entries in psutil.net_if_addrs().values() for a in entries if a.family.name == "AF_INET"]

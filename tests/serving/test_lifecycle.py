@@ -1,4 +1,4 @@
-"""Starting, stopping, crashing, restarting: by the real commands, with real processes."""
+"""Start, stop, crash and restart the server, with the real commands and processes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,18 @@ from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 
 
-def test_serving_twice_changes_nothing(server: Server) -> None:
+def test_serving_again_changes_nothing_and_prints_url_and_commands(server: Server) -> None:
     before = server_record.read(server.params)
     printed = server.run("serve")
     assert "nothing changed since" in printed
     assert printed.endswith("[exit 0]")
     assert server_record.read(server.params) == before
-
-
-def test_serve_says_where_and_how(server: Server) -> None:
-    printed = server.run("serve")
     assert f"model-1:v0 answers at {server.url}" in printed
     assert f"curl --data-binary @image.png {server.url}/predict" in printed
     assert "make stop PROFILE=demo" in printed
 
 
-def test_a_batch_fills_beyond_serves_default_of_five(server: Server) -> None:
-    """max_ongoing_requests defaults to 5, which would cap every batch there."""
+def test_batches_exceed_the_five_requests_that_serve_allows_by_default(server: Server) -> None:
     with ThreadPoolExecutor(24) as pool:
         assert {answer.status_code for answer in pool.map(lambda seed: server.predict(png(seed)), range(400))} <= {
             200,
@@ -54,15 +49,15 @@ def test_a_batch_fills_beyond_serves_default_of_five(server: Server) -> None:
     assert counts["+Inf"] > counts["8.0"], counts
 
 
-def test_a_model_that_fails_is_a_500_with_the_id_and_the_replica_lives_on(server: Server) -> None:
-    """The weights overflow for any image but a black one, so it passes the warm-up and then gives no number."""
+def test_a_failing_model_is_a_500_with_the_request_id_and_the_server_stays_up(server: Server) -> None:
+    """The weights overflow for any image but a black one, so the model passes the warm-up and then returns NaN."""
     broken = Classifier("standard", CLASSES, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 32)
     with torch.no_grad():
         broken.network.conv1.weight.mul_(1e30)
         broken.network.fc.weight.mul_(1e30)
         broken.network.fc.bias.zero_()
-    broken.save(server.place / "broken", {"precision": "auto"})
-    version = server.registry.publish("model-broken", "model", server.place / "broken", metadata={}, inputs={})
+    broken.save(server.folder / "broken", {"precision": "auto"})
+    version = server.registry.publish("model-broken", "model", server.folder / "broken", metadata={}, inputs={})
     good = server.registry.resolve("model-1")
     server.produce(version)
     try:
@@ -84,7 +79,7 @@ def test_a_model_that_fails_is_a_500_with_the_id_and_the_replica_lives_on(server
         time.sleep(0.1)
 
 
-def test_without_a_production_model_the_message_says_what_to_type(tmp_path: Path) -> None:
+def test_without_a_production_model_the_error_names_the_commands(tmp_path: Path) -> None:
     overrides = f"paths.store={tmp_path / 'store'}"
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
     printed = Server(params, None, tmp_path, overrides).run("serve")  # type: ignore[arg-type]
@@ -103,7 +98,7 @@ def test_a_busy_port_is_named(fresh: Server) -> None:
 
 
 @pytest.mark.long
-def test_more_than_the_machine_has_is_refused(fresh: Server) -> None:
+def test_more_cpus_than_the_machine_has_are_refused(fresh: Server) -> None:
     printed = fresh.run("serve", extra="serve.cpus_per_replica=1000")
     assert "serve.cpus_per_replica" in printed
     assert printed.endswith("[exit 1]")
@@ -116,7 +111,7 @@ def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
 
 
 @pytest.mark.long
-def test_after_a_crash_of_the_host_stop_leaves_nothing_and_serve_starts_anew(fresh: Server) -> None:
+def test_after_a_crash_stop_leaves_no_process_and_serve_starts_again(fresh: Server) -> None:
     for victims in ("host", "all Ray processes"):
         assert "answers at" in fresh.run("serve")
         served = server_record.read(fresh.params)
@@ -129,14 +124,14 @@ def test_after_a_crash_of_the_host_stop_leaves_nothing_and_serve_starts_anew(fre
             assert processes.gone(fresh.params.store, 5)
             assert not Path(str(served.folder)).exists()
             assert server_record.read(fresh.params) is None
-    assert "answers at" in fresh.run("serve")  # over what the second crash left
+    assert "answers at" in fresh.run("serve")  # with processes of the second crash still there
     assert fresh.predict(png()).status_code == 200
     assert "stop: stopped" in fresh.run("stop")
     assert processes.gone(fresh.params.store, 5)
 
 
 @pytest.mark.long
-def test_other_settings_start_anew_and_two_at_once_do_not_meet(fresh: Server) -> None:
+def test_changed_settings_restart_the_server_and_a_concurrent_start_exits_75(fresh: Server) -> None:
     first = subprocess.Popen(fresh.command("serve"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     time.sleep(2)
     second = fresh.run("serve")
@@ -155,7 +150,7 @@ def test_other_settings_start_anew_and_two_at_once_do_not_meet(fresh: Server) ->
 
 
 @pytest.mark.long
-def test_in_the_foreground_sigterm_answers_what_is_in_flight(fresh: Server) -> None:
+def test_in_the_foreground_sigterm_finishes_requests_in_flight(fresh: Server) -> None:
     process = subprocess.Popen(fresh.command("serve", "--foreground"), cwd=ROOT)
     try:
         until = time.monotonic() + 120
@@ -187,11 +182,11 @@ def test_in_the_foreground_sigterm_answers_what_is_in_flight(fresh: Server) -> N
 
 
 @pytest.mark.long
-def test_two_replicas_mix_versions_only_while_they_load(fresh: Server) -> None:
+def test_two_replicas_answer_with_both_versions_only_while_they_load(fresh: Server) -> None:
     assert "answers at" in fresh.run(
         "serve", extra="serve.min_replicas=2 serve.max_replicas=2 serve.cpus_per_replica=0.5"
     )
-    other = publish(fresh.registry, fresh.place, 2)
+    other = publish(fresh.registry, fresh.folder, 2)
     names = set().union(*(replicas(fresh) for _ in range(40)))
     assert len(names) == 2
     fresh.produce(other)
@@ -202,7 +197,7 @@ def test_two_replicas_mix_versions_only_while_they_load(fresh: Server) -> None:
 
 
 @pytest.mark.long
-def test_with_room_to_grow_load_brings_a_second_replica(fresh: Server) -> None:
+def test_load_starts_a_second_replica(fresh: Server) -> None:
     grow = "serve.min_replicas=1 serve.max_replicas=2 serve.cpus_per_replica=0.5 serve.max_batch_size=1"
     assert "answers at" in fresh.run("serve", extra=grow)
     done = threading.Event()
@@ -246,6 +241,6 @@ def test_on_a_cluster_the_application_is_deployed_and_deleted(fresh: Server) -> 
 
 
 def replicas(server: Server) -> set[str]:
-    """Return the name of the replica that answers /metrics just now."""
+    """Return the name of the replica that answers /metrics, as a set."""
     lines = requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
     return {line.split('replica="')[1].split('"')[0] for line in lines if line.startswith("flywheel_swaps{")}

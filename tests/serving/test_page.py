@@ -1,4 +1,4 @@
-"""The page at /: an image goes in, the label comes out, nothing comes from elsewhere."""
+"""The page at / shows the prediction for a chosen image and requests nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from served import CLASSES, Server, png
 
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_the_page_shows_what_the_model_says(server: Server, tmp_path: Path) -> None:
+def test_the_page_shows_the_prediction(server: Server, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(png(7))
     (tmp_path / "text.png").write_bytes(b"no image")
     expected = server.predict(png(7)).json()

@@ -1,4 +1,4 @@
-"""A served model says what the evaluated one says, and a swap leaves nothing behind."""
+"""The served model gives the probabilities of the evaluated one, and a swap frees the old model."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_serving_and_evaluation_agree(architecture: str, precision: str, random:
         for weight in model.network.parameters():
             if weight.dim() == 2 and len(weight) == len(CLASSES):
                 weight.mul_(3 / spread)
-    expected, told = model.predict(images), replica.fast(model)(images)
-    np.testing.assert_allclose(told.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(told, expected, atol=1e-6)
-    assert (told.argmax(axis=1) == expected.argmax(axis=1)).all()
+    expected, served = model.predict(images), replica.fast(model)(images)
+    np.testing.assert_allclose(served.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(served, expected, atol=1e-6)
+    assert (served.argmax(axis=1) == expected.argmax(axis=1)).all()
 
 
-def test_swaps_leave_no_model_behind() -> None:
+def test_swaps_free_the_old_models() -> None:
     def load(seed: int) -> int:
         replica.fast(untrained("standard", "auto", seed))(np.zeros((2, 32, 32, 3), dtype=np.uint8))
         gc.collect()

@@ -1,4 +1,4 @@
-"""What a client can send, right or wrong, and what it gets."""
+"""Requests, valid and invalid, and their answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """Return a PNG of side x side black pixels in a few bytes a thousand."""
+    """Return a small PNG file that decodes to side x side black pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -37,7 +37,7 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_an_image_gets_what_the_model_says_of_it(server: Server) -> None:
+def test_an_image_gets_the_probabilities_of_the_model(server: Server) -> None:
     version = server.registry.resolve("model-1")
     model = classifier.load(server.registry.open(version))
     for seed in range(3):
@@ -55,19 +55,17 @@ def test_an_image_gets_what_the_model_says_of_it(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
-@pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "image/png", "application/octet-stream", "application/x-www-form-urlencoded"],  # the last is curl's
+)
 def test_the_content_decides_not_the_content_type(server: Server, kind: str, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     picture = Image.fromarray(np.full((20, 30, 3), 120, dtype=np.uint8))
     assert server.predict(encoded(picture, kind), **headers).status_code == 200
 
 
-def test_curls_way_of_posting_a_file_works(server: Server) -> None:
-    answer = server.predict(png(), **{"Content-Type": "application/x-www-form-urlencoded"})
-    assert answer.status_code == 200
-
-
-def test_a_clients_request_id_is_kept_and_others_get_one(server: Server) -> None:
+def test_a_request_keeps_its_id_or_gets_one(server: Server) -> None:
     given = server.predict(png(), **{"X-Request-Id": "order-66"})
     assert given.json()["request_id"] == given.headers["x-request-id"] == "order-66"
     own = server.predict(png())
@@ -100,7 +98,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_usable_image_is_refused_with_the_reason(server: Server, case: str) -> None:
+def test_unusable_images_are_refused_with_the_reason(server: Server, case: str) -> None:
     body, reason = BAD[case]
     answer = server.predict(body)
     assert answer.status_code == 400, answer.text
@@ -109,7 +107,7 @@ def test_what_is_no_usable_image_is_refused_with_the_reason(server: Server, case
 
 
 def test_a_large_body_is_refused_before_it_is_read(server: Server) -> None:
-    """The answer comes though not a byte of the 100 GB follows."""
+    """The answer comes before any of the 100 GB is sent."""
     with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=30) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n")
         head = client.recv(4096).decode()
@@ -131,7 +129,7 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> Non
         answer = requests.post(f"{server.url}/predict", data=endless(), timeout=60)
         assert answer.status_code == 413
     except requests.ConnectionError:
-        pass  # closed while we still sent: refused as well
+        pass  # the server closed the connection, which also refuses the request
     assert sent < 100_000_000
     assert server.predict(png()).status_code == 200
 
@@ -172,7 +170,7 @@ def test_wrong_paths_and_methods_are_answered_in_json(server: Server) -> None:
     assert wrong.headers["allow"] == "POST"
 
 
-def test_hundred_clients_that_hang_up_leave_the_next_one_served(server: Server) -> None:
+def test_a_hundred_disconnects_do_not_stop_the_server(server: Server) -> None:
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(png())}\r\n\r\n".encode()
 
     def hang_up(number: int) -> None:
@@ -181,8 +179,7 @@ def test_hundred_clients_that_hang_up_leave_the_next_one_served(server: Server) 
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(hang_up, range(100)))
-    # Those of the hundred whose image had arrived fill the queue of 32 until they are found gone: the next one may be
-    # asked to come again, as in any overload, but soon has an answer.
+    # Images of disconnected clients stay queued until Serve cancels them, so the next request may get 503 first.
     deadline = time.monotonic() + 30
     while (answer := server.predict(png())).status_code == 503 and time.monotonic() < deadline:
         assert answer.elapsed.total_seconds() < 5  # at once
@@ -212,7 +209,7 @@ def test_overload_is_answered_at_once_and_leaves_nothing_behind(server: Server) 
     assert [ask(0)[0] for _ in range(5)] == [200] * 5
 
 
-def test_metrics_count_what_was_asked(server: Server) -> None:
+def test_metrics_count_requests_and_predictions(server: Server) -> None:
     def value(name: str) -> float:
         text = requests.get(f"{server.url}/metrics", timeout=60).text
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
@@ -239,7 +236,7 @@ def test_the_access_log_has_a_line_a_request(server: Server) -> None:
     assert found["model"] == "model-1:v0"
 
 
-def test_model_tells_what_answers(server: Server) -> None:
+def test_model_describes_the_model_in_production(server: Server) -> None:
     told = requests.get(f"{server.url}/model", timeout=60).json()
     version = server.registry.resolve("model-1")
     assert (told["model"], told["ref"], told["classes"]) == (version.label, version.ref, list(CLASSES))

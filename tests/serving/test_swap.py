@@ -1,4 +1,4 @@
-"""Production moves under load: no request fails, and what cannot be loaded changes nothing."""
+"""The server loads a new production model under load, and keeps the old one if the new one cannot be loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def served_model(server: Server) -> str:
 
 
 def test_ten_swaps_under_load_fail_no_request(server: Server) -> None:
-    models = [publish(server.registry, server.place, seed) for seed in (1, 2)]
+    models = [publish(server.registry, server.folder, seed) for seed in (1, 2)]
     labels = {model.label for model in models}
     done = threading.Event()
 
@@ -51,8 +51,8 @@ def test_ten_swaps_under_load_fail_no_request(server: Server) -> None:
     assert server.predict(png()).json()["model"] == "model-1:v0"
 
 
-def test_a_damaged_model_leaves_the_old_one_serving_and_says_why(server: Server) -> None:
-    damaged = publish(server.registry, server.place, 3)
+def test_a_damaged_model_is_reported_and_the_old_one_keeps_serving(server: Server) -> None:
+    damaged = publish(server.registry, server.folder, 3)
     good = server.registry.resolve("model-1")
     entry = damaged.files["model.safetensors"]
     (blob,) = [path for path in server.params.store.rglob(f"*{entry.sha256[2:]}*") if path.is_file()]
@@ -77,8 +77,8 @@ def test_a_damaged_model_leaves_the_old_one_serving_and_says_why(server: Server)
     wait_for(lambda: requests.get(f"{server.url}/model", timeout=60).json()["swap_error"] is None)
 
 
-def test_a_model_for_another_size_takes_over_too(server: Server) -> None:
-    small = publish(server.registry, server.place, 4, image_size=24)
+def test_a_model_with_another_image_size_is_loaded_too(server: Server) -> None:
+    small = publish(server.registry, server.folder, 4, image_size=24)
     server.produce(small)
     wait_for(lambda: served_model(server) == small.label)
     assert server.predict(png()).json()["model"] == small.label

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to by its own protocol: what a page shows, says and asks for."""
+"""Control a headless Chromium by the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.
 
 
 class Page:
-    """A tab. `console` are errors and exceptions, `requested` the URLs that it asked for."""
+    """A tab. `console` has its errors and exceptions, `requested` the URLs that it requested."""
 
     def __init__(self, socket: ClientConnection):
         self._socket, self._number = socket, 0
@@ -29,22 +29,22 @@ class Page:
             self.ask(f"{domain}.enable")
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; what happened meanwhile is noted."""
+        """Send a command, record the events that arrive, and return its result."""
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
-            told = json.loads(self._socket.recv(timeout=60))
-            self._note(told)
-            if told.get("id") == self._number:
-                assert "error" not in told, told
-                return dict(told["result"])
+            message = json.loads(self._socket.recv(timeout=60))
+            self._record(message)
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                return dict(message["result"])
 
     def open(self, url: str) -> None:
         self.ask("Page.navigate", url=url)
         self.wait(lambda: self.value("document.readyState") == "complete")
 
     def value(self, script: str) -> Any:
-        """Return what an expression gives in the page."""
+        """Evaluate an expression in the page and return its value."""
         return self.ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def choose_file(self, selector: str, path: Path) -> None:
@@ -67,9 +67,9 @@ class Page:
         data = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def _note(self, told: dict[str, Any]) -> None:
-        params = told.get("params", {})
-        match told.get("method"):
+    def _record(self, message: dict[str, Any]) -> None:
+        params = message.get("params", {})
+        match message.get("method"):
             case "Runtime.exceptionThrown":
                 self.console.append(str(params["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if params["type"] == "error":
@@ -82,7 +82,7 @@ class Page:
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Page]:
-    """A browser with one tab, ended with the block."""
+    """Run a browser with one tab for the duration of the block."""
     assert BINARY is not None
     with tempfile.TemporaryDirectory(prefix="fw-chromium-", ignore_cleanup_errors=True) as profile:
         options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")

@@ -1,4 +1,4 @@
-"""Checkouts with an environment, without an installation."""
+"""Clones of this repository with an environment, without an installation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def clone(place: Path) -> Path:
-    """Return a fresh clone of what is committed here, whose name has a space in it, with an environment of its own.
+def clone(parent: Path) -> Path:
+    """Clone the last commit into a directory with a space in its name, with an environment, and return it.
 
-    Its Python, which Ray starts workers with, lies in the clone; the packages are links to those of the tests.
+    Its Python, with which Ray starts workers, is in the clone; its packages are links to those of the tests.
     """
-    folder = place / "fly wheel"
+    folder = parent / "fly wheel"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     install(folder)
     own, environment = Path(sys.prefix), folder / ".venv"
@@ -30,7 +30,7 @@ def clone(place: Path) -> Path:
 
 
 def install(checkout: Path, python: str = sys.executable) -> None:
-    """Make what a finished installation leaves in .venv; its Python is a script that runs `python`."""
+    """Make .venv look like a finished installation; its Python is a script that runs `python`."""
     shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
     stamp = checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
     binary = checkout / ".venv" / "bin" / "python"

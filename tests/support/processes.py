@@ -1,4 +1,4 @@
-"""What a server or a script started, as the operating system sees it."""
+"""Find the processes that a server or a script started."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def listening(store: Path) -> list[tuple[str, int, str]]:
 
 
 def left(mark: str) -> list[str]:
-    """Return the command lines of live processes in whose environment a mark stands: NAME=value."""
+    """Return the command lines of live processes with a mark, NAME=value, in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def left(mark: str) -> list[str]:
 
 
 def wait_for_none_left(mark: str, seconds: float) -> None:
-    """Wait until no process carries a mark; fails when one does for too long."""
+    """Wait until no process carries the mark. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while alive := left(mark):
         assert time.monotonic() < deadline, alive

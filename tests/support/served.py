@@ -1,4 +1,4 @@
-"""A real server for tests: a process of its own, Ray Serve, HAProxy, an untrained ResNet-18 in production."""
+"""A real server for tests: its own process, Ray Serve, HAProxy, an untrained ResNet-18 in production."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def png(seed: int = 0, size: int = 32) -> bytes:
     return out.getvalue()
 
 
-def publish(registry: Registry, place: Path, seed: int, image_size: int = 32) -> Version:
+def publish(registry: Registry, folder: Path, seed: int, image_size: int = 32) -> Version:
     """Publish an untrained model."""
     model = Classifier("standard", CLASSES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), image_size, seed=seed)
-    model.save(place / f"model-{seed}-{image_size}", {"precision": "auto", "seed": seed})
-    return registry.publish(f"model-{seed}", "model", place / f"model-{seed}-{image_size}", metadata={}, inputs={})
+    model.save(folder / f"model-{seed}-{image_size}", {"precision": "auto", "seed": seed})
+    return registry.publish(f"model-{seed}", "model", folder / f"model-{seed}-{image_size}", metadata={}, inputs={})
 
 
 @dataclass(frozen=True)
 class Server:
-    """A profile with a store of its own and the commands that serve it."""
+    """A profile with its own store, and the commands that serve it."""
 
     params: Params
     registry: Registry
-    place: Path
+    folder: Path
     overrides: str
 
     @property
@@ -62,7 +62,7 @@ class Server:
         return f"http://127.0.0.1:{self.params.serve.port}"
 
     def run(self, script: str, *arguments: str, extra: str = "", env: dict[str, str] | None = None) -> str:
-        """Run a script to its end; returns what it printed, errors included."""
+        """Run a script to its end; return what it printed on stdout and stderr, and its exit code."""
         command = self.command(script, *arguments, extra=extra)
         done = subprocess.run(
             command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180,
@@ -75,29 +75,29 @@ class Server:
         return [sys.executable, f"scripts/{script}.py", *asked, *arguments]
 
     def produce(self, version: Version) -> None:
-        """Move production."""
+        """Put a version into production."""
         self.registry.link(version, self.params.registered_model, ("production",), reason="a test")
 
     def predict(self, body: bytes, **headers: str) -> requests.Response:
         return requests.post(f"{self.url}/predict", data=body, headers=headers, timeout=60)
 
 
-def make_server(place: Path, extra: str = "") -> Server:
-    """Return a profile that is ready to serve model-1; nothing is started."""
+def make_server(folder: Path, extra: str = "") -> Server:
+    """Return a profile with model-1 in production, not served yet."""
     overrides = (
-        f"paths.store={place / 'store'} paths.reports={place / 'reports'} paths.cache={place / 'cache'} "
+        f"paths.store={folder / 'store'} paths.reports={folder / 'reports'} paths.cache={folder / 'cache'} "
         f"serve.port={free_port()} {SETTINGS} {extra}"
     )
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
     registry = LocalRegistry(params.store)
-    server = Server(params, registry, place, overrides)
-    server.produce(publish(registry, place, 1))
+    server = Server(params, registry, folder, overrides)
+    server.produce(publish(registry, folder, 1))
     return server
 
 
 @contextlib.contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Serve, and stop at the end."""
+    """Serve for the duration of the block."""
     printed = server.run("serve")
     assert "answers at" in printed, printed
     try:
