@@ -70,8 +70,9 @@ def retrain(images: Dataset, params: Params, scales: list[float], seed: int, par
     before = scores.predict(parent, images)
     index = images.indices["simulation"]
     right = before["simulation"] == images.labels[index]
-    failures = index[~right & ~images.holdout]
-    control = np.random.default_rng(seed).choice(index[right & ~images.holdout], len(failures), replace=False)
+    failures, known = index[~right & ~images.holdout], index[right & ~images.holdout]
+    repeat = len(known) < len(failures)  # as the product's control arm does
+    control = np.random.default_rng(seed).choice(known, len(failures), replace=repeat)
     row: dict[str, Any] = {"seed": seed, "failures": len(failures), "before": accuracies(images, before), "arms": []}
     with tempfile.TemporaryDirectory() as folder:
         parent.save(Path(folder), recipe.model_dump())
