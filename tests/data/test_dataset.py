@@ -20,7 +20,7 @@ from flywheel import files
 from flywheel import params as parameters
 from flywheel.data import DataError, drift, sources, splits
 from flywheel.data.build import build
-from flywheel.data.dataset import ARRAYS, Dataset, open_directory, save, statistics
+from flywheel.data.dataset import ARRAYS, Dataset, Split, open_directory, save, statistics
 from flywheel.data.sources import SourceImages
 
 Pictures = NDArray[np.uint8]
@@ -49,11 +49,14 @@ def digits(make_params: Callable[..., parameters.Params]) -> Callable[..., Datas
 
 @pytest.fixture
 def source(noise_pictures: Callable[..., Pictures]) -> SourceImages:
-    """40 training and 20 test images of noise, of two classes; the first 8 test images are the split `test`."""
-    train, test = np.arange(40), np.arange(20)
-    return SourceImages(
-        ("even", "odd"), noise_pictures(40), train % 2, train, noise_pictures(20), test % 2, test, test_count=8
-    )
+    """40 training and 20 test images of noise."""
+    return with_images(noise_pictures(40), noise_pictures(20))
+
+
+def with_images(train: Pictures, test: Pictures) -> SourceImages:
+    """Return a source of two classes, alternately; the first 8 test images are the split `test`."""
+    parts = [Split(images, np.arange(len(images)) % 2, np.arange(len(images))) for images in (train, test)]
+    return SourceImages(("even", "odd"), *parts, test_count=8)  # type: ignore[misc]
 
 
 # Statistics
@@ -86,13 +89,13 @@ def test_a_data_set_holds_every_image_of_the_source_under_its_id(
     train, validation = built.split("train"), built.split("validation")
     assert sorted([*train.ids, *validation.ids]) == list(range(40))
     for split in (train, validation):
-        np.testing.assert_array_equal(split.images, source.train_images[split.ids])
-        np.testing.assert_array_equal(split.labels, source.train_labels[split.ids])
+        np.testing.assert_array_equal(split.images, source.train.images[split.ids])
+        np.testing.assert_array_equal(split.labels, source.train.labels[split.ids])
     for name, ids in (("test", range(8)), ("simulation", range(8, 20))):
         split = built.split(name)
         assert split.ids.tolist() == list(ids)
-        np.testing.assert_array_equal(split.images, source.test_images[split.ids])
-        np.testing.assert_array_equal(split.labels, source.test_labels[split.ids])
+        np.testing.assert_array_equal(split.images, source.test.images[split.ids])
+        np.testing.assert_array_equal(split.labels, source.test.labels[split.ids])
     np.testing.assert_array_equal(built.hashes, splits.content_hashes(built.images))
 
 
@@ -114,9 +117,8 @@ def test_the_description_is_of_this_data_set(source: SourceImages, make_data: Ca
 def test_statistics_are_of_train_and_validation_only(
     source: SourceImages, make_data: Callable[..., parameters.Data]
 ) -> None:
-    bright = dataclasses.replace(source, test_images=source.test_images // 2 + 128)
-    built = build(bright, make_data())
-    mean, std = statistics(source.train_images)
+    built = build(with_images(source.train.images, source.test.images // 2 + 128), make_data())
+    mean, std = statistics(source.train.images)
     assert built.mean == tuple(mean)
     assert built.std == tuple(std)
 
@@ -127,15 +129,15 @@ def test_duplicates_across_splits_are_dropped_and_reported(
     data = make_data()
     plain = build(source, data)
     in_train, in_validation = plain.indices["train"][:4], plain.indices["validation"][:2]
-    train_images = source.train_images.copy()
-    train_images[in_train[0]] = source.test_images[0]  # test
+    train_images = source.train.images.copy()
+    train_images[in_train[0]] = source.test.images[0]  # test
     train_images[in_train[1]] = train_images[in_validation[0]]
-    train_images[in_train[2]] = source.test_images[10]  # simulation
+    train_images[in_train[2]] = source.test.images[10]  # simulation
     train_images[in_train[3]] = train_images[plain.indices["train"][4]]  # twice in train: stays
-    train_images[in_validation[1]] = source.test_images[1]
-    test_images = source.test_images.copy()
+    train_images[in_validation[1]] = source.test.images[1]
+    test_images = source.test.images.copy()
     test_images[11] = test_images[2]
-    built = build(dataclasses.replace(source, train_images=train_images, test_images=test_images), data)
+    built = build(with_images(train_images, test_images), data)
     assert built.description["duplicates"] == {
         "within": {"train": 1},
         "across": {
@@ -152,10 +154,10 @@ def test_a_class_left_without_training_images_is_named(
 ) -> None:
     data = make_data()
     train = build(source, data).indices["train"]
-    train_images = source.train_images.copy()
-    train_images[train[source.train_labels[train] == 1]] = source.test_images[0]
+    train_images = source.train.images.copy()
+    train_images[train[source.train.labels[train] == 1]] = source.test.images[0]
     with pytest.raises(DataError, match="class odd has no training image left"):
-        build(dataclasses.replace(source, train_images=train_images), data)
+        build(with_images(train_images, source.test.images), data)
 
 
 @pytest.mark.parametrize("value", [0, 15, 59, 118, 255])
@@ -165,12 +167,8 @@ def test_a_channel_without_any_contrast_is_refused_whatever_its_value(
     """Its deviation is 0, and pixels are divided by it."""
     train_images, test_images = noise_pictures(70), noise_pictures(20)
     train_images[..., 2] = value
-    labels = np.arange(90) % 2
-    source = SourceImages(
-        ("even", "odd"), train_images, labels[:70], np.arange(70), test_images, labels[70:], np.arange(20), 8
-    )
     with pytest.raises(DataError, match="same colour"):
-        build(source, make_data())
+        build(with_images(train_images, test_images), make_data())
 
 
 # Save and open
@@ -322,7 +320,7 @@ def test_one_seed_gives_the_same_bytes_and_another_does_not(digits: Callable[...
 
 def test_the_source_that_is_named_is_loaded(make_data: Callable[..., parameters.Data], tmp_path: Path) -> None:
     data = make_data("data.image_size=8")
-    np.testing.assert_array_equal(sources.load(data, tmp_path).train_images, sources.digits(data).train_images)
+    np.testing.assert_array_equal(sources.load(data, tmp_path).train.images, sources.digits(data).train.images)
     assert not list(tmp_path.iterdir())
 
 
@@ -356,7 +354,7 @@ def test_drift_is_drawn_by_the_params_seed_and_the_source_ids(
     seed: int, source: SourceImages, make_data: Callable[..., parameters.Data]
 ) -> None:
     data = make_data(f"data.drift.noise=3 data.drift.brightness=2 data.seed={seed}")
-    expected = drift.apply(source.test_images[8:], source.test_ids[8:], data.drift, seed)
+    expected = drift.apply(source.test.images[8:], source.test.ids[8:], data.drift, seed)
     np.testing.assert_array_equal(build(source, data).split("simulation").images, expected)
 
 

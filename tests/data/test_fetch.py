@@ -199,10 +199,10 @@ def load(data: parameters.Data, cache: Path) -> Callable[[Any], sources.SourceIm
 
 
 def assert_right(source: sources.SourceImages, archive: Archive) -> None:
-    np.testing.assert_array_equal(source.train_images, archive.train_images)
-    np.testing.assert_array_equal(source.test_images, archive.test_images)
-    assert source.train_labels.tolist() == archive.train_labels
-    assert source.test_labels.tolist() == archive.test_labels
+    np.testing.assert_array_equal(source.train.images, archive.train_images)
+    np.testing.assert_array_equal(source.test.images, archive.test_images)
+    assert source.train.labels.tolist() == archive.train_labels
+    assert source.test.labels.tolist() == archive.test_labels
 
 
 def assert_nothing_final(cache: Path) -> None:
@@ -217,9 +217,9 @@ def test_cifar10_is_what_the_archive_holds(served: Server, archive: Archive, loa
     source = load(archive.at(served.url))
     assert_right(source, archive)
     assert source.class_names == CLASSES
-    assert source.train_labels.dtype == source.test_labels.dtype == np.int64
-    np.testing.assert_array_equal(source.train_ids, np.arange(5 * BATCH))
-    np.testing.assert_array_equal(source.test_ids, np.arange(BATCH))
+    assert source.train.labels.dtype == source.test.labels.dtype == np.int64
+    np.testing.assert_array_equal(source.train.ids, np.arange(5 * BATCH))
+    np.testing.assert_array_equal(source.test.ids, np.arange(BATCH))
 
 
 def test_the_second_time_asks_nobody_and_unpacks_nothing(
@@ -257,10 +257,10 @@ def test_another_image_size_is_scaled(
 ) -> None:
     small = make_params("data.image_size=16", profile="cifar10").data
     source = sources.cifar10(small, cache, archive.at(served.url))
-    assert source.train_images.shape == (5 * BATCH, 16, 16, 3)
-    assert source.test_images.shape == (BATCH, 16, 16, 3)
+    assert source.train.images.shape == (5 * BATCH, 16, 16, 3)
+    assert source.test.images.shape == (BATCH, 16, 16, 3)
     averaged = archive.train_images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    assert np.corrcoef(source.train_images.reshape(-1), averaged.reshape(-1))[0, 1] > 0.9
+    assert np.corrcoef(source.train.images.reshape(-1), averaged.reshape(-1))[0, 1] > 0.9
 
 
 def test_a_damaged_batch_is_never_loaded(served: Server, archive: Archive, load: Any, cache: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_server_that_sends_a_byte_at_a_time_is_given_up_in_time_and_what_came_
     monkeypatch.setattr(fetch, "TOTAL_TIMEOUT_S", 0.5)
     served.cut_after_bytes, served.how_to_cut = 100_000, "trickle"
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"not done after 0\.5 s; run again to go on from there"):
+    with pytest.raises(DataError, match=r"not done after 0\.5 s; run again to resume"):
         load(archive.at(served.url))
     assert time.monotonic() - started < 30  # all of it would take 5 minutes
     assert_nothing_final(cache)

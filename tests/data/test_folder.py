@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from PIL import Image
 
 from flywheel import params as parameters
 from flywheel.data import DataError, folder, sources
-from flywheel.data.folder import FolderImages
+from flywheel.data.dataset import Split
 
 Encode = Callable[..., bytes]
 Pictures = Callable[..., NDArray[np.uint8]]
@@ -55,15 +55,24 @@ def write(form: str, files: Mapping[str, bytes], place: Path) -> Path:
     return path
 
 
-def read(path: Path, *, skip_corrupt: bool = False) -> FolderImages:
-    return folder.read(path, 8, skip_corrupt)
+class Read(NamedTuple):
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    skipped: tuple[str, ...]
 
 
-def assert_same(one: FolderImages, other: FolderImages) -> None:
+def read(path: Path, *, skip_corrupt: bool = False) -> Read:
+    return Read(*folder.read(path, 8, skip_corrupt))
+
+
+def assert_same(one: Read, other: Read) -> None:
     assert one.class_names == other.class_names
     assert one.skipped == other.skipped
-    for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for split, expected in ((one.train, other.train), (one.test, other.test)):
+        np.testing.assert_array_equal(split.images, expected.images)
+        np.testing.assert_array_equal(split.labels, expected.labels)
+        np.testing.assert_array_equal(split.ids, expected.ids)
 
 
 # What is read
@@ -76,12 +85,12 @@ def test_every_form_gives_the_decoded_files_in_the_order_of_their_names(
     found = read(write(form, layout, tmp_path / "mine"))
     pixels = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in layout.items()}
     assert found.class_names == ("a", "b")
-    np.testing.assert_array_equal(found.train_images, [pixels[n] for n in sorted(pixels) if n.startswith("train")])
-    np.testing.assert_array_equal(found.test_images, [pixels[n] for n in sorted(pixels) if n.startswith("test")])
-    np.testing.assert_array_equal(found.train_labels, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(found.test_labels, [0, 0, 1, 1])
-    assert found.train_images.dtype == found.test_images.dtype == np.uint8
-    assert found.train_labels.dtype == found.test_labels.dtype == np.int64
+    np.testing.assert_array_equal(found.train.images, [pixels[n] for n in sorted(pixels) if n.startswith("train")])
+    np.testing.assert_array_equal(found.test.images, [pixels[n] for n in sorted(pixels) if n.startswith("test")])
+    np.testing.assert_array_equal(found.train.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(found.test.labels, [0, 0, 1, 1])
+    assert found.train.images.dtype == found.test.images.dtype == np.uint8
+    assert found.train.labels.dtype == found.test.labels.dtype == np.int64
     assert found.skipped == ()
 
 
@@ -127,7 +136,7 @@ def test_suffixes_may_be_in_capitals_and_formats_mixed(
     }
     found = read(write("directory", {**layout, **mixed}, tmp_path / "mine"))
     assert found.class_names == ("a", "b", "c")
-    np.testing.assert_array_equal(found.train_images[found.train_labels == 2], pictures)
+    np.testing.assert_array_equal(found.train.images[found.train.labels == 2], pictures)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -161,7 +170,7 @@ def test_linked_images_survive_archiving(kind: str, layout: Files, tmp_path: Pat
     with tarfile.open(tmp_path / "mine.tar", "w") as archive:
         archive.add(path, "mine")
     found = read(path)
-    assert len(found.train_images) == 7
+    assert len(found.train.images) == 7
     assert_same(read(tmp_path / "mine.tar"), found)
 
 
@@ -197,9 +206,9 @@ def test_skip_corrupt_leaves_them_out_and_counts_them(
     assert len(said) == 1
     assert said[0].startswith("data: left out 2 corrupt files (data.skip_corrupt): test/b/text.jpg: not an image")
     assert said[0].endswith("; train/a/empty.png: the file is empty")
-    np.testing.assert_array_equal(found.train_images, clean.train_images)
-    np.testing.assert_array_equal(found.test_images, clean.test_images)
-    np.testing.assert_array_equal(found.train_labels, clean.train_labels)
+    np.testing.assert_array_equal(found.train.images, clean.train.images)
+    np.testing.assert_array_equal(found.test.images, clean.test.images)
+    np.testing.assert_array_equal(found.train.labels, clean.train.labels)
 
 
 def test_good_images_are_left_out_of_nothing(layout: Files, tmp_path: Path, said: list[str]) -> None:
@@ -255,10 +264,10 @@ def test_what_has_no_unambiguous_form_is_named_with_its_reason(
     ):
         assert part in message
     found = read(path, skip_corrupt=True)
-    assert (len(found.skipped), len(found.train_images)) == (4, 9)
+    assert (len(found.skipped), len(found.train.images)) == (4, 9)
     names = sorted(name for name in {**layout, **fine} if name.startswith("train"))
-    assert (found.train_images[names.index("train/b/clear.png")] == 255).all()  # transparency is laid on white
-    assert (found.train_images[names.index("train/a/tiny.png")] == 7).all()
+    assert (found.train.images[names.index("train/b/clear.png")] == 255).all()  # transparency is laid on white
+    assert (found.train.images[names.index("train/a/tiny.png")] == 7).all()
 
 
 def test_a_pipe_and_a_device_in_a_directory_are_not_read(layout: Files, tmp_path: Path) -> None:
@@ -269,7 +278,7 @@ def test_a_pipe_and_a_device_in_a_directory_are_not_read(layout: Files, tmp_path
     assert folder.content_digest(path, tmp_path / "cache.json")
     with pytest.raises(DataError, match=r"2 files cannot be read: train/a/pipe\.png: not a file"):
         read(path)
-    assert len(read(path, skip_corrupt=True).train_images) == 6
+    assert len(read(path, skip_corrupt=True).train.images) == 6
     for odd in (Path("/dev/zero"), path / "train" / "a" / "pipe.png"):
         with pytest.raises(DataError, match="no such directory or archive"):
             folder.content_digest(odd, tmp_path / "cache.json")
@@ -293,7 +302,7 @@ def test_names_may_be_in_any_alphabet(form: str, encode: Encode, noise_pictures:
     assert found.class_names == tuple(sorted(NAMES))
     assert folder.content_digest(path, tmp_path / "cache.json")
     cat = found.class_names.index("🐈")
-    np.testing.assert_array_equal(found.test_images[found.test_labels == cat], [pictures[3 * NAMES.index("🐈") + 2]])
+    np.testing.assert_array_equal(found.test.images[found.test.labels == cat], [pictures[3 * NAMES.index("🐈") + 2]])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -306,7 +315,7 @@ def test_one_name_in_two_unicode_forms_is_one_class(
     files = {**layout, f"train/{composed}/1.png": pictures[0], f"train/{split_up}/2.png": pictures[1]}
     found = read(write(form, {**files, f"test/{split_up}/1.png": pictures[2]}, tmp_path / "mine"))
     assert found.class_names == ("a", "b", composed)
-    assert ((found.train_labels == 2).sum(), (found.test_labels == 2).sum()) == (2, 1)
+    assert ((found.train.labels == 2).sum(), (found.test.labels == 2).sum()) == (2, 1)
     files[f"train/{split_up}/1.png"] = pictures[2]
     with pytest.raises(DataError, match=rf"two files end in train/{composed}/1\.png"):
         read(write(form, files, tmp_path / "other"))
@@ -390,7 +399,7 @@ def test_many_small_files_are_read_and_more_than_the_memory_holds_are_refused(
 ) -> None:
     dot = encode(np.zeros((1, 1, 3), np.uint8))
     path = write("zip", {**layout, **{f"train/a/{n}-dot.png": dot for n in range(5_000)}}, tmp_path / "mine")
-    assert len(read(path).train_images) == 5_006
+    assert len(read(path).train.images) == 5_006
     monkeypatch.setattr(folder, "_memory_bytes", lambda: 1_000 * 3 * 8 * 8 * 3)
     with pytest.raises(DataError, match=r"more than 1,000 images of 8 pixels do not fit .* lower data\.image_size"):
         read(path)
@@ -440,7 +449,7 @@ def test_a_test_class_that_is_not_trained_is_named(layout: Files, tmp_path: Path
 def test_a_class_without_test_images_is_accepted_and_named(layout: Files, tmp_path: Path, said: list[str]) -> None:
     files = {**layout, "train/c/0.png": layout["train/a/0.png"]}
     assert read(write("directory", files, tmp_path / "mine")).class_names == ("a", "b", "c")
-    assert said == ["data: no test image of c: nothing will tell how well it is recognised"]
+    assert said == ["data: no test image of c: its accuracy will not be measured"]
 
 
 def add_folder(form: str, path: Path, name: str) -> None:
@@ -565,7 +574,7 @@ def test_names_in_an_archive_write_nothing_anywhere(
     monkeypatch.chdir(working)
     before = sorted(tmp_path.rglob("*"))
     found = read(path)
-    assert len(found.train_images) == 9  # read as images like others, or left out: written they are not
+    assert len(found.train.images) == 9  # read as images like others, or left out: written they are not
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -583,7 +592,7 @@ def test_links_and_devices_in_a_tar_are_not_followed_outside(layout: Files, tmp_
             member.type, member.linkname = kind, target
             archive.addfile(member)
     before = sorted(tmp_path.rglob("*"))
-    assert len(read(path, skip_corrupt=True).train_images) == 6
+    assert len(read(path, skip_corrupt=True).train.images) == 6
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -719,11 +728,11 @@ def test_the_source_gives_the_folders_images_under_their_index(
     found = read(tmp_path / "mine.zip")
     source = sources.load(folder_data(), tmp_path / "cache")
     assert source.class_names == found.class_names
-    np.testing.assert_array_equal(source.train_images, found.train_images)
-    np.testing.assert_array_equal(source.train_ids, np.arange(6))
-    np.testing.assert_array_equal(source.test_images, found.test_images[source.test_ids])
-    np.testing.assert_array_equal(source.test_labels, found.test_labels[source.test_ids])
-    assert sorted(source.test_ids) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(source.train.images, found.train.images)
+    np.testing.assert_array_equal(source.train.ids, np.arange(6))
+    np.testing.assert_array_equal(source.test.images, found.test.images[source.test.ids])
+    np.testing.assert_array_equal(source.test.labels, found.test.labels[source.test.ids])
+    assert sorted(source.test.ids) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 2), (0.8, 3), (0.99, 3)])
@@ -734,7 +743,7 @@ def test_the_test_images_are_cut_by_test_fraction_and_neither_part_is_empty(
 
 
 def test_the_order_of_the_test_images_is_drawn_by_the_seed(folder_data: Callable[..., parameters.Data]) -> None:
-    orders = [sources.from_folder(folder_data(f"data.seed={seed}")).test_ids.tolist() for seed in (0, 0, 1, 2, 3)]
+    orders = [sources.from_folder(folder_data(f"data.seed={seed}")).test.ids.tolist() for seed in (0, 0, 1, 2, 3)]
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) > 1
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flywheel.params import Params, Recipe
-from flywheel.retraining import arms
+from flywheel.retraining.train import train_arm
 from flywheel.sweep import trial
 from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import EpochResult, Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
@@ -95,7 +95,7 @@ def test_trials_and_retrainings_are_deterministic_on_cuda(
     if path == "trial":
         next(trial.follow(trial.start(recipe, few, torch.get_num_threads(), CPU)))
     else:
-        arms.train(few.classifier(recipe), few, recipe, CPU)
+        train_arm(few.classifier(recipe), few, recipe, CPU)
     assert torch.backends.cudnn.deterministic
 
 

@@ -1,7 +1,7 @@
-"""From images anywhere to one versioned data set with its splits, and from there to batches."""
+"""From a source of images to a versioned data set with its splits."""
 
 from flywheel import FlywheelError
 
 
 class DataError(FlywheelError):
-    """A data source, an image or a data set is not as it must be."""
+    """A data source, an image or a data set cannot be used."""

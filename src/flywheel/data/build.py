@@ -1,4 +1,4 @@
-"""From a source's images to a data set: splits, sides, drift, statistics, hashes, disjointness."""
+"""Build a data set from a source's images: splits, drift, hashes, disjointness, statistics."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from flywheel.data.sources import SourceImages
 
 def build(source: SourceImages, data: params.Data) -> Dataset:
     """Return the data set of a source's images. Raises DataError."""
-    count = len(source.train_labels)
-    train, validation = splits.stratified(source.train_labels, data.validation_fraction, data.seed, source.class_names)
-    test = np.arange(count, count + source.test_count)
-    simulation = np.arange(count + source.test_count, count + len(source.test_labels))
-    drifted = drift.apply(
-        source.test_images[source.test_count :], source.test_ids[source.test_count :], data.drift, data.seed
-    )
-    images = np.concatenate([source.train_images, source.test_images[: source.test_count], drifted])
-    labels = np.concatenate([source.train_labels, source.test_labels])
+    labels = np.concatenate([source.train.labels, source.test.labels])
+    ids = np.concatenate([source.train.ids, source.test.ids])
+    train, validation = splits.stratified(source.train.labels, data.validation_fraction, data.seed, source.class_names)
+    first_test = len(source.train.labels)
+    first_simulation = first_test + source.test_count
+    drifted = drift.apply(source.test.images[source.test_count :], ids[first_simulation:], data.drift, data.seed)
+    images = np.concatenate([source.train.images, source.test.images[: source.test_count], drifted])
     hashes = splits.content_hashes(images)
+    test, simulation = np.arange(first_test, first_simulation), np.arange(first_simulation, len(labels))
     named = {"train": train, "validation": validation, "test": test, "simulation": simulation}
     indices, duplicates = splits.disjoint(named, hashes)
     missing = set(range(len(source.class_names))) - set(labels[indices["train"]].tolist())
     if missing:
         raise DataError(f"class {source.class_names[min(missing)]} has no training image left after the splits")
     mean, std = statistics(images[np.sort(np.concatenate([indices["train"], indices["validation"]]))])
-    if min(std) < 1e-9:  # rounding leaves a little of what is exactly 0
+    if min(std) < 1e-9:  # rounding turns an exact 0 into a little more
         raise DataError("all training images have the same colour; there is nothing to learn from them")
     description: dict[str, Any] = {
         "name": data.name,
@@ -46,5 +45,4 @@ def build(source: SourceImages, data: params.Data) -> Dataset:
         "skipped": len(source.skipped),
         "seed": data.seed,
     }
-    ids = np.concatenate([source.train_ids, source.test_ids])
     return Dataset(images, labels, hashes, ids, indices, description)

@@ -1,4 +1,4 @@
-"""The data set as an artifact: arrays that are memory-mapped, index sets, and a description for people.
+"""The data set as an artifact: memory-mapped arrays, the indices of each split, and a description.
 
 images.npy   (n, s, s, 3) uint8      labels.npy  (n,) int64
 hashes.npy   (n, 32) uint8           ids.npy     (n,) int64, index in the source's train or test images
@@ -27,16 +27,20 @@ ARRAYS = ("images", "labels", "hashes", "ids", *splits.SPLITS)
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, gathered: images (n, s, s, 3) uint8, labels (n,) int64, ids (n,) int64."""
+    """Images (n, s, s, 3) uint8, labels (n,) int64, and ids (n,) int64, which are indices in the source."""
 
     images: Pixels
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
 
+    def take(self, index: NDArray[np.int64]) -> Split:
+        """Return a copy of the images at some indices."""
+        return Split(self.images[index], self.labels[index], self.ids[index])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, in memory or memory-mapped. `description` is dataset.json."""
+    """A data set, in memory or memory-mapped. `description` is the content of dataset.json."""
 
     images: Pixels
     labels: NDArray[np.int64]
@@ -47,7 +51,7 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes; a label is an index into them."""
+        """The class names; a label is an index into them."""
         return tuple(self.description["class_names"])
 
     @property
@@ -62,25 +66,24 @@ class Dataset:
 
     @property
     def image_size(self) -> int:
-        """The side of the images in pixels."""
+        """Height and width of the images in pixels."""
         return int(self.images.shape[1])
 
     @cached_property
     def holdout(self) -> NDArray[np.bool_]:
-        """Which of the simulation images are on the side `holdout`."""
+        """A mask of the simulation images on the side `holdout`."""
         return splits.is_holdout(self.hashes[self.indices["simulation"]])
 
     def split(self, name: str) -> Split:
-        """Return the images of a split (a copy)."""
-        index = self.indices[name]
-        return Split(self.images[index], self.labels[index], self.ids[index])
+        """Return a copy of the images of a split."""
+        return Split(self.images, self.labels, self.ids).take(self.indices[name])
 
 
 def statistics(images: Pixels) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel of uint8 images, as parts of 255.
+    """Return mean and standard deviation of each channel of uint8 images, divided by 255.
 
-    Exact: from the counts of the 256 values. For CIFAR-10's 50,000 training images 0.4914 0.4822 0.4465 and
-    0.2470 0.2435 0.2616; the often copied 0.2023 0.1994 0.2010 is the mean of single images' deviations.
+    Exact, from the counts of the 256 values. CIFAR-10's 50,000 training images give 0.4914 0.4822 0.4465 and
+    0.2470 0.2435 0.2616; the often copied 0.2023 0.1994 0.2010 are means of the deviations of single images.
     """
     values = np.arange(256) / 255
     mean, std = [], []
@@ -93,19 +96,13 @@ def statistics(images: Pixels) -> tuple[list[float], list[float]]:
 
 
 def save(dataset: Dataset, directory: Path) -> None:
-    """Write the files of a data set into a directory. Raises DataError when there is no room."""
+    """Write the files of a data set into a directory. Raises DataError when the disk is full."""
     directory.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, NDArray[Any]] = {
-        "images": dataset.images,
-        "labels": dataset.labels,
-        "hashes": dataset.hashes,
-        "ids": dataset.ids,
-        **dataset.indices,
-    }
-    for name, array in arrays.items():
+    for name in ARRAYS:
+        array = dataset.indices[name] if name in splits.SPLITS else getattr(dataset, name)
         try:
             np.save(directory / f"{name}.npy", array, allow_pickle=False)
-        except OSError as error:  # numpy's own, "… requested and … written", names neither file nor reason
+        except OSError as error:  # numpy's message names neither file nor reason
             reason = error.strerror or "No space left on device"
             advice = "free space or set paths.store to another disk, and run again"
             raise DataError(f"cannot write {directory / name}.npy ({reason}); {advice}") from None
@@ -113,7 +110,7 @@ def save(dataset: Dataset, directory: Path) -> None:
 
 
 def open_directory(directory: Path) -> Dataset:
-    """Return the data set in a directory, its arrays memory-mapped. Raises DataError."""
+    """Return the data set in a directory with memory-mapped arrays. Raises DataError."""
     try:
         description = files.read_json(directory / "dataset.json")
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
@@ -121,5 +118,5 @@ def open_directory(directory: Path) -> Dataset:
         raise DataError(f"{directory} is not a data set ({error}); run make data FORCE=1") from None
     if description.get("format") != FORMAT:
         raise DataError(f"{directory} is of format {description.get('format')}, not {FORMAT}; run make data FORCE=1")
-    indices = {name: arrays[name] for name in splits.SPLITS}
-    return Dataset(arrays["images"], arrays["labels"], arrays["hashes"], arrays["ids"], indices, description)
+    indices = {name: arrays.pop(name) for name in splits.SPLITS}
+    return Dataset(**arrays, indices=indices, description=description)

@@ -1,7 +1,7 @@
-"""Seeded corruptions that make production look different from training.
+"""Seeded corruptions that make production images differ from training images.
 
-In the manner of ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261): kinds with a severity of 0 to 5,
-drawn for each image anew.
+Like ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261): each kind has a severity of 0 to 5, and each image its own
+draw.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from flywheel.data.images import Pixels
 
 ROTATION_DEGREES = 7.0
 NOISE_STD = 0.047 * 255
-BLUR_RADIUS = 0.3 / 32  # of the image's side
+BLUR_RADIUS = 0.3 / 32  # times the image size
 BRIGHTNESS, CONTRAST = 0.12, 0.15
 
 
 def apply(images: Pixels, ids: NDArray[np.int64], drift: params.Drift, seed: int) -> Pixels:
-    """Return images (n, s, s, 3) uint8 corrupted as `drift` says; the draw depends on seed and id alone."""
+    """Return images (n, s, s, 3) uint8 corrupted as `drift` says; the draw depends on seed and id only."""
     if not any(drift.model_dump().values()):
         return images
     return np.stack([_corrupt(image, int(id_), drift, seed) for image, id_ in zip(images, ids, strict=True)])

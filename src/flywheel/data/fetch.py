@@ -1,4 +1,4 @@
-"""Fetch an archive once: resumed, retried, verified, extracted safely, and never half-written."""
+"""Fetch an archive once: resume, retry, verify, extract safely, and leave no partial file under a final name."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 4
 BACKOFF_S = 1.0  # doubled after each attempt
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30  # a silent server costs 4 x 30 s + 7 s
-TOTAL_TIMEOUT_S = 3600  # of a call, however busy the server looks; the next call goes on from there
+TOTAL_TIMEOUT_S = 3600  # of a call; the next call resumes
 CHUNK_BYTES = 1 << 16
-TRANSIENT = (408, 425, 429)  # of the answers 4xx; the others will be the same in a second
+TRANSIENT = (408, 425, 429)  # the 4xx answers worth another attempt
 
 
 class _TryAgainError(Exception):
-    """A failure that another attempt may mend."""
+    """A failure that another attempt may not repeat."""
 
 
 class _GiveUpError(Exception):
-    """A failure that another attempt will not mend."""
+    """A failure that another attempt would repeat."""
 
 
 def archive(url: str, path: Path, md5: str, folder: str) -> None:
-    """Make sure that `folder` lies beside `path`, from the archive at `path`, fetched from `url` if it is absent.
+    """Extract `folder` beside the archive at `path` unless it is there; fetch a missing archive from `url`.
 
-    Raises DataError, one sentence, with the ways on; nothing half-written is left under the final names.
+    Raises DataError, one sentence that says what to do; leaves no partial file under a final name.
     """
     target = path.parent / folder
     if target.is_dir():
@@ -59,7 +59,7 @@ def archive(url: str, path: Path, md5: str, folder: str) -> None:
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` to `path`, resuming what an earlier attempt left in `<path>.part`.
+    """Fetch `url` to `path`, resuming from `<path>.part`.
 
     Ends within TOTAL_TIMEOUT_S and READ_TIMEOUT_S. Raises DataError.
     """
@@ -95,9 +95,9 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 def extract(path: Path, folder: str) -> None:
-    """Extract `folder` of a tar archive beside it, whole or not at all. Raises DataError.
+    """Extract `folder` of a tar archive beside it, completely or not at all. Raises DataError.
 
-    Python's "data" filter refuses absolute and outside paths, links that leave, and devices (PEP 706).
+    Python's "data" filter refuses absolute and outside paths, links to the outside, and devices (PEP 706).
     """
     temporary = path.with_name(path.name + ".extracting")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -124,7 +124,7 @@ def _fetch_rest(url: str, part: Path, deadline: float) -> None:
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         status = response.status_code
         if have and status == requests.codes.requested_range_not_satisfiable:
-            return  # all of it is here; the checksum decides
+            return  # the part is complete; the checksum decides
         if status not in (requests.codes.ok, requests.codes.partial_content):
             final = 400 <= status < 500 and status not in TRANSIENT
             raise (_GiveUpError if final else _TryAgainError)(f"the server answered {status} {response.reason}")
@@ -138,12 +138,12 @@ def _fetch_rest(url: str, part: Path, deadline: float) -> None:
                 unit="B", unit_scale=True, mininterval=0.5, disable=None,
             ) as bar,
         ):  # fmt: skip
-            # read1 returns what has come; read and iter_content wait for a whole chunk, and no clock is looked at.
+            # read1 returns as soon as bytes arrive; read and iter_content wait for a full chunk, past the deadline.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 writing.write(chunk)
                 bar.update(len(chunk))
                 if time.monotonic() > deadline:
-                    raise _GiveUpError(f"not done after {TOTAL_TIMEOUT_S} s; run again to go on from there")
+                    raise _GiveUpError(f"not done after {TOTAL_TIMEOUT_S} s; run again to resume")
         if length and part.stat().st_size < start + length:
             raise _TryAgainError("the connection closed before the end")
 

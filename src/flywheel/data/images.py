@@ -1,4 +1,4 @@
-"""The one image decoder: the folder source and the server see every image through it."""
+"""The image decoder of the folder source and the server."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from flywheel.data import DataError
 
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 64_000_000  # of one image; more is taken for a decompression bomb
+MAX_PIXELS = 64_000_000  # of one image; a larger one is refused as a decompression bomb
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# Converted: 1-bit, grey and palette images; transparency is laid on white. Refused: what has no
-# unambiguous 8-bit RGB form.
+# 1-bit, grey and palette images are converted; modes without an unambiguous 8-bit RGB form are refused.
 REFUSED_MODES = {"CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB", "HSV": "HSV", "I": "32-bit", "F": "float"}
 
 
 class ImageError(DataError):
-    """Bytes are not an image that can be used; the message is the reason."""
+    """Bytes are not a usable image; the message is the reason."""
 
 
 def decode(data: bytes, size: int) -> Pixels:
     """Return an image as (size, size, 3) uint8 RGB.
 
-    The orientation tag is applied, transparency is laid on white, grey is repeated on three channels; other
-    sizes are scaled (bilinear, with antialiasing) and cropped at the centre to the square. Raises
-    ImageError for what is empty, not an image, truncated, animated, CMYK, more than 8 bits a channel,
-    or larger than MAX_PIXELS.
+    The orientation tag is applied, transparency becomes white, grey is repeated on three channels; other sizes are
+    scaled (bilinear, antialiased) and cropped at the centre to the square. Raises ImageError for bytes that are empty,
+    not an image, truncated, animated, CMYK, of more than 8 bits a channel, or of more than MAX_PIXELS.
     """
     if not data:
         raise ImageError("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is ours
+            warnings.simplefilter("ignore")  # Pillow's warning of a bomb; _refuse has our limit
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _refuse(image)
                 return to_square(_to_rgb(ImageOps.exif_transpose(image)), size)
@@ -48,7 +46,7 @@ def decode(data: bytes, size: int) -> Pixels:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers meet damaged files with any exception there is
+    except Exception as error:  # Pillow raises any exception on damaged files
         raise ImageError(f"truncated or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
@@ -68,7 +66,7 @@ def _refuse(image: ImageFile.ImageFile) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-    # Phones write photos as MPO, a JPEG with a preview behind it: the first picture is meant.
+    # Phones write photos as MPO, a JPEG with a preview behind it; only the first picture is used.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise ImageError("animated; a single picture is needed")
     if image.mode in REFUSED_MODES:
@@ -78,7 +76,7 @@ def _refuse(image: ImageFile.ImageFile) -> None:
 
 
 def _deeper_than_8_bits(tile: Any) -> bool:
-    """Tell from how Pillow will read a tile: it would cut 16-bit colours down to 8 without a word."""
+    """Return whether a tile has more than 8 bits a channel, which Pillow would cut silently."""
     raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
     if tile.codec_name.startswith("ppm"):
         return any(isinstance(largest, int) and largest > 255 for largest in rest)

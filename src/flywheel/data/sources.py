@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-10 by torchvision, a folder or archive of yours, or scikit-learn's digits."""
+"""The sources of images: CIFAR-10 from torchvision, a folder or archive, or scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flywheel import params
 from flywheel.data import DataError, fetch, folder, images
+from flywheel.data.dataset import Split
 from flywheel.data.images import Pixels
 
 CIFAR10_TEST_IMAGES = 8_000  # as in the original pipeline: test images 0-7,999; 8,000 on are simulation
@@ -19,19 +20,14 @@ DIGITS_TRAIN_IMAGES, DIGITS_TEST_IMAGES = 800, 450  # of 1,797; the remaining 54
 
 @dataclass(frozen=True)
 class SourceImages:
-    """What a source gives: uint8 images (n, size, size, 3) with labels, and where its test images are cut.
+    """The images of a source. An id is the index among the source's train or test images before any shuffling.
 
-    The first `test_count` test images become the split `test`, the others `simulation`. An image's id is
-    its index among its source's train or test images, before any shuffling.
+    The first `test_count` test images become the split `test`, the others `simulation`.
     """
 
     class_names: tuple[str, ...]
-    train_images: Pixels
-    train_labels: NDArray[np.int64]
-    train_ids: NDArray[np.int64]
-    test_images: Pixels
-    test_labels: NDArray[np.int64]
-    test_ids: NDArray[np.int64]
+    train: Split
+    test: Split
     test_count: int
     skipped: tuple[str, ...] = ()
 
@@ -57,22 +53,18 @@ def cifar10(data: params.Data, cache: Path, dataset_class: Any = None) -> Source
         dataset_class = CIFAR10
     fetch.archive(dataset_class.url, cache / dataset_class.filename, dataset_class.tgz_md5, dataset_class.base_folder)
     try:
-        train = dataset_class(str(cache), train=True, download=False)
-        test = dataset_class(str(cache), train=False, download=False)
+        train, test = (dataset_class(str(cache), train=train, download=False) for train in (True, False))
     except RuntimeError:
         raise DataError(
             f"{cache / dataset_class.base_folder} does not match its checksums; remove it and run make data again"
         ) from None
-    return SourceImages(
-        tuple(train.classes),
-        _resized(train.data, data.image_size),
-        np.asarray(train.targets, np.int64),
-        np.arange(len(train.data)),
-        _resized(test.data, data.image_size),
-        np.asarray(test.targets, np.int64),
-        np.arange(len(test.data)),
-        test_count=min(CIFAR10_TEST_IMAGES, len(test.data) - 1),
-    )
+
+    def split(part: Any) -> Split:
+        return Split(
+            _resized(part.data, data.image_size), np.asarray(part.targets, np.int64), np.arange(len(part.data))
+        )
+
+    return SourceImages(tuple(train.classes), split(train), split(test), min(CIFAR10_TEST_IMAGES, len(test.data) - 1))
 
 
 def digits(data: params.Data) -> SourceImages:
@@ -84,38 +76,20 @@ def digits(data: params.Data) -> SourceImages:
 
     bunch = load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    pixels, labels = _resized(grey, data.image_size), bunch.target.astype(np.int64)
-    # Neighbours in the file are by one writer, so an order is drawn before the cut.
-    order = np.random.default_rng(data.seed).permutation(len(labels))
-    train, test = order[:DIGITS_TRAIN_IMAGES], order[DIGITS_TRAIN_IMAGES:]
-    return SourceImages(
-        tuple(str(digit) for digit in range(10)),
-        pixels[train],
-        labels[train],
-        train,
-        pixels[test],
-        labels[test],
-        test,
-        test_count=DIGITS_TEST_IMAGES,
-    )
+    every = Split(_resized(grey, data.image_size), bunch.target.astype(np.int64), np.arange(len(grey)))
+    # Neighbours in the file have one writer, so the images are shuffled before they are split.
+    order = np.random.default_rng(data.seed).permutation(len(grey))
+    train, test = every.take(order[:DIGITS_TRAIN_IMAGES]), every.take(order[DIGITS_TRAIN_IMAGES:])
+    return SourceImages(tuple(str(digit) for digit in range(10)), train, test, DIGITS_TEST_IMAGES)
 
 
 def from_folder(data: params.Data) -> SourceImages:
-    """Return the images of `data.path`; the test images are shuffled with the seed and cut by `test_fraction`."""
+    """Return the images of `data.path`; the test images are shuffled with the seed and split by `test_fraction`."""
     assert data.path is not None
-    found = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt)
-    order = np.random.default_rng(data.seed).permutation(len(found.test_labels))
-    return SourceImages(
-        found.class_names,
-        found.train_images,
-        found.train_labels,
-        np.arange(len(found.train_labels)),
-        found.test_images[order],
-        found.test_labels[order],
-        order,
-        test_count=min(max(round(len(order) * data.test_fraction), 1), len(order) - 1),
-        skipped=found.skipped,
-    )
+    class_names, train, test, skipped = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt)
+    count = len(test.labels)
+    test = test.take(np.random.default_rng(data.seed).permutation(count))
+    return SourceImages(class_names, train, test, min(max(round(count * data.test_fraction), 1), count - 1), skipped)
 
 
 def _resized(pixels: NDArray[np.uint8], size: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""Splits: stratified validation, sides of the simulation images, disjointness by content."""
+"""Splits: stratified validation, the holdout side of simulation images, and disjointness by content."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flywheel.data.images import Pixels
 Indices = NDArray[np.int64]
 
 SPLITS = ("train", "validation", "test", "simulation")
-PRECEDENCE = ("test", "validation", "simulation", "train")  # a duplicate stays in the first of these
+PRECEDENCE = ("test", "validation", "simulation", "train")  # the first of these keeps a duplicate
 HOLDOUT_PERCENT = 30
-NAMED_CLASSES = 5  # in an error
+NAMED_CLASSES = 5  # in an error message
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What `disjoint` left out: copies within a split stay, copies in a later split are dropped."""
+    """The duplicates that `disjoint` found: it keeps copies within a split and drops copies in a later split."""
 
     within: Mapping[str, int]
     across: Mapping[str, int]  # "test/train": images dropped from train because test has them
@@ -31,9 +31,9 @@ class Duplicates:
 def stratified(
     labels: NDArray[np.int64], fraction: float, seed: int, class_names: Sequence[str]
 ) -> tuple[Indices, Indices]:
-    """Return indices (rest, held out), each sorted, with `fraction` of the images held out, every class alike.
+    """Return indices (rest, held out), each sorted, with the same `fraction` of every class held out.
 
-    Raises DataError when there are too few images for that: of a class, or for a class each on both sides.
+    Raises DataError when a class has one image, or when a part would have fewer images than there are classes.
     """
     from sklearn.model_selection import train_test_split
 
@@ -41,35 +41,30 @@ def stratified(
     of_class = np.bincount(labels, minlength=len(class_names))
     lonely = [name for name, images in zip(class_names, of_class, strict=True) if images == 1]
     classes = int((of_class > 0).sum())
-    trouble = ""
+    refused = f"cannot hold out {count} of {len(labels)} training images for validation, every class alike"
     if lonely:
-        trouble = f"{', '.join(lonely[:NAMED_CLASSES])}{' and others' if len(lonely) > NAMED_CLASSES else ''} "
-        trouble += f"{'have' if len(lonely) > 1 else 'has'} only 1 image; add images"
-    elif min(count, len(labels) - count) < classes:
-        trouble = f"there are {classes} classes; change data.validation_fraction or add images"
-    if trouble:
-        raise DataError(
-            f"cannot hold out {count} of {len(labels)} training images for validation, every class alike: {trouble}"
-        )
+        named = f"{', '.join(lonely[:NAMED_CLASSES])}{' and others' if len(lonely) > NAMED_CLASSES else ''}"
+        raise DataError(f"{refused}: {named} {'have' if len(lonely) > 1 else 'has'} only 1 image; add images")
+    if min(count, len(labels) - count) < classes:
+        raise DataError(f"{refused}: there are {classes} classes; change data.validation_fraction or add images")
     rest, held_out = train_test_split(np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed)
     return np.sort(rest), np.sort(held_out)
 
 
 def content_hashes(images: Pixels) -> NDArray[np.uint8]:
     """Return the SHA-256 of each image's pixels, (n, 32) uint8."""
-    rows = [np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images]
-    return np.stack(rows)
+    return np.stack([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
 
 
 def is_holdout(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which images, by content hash (n, 32), are on the side `holdout` (30 %) for ever; others: `train`."""
+    """Return a mask of the content hashes (n, 32) on the side `holdout` (30 %); the others are on the side `train`."""
     numbers = hashes[:, :4].astype(np.uint64) @ np.array([1 << 24, 1 << 16, 1 << 8, 1], np.uint64)
     result: NDArray[np.bool_] = numbers % 100 < HOLDOUT_PERCENT
     return result
 
 
 def disjoint(splits: Mapping[str, Indices], hashes: NDArray[np.uint8]) -> tuple[dict[str, Indices], Duplicates]:
-    """Return the splits with every content in one split only, and what was found."""
+    """Return the splits with each content in one of them only, and the duplicates. Raises DataError if one is empty."""
     keys = [row.tobytes() for row in hashes]
     owner: dict[bytes, str] = {}
     kept: dict[str, Indices] = {}

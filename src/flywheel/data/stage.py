@@ -1,4 +1,4 @@
-"""The stage `data`: a source's images become the artifact <data.name>_dataset, with a picture of each split."""
+"""The stage `data`: publish a source's images as the artifact <data.name>_dataset, and draw samples of each split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flywheel.registry import Registry, Version
 
 
 def define(params: Params, registry: Registry) -> Stage:
-    """Return the stage as the params describe it. A folder's content is one of its inputs."""
+    """Return the stage for the params. The content of a source folder is an input."""
     inputs = {}
     if params.data.path is not None:
         from flywheel.data import folder
@@ -66,7 +66,7 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     from flywheel.data import dataset, plots
     from flywheel.data.splits import SPLITS
 
-    # The stage is locked, so what lies here was left by one that was killed.
+    # The stage is locked, so files here are from a run that was killed.
     shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)
     opened = dataset.open_directory(registry.open(version))
     drawn = []
@@ -84,7 +84,7 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
 
 
 def _scratch(params: Params) -> Path:
-    """Return a folder on the store's file system for what is about to be published."""
+    """Return a folder on the store's file system for files to publish."""
     folder = params.store_paths.scratch("data")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
