@@ -219,7 +219,7 @@ def test_a_rollback_shows_the_accuracy_of_what_serves(wheel: Any) -> None:
 
 
 def test_a_forced_model_is_marked() -> None:
-    known = facts.Standing("m:v0", None, None, None, "2026-11-23T10:00:00", "ann", "labels mended", True)
+    known = facts.Production("m:v0", None, None, None, "2026-11-23T10:00:00", "ann", "labels mended", True)
     shown = join(*standing.production(known, "digits-classifier", "make evaluate"))
     assert "forced past the gate" in shown
     assert "not recorded" in shown

@@ -1,1 +1,1 @@
-"""The report: one HTML page that tells where the wheel stands, from the files that the stages wrote."""
+"""Write one HTML page with all results, from the files that the stages wrote."""

@@ -1,4 +1,4 @@
-"""What the page tells, read from the files that the stages wrote, the registry and the sweep's journal."""
+"""Read what the page shows from the reports and receipts of the stages, the registry and the journal of the sweep."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REPORTS = {
     "simulation": "make serve simulate",
     "retrain": "make retrain",
 }
-MOST_NODES = 24  # of the drawn lineage; older ones are counted
+MAX_NODES = 24  # of the drawn lineage; older ones are counted
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A report that is not there, or cannot be read: why, and the command that writes it."""
+    """A report that is missing or cannot be read: why, and the command that writes it."""
 
     reason: str
     command: str
@@ -42,8 +42,8 @@ Part = Mapping[str, Any] | Absent
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The model in production: its label, its accuracy on n test images with its interval, and how it came there."""
+class Production:
+    """The model in production, its accuracy on n test images, and its promotion."""
 
     label: str
     accuracy: float | None
@@ -57,7 +57,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Move:
-    """A line of the audit log for people; `before` and `to` are labels."""
+    """A promotion; `before` and `to` are labels."""
 
     at: str
     who: str
@@ -70,13 +70,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the page tells. `images` are data URIs by report and image id, `labels` name:vN by ref."""
+    """All that the page shows. `images` are data URIs by report and image id, `labels` name:vN by ref."""
 
     profile: str
     at: str
     registered_model: str
     stages: tuple[tuple[str, str, str], ...]
-    production: Standing | None
+    production: Production | None
     parts: Mapping[str, Part]
     labels: Mapping[str, str]
     importance: Mapping[str, float] | None
@@ -85,15 +85,15 @@ class Facts:
     older: int
     moves: tuple[Move, ...]
     runs: tuple[RunRecord, ...]  # W&B's, newest first
-    sampled: Mapping[str, Any]  # of the newest receipt: git, versions
+    newest_receipt: Mapping[str, Any]
 
     def command(self, text: str) -> str:
-        """Return a command as it is typed for this profile."""
+        """Return a command with the profile."""
         return f"{text} PROFILE={self.profile}"
 
 
 def gather(params: Params, registry: Registry) -> Facts:
-    """Read everything. Nothing that is absent or damaged is an error: it becomes an Absent."""
+    """Read everything. A report that is missing or damaged becomes an Absent."""
     parts = {name: _report(params, name) for name in REPORTS}
     receipts = _receipts(params)
     refs = _refs(list(parts.values())) | {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
@@ -105,7 +105,7 @@ def gather(params: Params, registry: Registry) -> Facts:
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         registered_model=params.registered_model,
         stages=tuple(_stages(params, registry, parts["simulation"])),
-        production=_standing(params, registry, parts),
+        production=_production(params, registry, parts),
         parts=parts,
         labels={ref: registry.label(ref) for ref in refs},
         importance=importance(record) if record else None,
@@ -113,16 +113,16 @@ def gather(params: Params, registry: Registry) -> Facts:
             name: _images(registry, parts[name], split)
             for name, split in (("evaluation", "test"), ("simulation", "simulation"))
         },
-        nodes=tuple(nodes[-MOST_NODES:]),
-        older=max(0, len(nodes) - MOST_NODES),
+        nodes=tuple(nodes[-MAX_NODES:]),
+        older=max(0, len(nodes) - MAX_NODES),
         moves=tuple(_moves(params, registry)),
         runs=tuple(reversed([*run_files.records(params.store)])),
-        sampled=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
+        newest_receipt=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
     )
 
 
 def _stages(params: Params, registry: Registry, simulation: Part) -> Iterator[tuple[str, str, str]]:
-    """Yield (stage, state, reason) as `make status` does, and of the last simulation, which always runs anew."""
+    """Yield (stage, state, reason) as `make status` does, and for the last simulation."""
     for row in status.states(params, registry):
         if row[0] == "retrain":
             if isinstance(simulation, Absent):
@@ -170,7 +170,7 @@ def _journal(params: Params, sweep: Mapping[str, Any]) -> Path:
 
 
 def _refs(value: object) -> set[str]:
-    """Return every name@digest that stands anywhere in a report."""
+    """Return every ref, name@digest, in a report."""
     if isinstance(value, Mapping):
         return _refs(list(value.values())) | _refs(list(value))
     if isinstance(value, list | tuple):
@@ -184,13 +184,13 @@ def _images(registry: Registry, part: Part, split: str) -> dict[int, str]:
     return thumbnails.read(registry, str(part.get("dataset")), split, [one["id"] for one in part["worst"]])
 
 
-def _standing(params: Params, registry: Registry, parts: Mapping[str, Part]) -> Standing | None:
+def _production(params: Params, registry: Registry, parts: Mapping[str, Part]) -> Production | None:
     ref = registry.aliases(params.registered_model).get("production")
     if ref is None:
         return None
     entry = [e for e in registry.history(params.registered_model) if e["alias"] == "production"][-1]
     accuracy, n, interval = _accuracy(params, registry, parts, ref)
-    return Standing(
+    return Production(
         registry.label(ref), accuracy, n, interval, entry["at"], entry["who"], entry["reason"], entry["forced"]
     )
 
@@ -198,8 +198,10 @@ def _standing(params: Params, registry: Registry, parts: Mapping[str, Part]) -> 
 def _accuracy(
     params: Params, registry: Registry, parts: Mapping[str, Part], ref: str
 ) -> tuple[float | None, int | None, tuple[float, float] | None]:
-    """Return a model's test accuracy, the number of images and the interval: from a report that tells of it, else
-    from the audit log and the size of the data set that it names."""
+    """Return a model's test accuracy, the number of images and the interval.
+
+    They are in a report of the model, otherwise in the audit log and the data set that it names.
+    """
     evaluation, retrain = parts["evaluation"], parts["retrain"]
     scored: Mapping[str, Any] | None = None
     if not isinstance(evaluation, Absent) and evaluation.get("model") == ref:
@@ -254,7 +256,7 @@ def _nodes(params: Params, registry: Registry) -> list[Node]:
 
 
 def _moves(params: Params, registry: Registry) -> list[Move]:
-    """Return the moves of production, newest first."""
+    """Return the promotions, newest first."""
     return [
         Move(
             entry["at"], entry["who"], entry["alias"], registry.label(entry["from"]) if entry["from"] else None,

@@ -1,4 +1,4 @@
-"""HTML from plain data. Text is escaped unless it is already Html, so that no name of a class or run can be markup."""
+"""Build HTML. Text is escaped unless it is Html already, so the name of a class or run can never become markup."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 VOID = frozenset({"br", "img", "meta", "link"})
-SHAPES = frozenset({"line", "path", "rect", "circle"})  # of SVG: closed in the tag itself, or the next one is inside
+SHAPES = frozenset({"line", "path", "rect", "circle"})  # SVG: <line/>, because <line> would contain the next element
 
 
 class Html(str):
-    """Markup that is safe to put into a page."""
+    """Markup that needs no escaping."""
 
     __slots__ = ()
 
 
 def text(value: object) -> Html:
-    """Return a value as markup: Html as it is, anything else escaped."""
+    """Return Html unchanged and anything else escaped."""
     return value if isinstance(value, Html) else Html(html.escape(str(value), quote=True))
 
 
 def join(*children: object) -> Html:
-    """Return the children, each escaped unless it is Html, one after the other; None is left out."""
+    """Concatenate the children, escaped unless they are Html. None is left out."""
     return Html("".join(text(child) for child in children if child is not None))
 
 
@@ -41,7 +41,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def parts(*children: Html | None) -> list[Html]:
-    """Return the parts of a section that are there."""
+    """Return the children that are not None."""
     return [child for child in children if child is not None]
 
 
@@ -56,19 +56,19 @@ def note(*children: object) -> Html:
 
 
 def missing(what: str, command: str) -> Html:
-    """Return what stands in place of a part that is not there: why, and what to type."""
+    """Return the text for a part that is missing: why, and what to type."""
     return tag("p", what, " ", tag("code", command), class_="missing")
 
 
 def details(summary: str, *children: object) -> Html:
-    """Return a part that is shown when it is asked for."""
+    """Return a part that opens with a click."""
     return tag("details", tag("summary", summary), *children)
 
 
 def table(
     head: Sequence[object], rows: Iterable[Sequence[object]], caption: str, *, words: Sequence[int] = (0,)
 ) -> Html:
-    """Return a table that scrolls sideways by itself where it is too wide. Columns not in `words` are numbers."""
+    """Return a table that scrolls if it is too wide. Columns in `words` are text, the others numbers."""
 
     def cell(name: str, column: int, value: object, **attributes: object) -> Html:
         return tag(name, value, class_=None if column in words else "number", **attributes)
@@ -80,45 +80,43 @@ def table(
         for row in rows
     ]  # fmt: skip
     header = tag("tr", *(cell("th", i, value, scope="col") for i, value in enumerate(head)))
-    whole = tag(
-        "table", tag("caption", caption, class_="hidden"), tag("thead", header), tag("tbody", *body)
-    )  # fmt: skip
-    return scrolling(whole, caption)
+    caption_tag = tag("caption", caption, class_="hidden")
+    return scrolling(tag("table", caption_tag, tag("thead", header), tag("tbody", *body)), caption)
 
 
 def scrolling(child: Html, label: str) -> Html:
-    """Return what may be wider than the page, in a box that scrolls, by keyboard too."""
+    """Wrap an element that may be wider than the page in a box that scrolls, by keyboard too."""
     return tag("div", child, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
-def chart(kind: str, title: str, told: str, data: Mapping[str, Any], height: int = 320) -> Html:
-    """Return a figure that page.js draws from `data`; `told` is what it shows, for who cannot see it."""
-    # "</script>" or "<!--" in a name would end the element: no "<" stands in the JSON.
+def chart(kind: str, title: str, description: str, data: Mapping[str, Any], height: int = 320) -> Html:
+    """Return a figure that page.js draws from `data`; `description` is for screen readers."""
+    # A name with "</script>" or "<!--" would end the element, so the JSON has no "<".
     island = json.dumps({"kind": kind, **data}, allow_nan=False).replace("<", "\\u003c")
     return tag(
         "figure",
         tag("figcaption", title),
-        tag("div", class_="chart", role="img", aria_label=told, style=f"height:{height}px"),
+        tag("div", class_="chart", role="img", aria_label=description, style=f"height:{height}px"),
         tag("script", Html(island), type="application/json"),
         class_="plot",
     )
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Return a part as people read it: 99.8 %."""
+    """Return a fraction as 99.8 %."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
-    """Return an interval of parts: 98.8 to 100.0 %."""
+    """Return an interval of fractions as 98.8 to 100.0 %."""
     return "" if bounds is None else f"{100 * bounds[0]:.{digits}f} to {100 * bounds[1]:.{digits}f} %"
 
 
 def points(value: float, digits: int = 2) -> str:
-    """Return a difference in percentage points, with its sign."""
+    """Return a difference in percentage points with its sign."""
     return f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 def when(at: str) -> Html:
-    """Return a time as the registry records it (ISO 8601, UTC), for people and for machines."""
+    """Return a <time> for a time in ISO 8601, UTC."""
     return tag("time", f"{at[:16].replace('T', ' ')} UTC", datetime=at)

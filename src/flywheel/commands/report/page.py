@@ -1,4 +1,4 @@
-"""The page: facts in, one self-contained HTML file out. Its content policy forbids every request and foreign script."""
+"""Write the page, one HTML file. Its content security policy forbids all requests and all other scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLDER = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIterat
 
 
 def write(params: Params, registry: Registry) -> Path:
-    """Write the page into the profile's reports and return its path."""
+    """Write the page into the reports of the profile and return its path."""
     path = params.reports / NAME
     found = facts.gather(params, registry)
     files.write_text(path, render(found, list(params.sweep.space), space.logarithmic(params)))
@@ -87,7 +87,7 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
     sections: list[tuple[str, str, list[Html]]] = [
         ("production", "In production",
          standing.production(found.production, found.registered_model, command("make evaluate"))),
-        ("stages", "The wheel", standing.stages(found.stages, found.profile)),
+        ("stages", "Stages", standing.stages(found.stages, found.profile)),
         ("sweep", "Sweep", told("sweep", sweep)),
         ("evaluation", "Evaluation",
          told("evaluation", lambda report: judging.evaluation(report, labels, images["evaluation"], serving))),

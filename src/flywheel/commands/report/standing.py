@@ -1,4 +1,4 @@
-"""The sections on where the wheel stands: production and the stages, its lineage, its history, its W&B runs."""
+"""The sections on production, the stages, the lineage, promotions and W&B runs, and the footer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from flywheel.commands.report import lineage as graph
-from flywheel.commands.report.facts import Facts, Move, Standing
+from flywheel.commands.report.facts import Facts, Move, Production
 from flywheel.commands.report.lineage import Node
 from flywheel.commands.report.markup import (
     Html,
@@ -24,9 +24,9 @@ from flywheel.commands.report.markup import (
 )
 from flywheel.tracking.run_files import RunRecord
 
-MOST_MOVES, MOST_RUNS = 30, 12
-STAMP = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")  # as receipts have it
-# The state of a stage -> its mark and its class; a mark, since colour alone tells not everybody.
+MAX_MOVES, MAX_RUNS = 30, 12
+TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")  # in receipts
+# State of a stage -> mark and CSS class. The mark is for readers who do not see the colour.
 MARKS = {
     "up to date": ("✓", "good"),
     "done": ("✓", "good"),
@@ -38,24 +38,19 @@ MARKS = {
 }
 
 
-def production(standing: Standing | None, registered_model: str, command: str) -> list[Html]:
-    """Return the head of the page: which model serves, how good it is, since when and why."""
-    if standing is None:
+def production(model: Production | None, registered_model: str, command: str) -> list[Html]:
+    """Return the model in production: its accuracy, since when and why."""
+    if model is None:
         return parts(missing(f"{registered_model} has no production model yet; type", command))
     figure = join(
-        tag("p", percent(standing.accuracy), class_="figure"),
+        tag("p", percent(model.accuracy), class_="figure"),
         tag(
-            "p",
-            "of ",
-            tag("b", f"{standing.n:,}"),
-            " test images",
-            tag("br"),
-            f"95 % interval {interval(standing.interval)}",
+            "p", "of ", tag("b", f"{model.n:,}"), " test images", tag("br"), f"95 % interval {interval(model.interval)}"
         )
-        if standing.n and standing.interval
-        else tag("p", "accuracy on test" if standing.accuracy is not None else "its test accuracy is not recorded"),
+        if model.n and model.interval
+        else tag("p", "accuracy on test" if model.accuracy is not None else "its test accuracy is not recorded"),
     )
-    forced = tag("span", "forced past the gate", class_="badge bad") if standing.forced else None
+    forced = tag("span", "forced past the gate", class_="badge bad") if model.forced else None
     return parts(
         tag(
             "div",
@@ -63,11 +58,11 @@ def production(standing: Standing | None, registered_model: str, command: str) -
             tag(
                 "dl",
                 tag("dt", "model"),
-                tag("dd", tag("code", standing.label), " ", forced),
+                tag("dd", tag("code", model.label), " ", forced),
                 tag("dt", "since"),
-                tag("dd", when(standing.since), f", by {standing.who}"),
+                tag("dd", when(model.since), f", by {model.who}"),
                 tag("dt", "because"),
-                tag("dd", standing.reason),
+                tag("dd", model.reason),
             ),
             class_="hero",
         )
@@ -75,16 +70,16 @@ def production(standing: Standing | None, registered_model: str, command: str) -
 
 
 def stages(rows: Sequence[tuple[str, str, str]], profile: str) -> list[Html]:
-    """Return where each stage stands, and what to type where one is to run."""
+    """Return the state of each stage, and what to type for one that must run."""
     items = []
     for name, state, reason in rows:
         mark, kind = MARKS.get(state.partition(" (")[0], ("–", "idle"))
-        reason = STAMP.sub(r"\1 \2 UTC", reason)
-        todo = tag("code", f"make {name} PROFILE={profile}") if state == "to run" else None
+        reason = TIME.sub(r"\1 \2 UTC", reason)
+        command = tag("code", f"make {name} PROFILE={profile}") if state == "to run" else None
         items.append(
             tag(
                 "li", tag("span", mark, class_="mark", aria_hidden="true"),
-                tag("div", tag("b", name), " ", tag("span", state, class_="state"), tag("p", reason), todo),
+                tag("div", tag("b", name), " ", tag("span", state, class_="state"), tag("p", reason), command),
                 class_=kind,
             )
         )  # fmt: skip
@@ -92,7 +87,7 @@ def stages(rows: Sequence[tuple[str, str, str]], profile: str) -> list[Html]:
 
 
 def lineage(nodes: Sequence[Node], older: int, command: str) -> list[Html]:
-    """Return what the production model was made from, as a drawing."""
+    """Return a drawing of the versions that the production model was made from."""
     if not nodes:
         return parts(missing("No model yet; type", command))
     head = note("Time runs downwards: a model, the failures it had, the model trained on them. ") + (
@@ -104,7 +99,7 @@ def lineage(nodes: Sequence[Node], older: int, command: str) -> list[Html]:
 
 
 def history(moves: Sequence[Move], command: str) -> list[Html]:
-    """Return what moved into production, newest first."""
+    """Return the promotions, newest first."""
     if not moves:
         return parts(missing("Nothing was promoted yet; type", command))
     rows = [
@@ -113,9 +108,9 @@ def history(moves: Sequence[Move], command: str) -> list[Html]:
             join(move.before or "nothing", tag("span", " forced", class_="badge bad") if move.forced else None),
             move.who, tag("span", move.reason, class_="wide"),
         )
-        for move in moves[:MOST_MOVES]
+        for move in moves[:MAX_MOVES]
     ]  # fmt: skip
-    rest = len(moves) - MOST_MOVES
+    rest = len(moves) - MAX_MOVES
     return parts(
         table(("when", "into production", "before", "who", "why"), rows, "Promotions, newest first", words=range(5)),
         note(f"and {rest} earlier: make history lists all") if rest > 0 else None,
@@ -123,7 +118,7 @@ def history(moves: Sequence[Move], command: str) -> list[Html]:
 
 
 def runs(found: Sequence[RunRecord], upload: str) -> list[Html]:
-    """Return where the W&B runs are, and what brings those there that are in the store only."""
+    """Return the W&B runs, and what to type to upload those that are in the store only."""
     shown = [run for run in found if run.job_type != "trial"]
     if not shown:
         return parts(note("No run is recorded for this profile (tracking.wandb is disabled, or no stage has run)."))
@@ -139,9 +134,9 @@ def runs(found: Sequence[RunRecord], upload: str) -> list[Html]:
     ]  # fmt: skip
     head = ("run", "stage", "id", "group", "started", "where")
     return parts(
-        table(head, rows[:MOST_RUNS], "W&B runs of the stages, newest first", words=range(6)),
-        details("Older runs", table(head, rows[MOST_RUNS:], "Older W&B runs", words=range(6)))
-        if len(rows) > MOST_RUNS
+        table(head, rows[:MAX_RUNS], "W&B runs of the stages, newest first", words=range(6)),
+        details("Older runs", table(head, rows[MAX_RUNS:], "Older W&B runs", words=range(6)))
+        if len(rows) > MAX_RUNS
         else None,
         note(f"and {trials} runs of trials") if trials else None,
         local if waiting else None,
@@ -149,11 +144,11 @@ def runs(found: Sequence[RunRecord], upload: str) -> list[Html]:
 
 
 def footer(facts: Facts) -> Html:
-    """Return by what code and libraries the newest result was made."""
-    git, versions = facts.sampled.get("git") or {}, facts.sampled.get("versions") or {}
+    """Return the code and the libraries that made the newest result."""
+    git, versions = facts.newest_receipt.get("git") or {}, facts.newest_receipt.get("versions") or {}
     commit = f"code {str(git['commit'])[:10]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     return tag(
         "footer", tag("p", "Written ", when(facts.at), " by ", tag("code", facts.command("make report")), "."),
-        tag("p", f"The newest stage ran with {commit or 'code outside git'}: {told}.") if told else None,
+        tag("p", f"The newest stage ran with {commit or 'code outside git'}: {libraries}.") if libraries else None,
     )  # fmt: skip
