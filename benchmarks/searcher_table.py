@@ -164,7 +164,7 @@ def sweep(curves: Curves, kind: str, stopping: bool, seed: int) -> list[tuple[fl
         at, _, number, accuracies, seconds, epoch = heapq.heappop(running)
         seen.append((at, float(accuracies[epoch - 1])))
         searcher.report(number, epoch, seen[-1][1])
-        stops = stopping and asha.stops(str(number), epoch, seen[-1][1])
+        stops = stopping and asha.should_stop(str(number), epoch, seen[-1][1])
         if not stops and epoch < EPOCHS:
             heapq.heappush(running, (at + seconds, next(order), number, accuracies, seconds, epoch + 1))
             continue

@@ -24,10 +24,10 @@ import harness
 from flywheel import cli, files
 from flywheel.registry import LocalRegistry
 from flywheel.sweep import cluster, tune_runner
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
 from flywheel.sweep.reporting import Recorder
-from flywheel.sweep.state import Campaign
+from flywheel.sweep.state import SweepState
 from flywheel.tracking.runs import Tracker
 
 EPOCHS = 3
@@ -48,21 +48,21 @@ def measure(trials: int) -> dict[str, Any]:
     """Return the seconds of a sweep of trials that do nothing, and of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         params = harness.params("demo", f"{harness.scratch(folder)} sweep.trials={trials} sweep.epochs={EPOCHS}")
-        journal, place = Journal(Path(folder) / "sweep-1.jsonl"), Place(f"{folder}/trials")
-        campaign = Campaign(params, journal)
+        journal = Journal(Path(folder) / "sweep-1.jsonl")
+        state = SweepState(params, journal)
         parts: dict[str, float] = {}
-        campaign.searcher.propose = timed(campaign.searcher.propose, "propose", parts)  # type: ignore[method-assign]
+        state.searcher.propose = timed(state.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
-        recorder = Recorder(params, campaign, place, Tracker(params, LocalRegistry(params.store)))
+        recorder = Recorder(state, CheckpointStore(f"{folder}/trials"), Tracker(params, LocalRegistry(params.store)))
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
             started_at, started = time.time(), time.monotonic()
-            assert tune_runner.run(params, {}, campaign, place, slots, recorder, function=train_nothing)
+            assert tune_runner.run(state, {}, recorder, slots, function=train_nothing)
             wall_s = time.monotonic() - started
         end = next(e for e in files.read_json_lines(journal.path) if e["event"] in ("finished", "stopped"))
         first_s = datetime.fromisoformat(end["at"]).timestamp() - started_at
         started = time.monotonic()
-        Campaign(params, Journal(journal.path))
+        SweepState(params, Journal(journal.path))
         return {
             "trials": trials,
             "at_a_time": slots.resources.concurrent,

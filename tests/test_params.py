@@ -12,7 +12,7 @@ from flywheel.params import Params, reference
 from flywheel.params import file as params_file
 from flywheel.params.errors import either
 from flywheel.params.file import ParamsError
-from flywheel.params.space import Choices, PerArchitecture, Range, parse
+from flywheel.params.sections import Choices, PerArchitecture, Range, parse_domain
 
 ROOT = Path(__file__).parents[1]
 
@@ -253,7 +253,7 @@ def test_identity_leaves_out_what_does_not_change_the_result(make_params: Make) 
 
 
 def test_a_domain_per_architecture_falls_back_to_others() -> None:
-    domain = parse({"per_architecture": {"upsample": [16, 32], "others": {"uniform": [64, 256]}}})
+    domain = parse_domain({"per_architecture": {"upsample": [16, 32], "others": {"uniform": [64, 256]}}})
     assert isinstance(domain, PerArchitecture)
     assert domain.of("upsample") == Choices((16, 32))
     assert domain.of("standard") == Range(64.0, 256.0, log=False)

@@ -11,7 +11,7 @@ from flywheel import files
 from flywheel.commands import housekeeping
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 
 MODEL = "digits-classifier"
 
@@ -97,10 +97,10 @@ def test_cleaning_spares_the_checkpoints_of_a_sweep_that_runs_and_finds_them_whe
 ) -> None:
     for overrides in ("", f"paths.checkpoints={tmp_path}/shared", f"paths.checkpoints=file://{tmp_path}/at-a-uri"):
         params = make_params(overrides)
-        place = Place(params.checkpoints).below("sweep-1").below("trial")
-        place.write("state", b"here")
+        store = CheckpointStore(params.checkpoints).subfolder("sweep-1").subfolder("trial")
+        store.write("state", b"here")
         with files.lock(params.store / "locks" / "sweep.lock"):
             housekeeping.clean(params)
-        assert place.read("state") == b"here"
+        assert store.read("state") == b"here"
         housekeeping.clean(params)
-        assert place.read("state") is None
+        assert store.read("state") is None

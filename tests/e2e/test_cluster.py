@@ -1,4 +1,4 @@
-"""The same sweep on a Ray cluster that somebody else runs: separate raylets on this machine, started by the test."""
+"""A sweep on a Ray cluster that the user started: several raylets on this machine."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.long
 
 
 @contextlib.contextmanager
-def standing_in(folder: Path, **variables: str) -> Iterator[None]:
-    """What starts inside has its own working directory and environment, as a node of its own would."""
+def in_folder(folder: Path, **variables: str) -> Iterator[None]:
+    """Processes that start inside get this working directory and environment, as on a machine of their own."""
     folder.mkdir(parents=True, exist_ok=True)
     before, values = Path.cwd(), {name: os.environ.get(name) for name in variables}
     os.chdir(folder)
@@ -43,12 +43,12 @@ def standing_in(folder: Path, **variables: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three nodes of one CPU each, each in its own working directory, which the test ends."""
-    place = tmp_path_factory.mktemp("nodes")
-    with standing_in(place / "head"):
+    """A cluster of three nodes with one CPU each, each in its own working directory."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with in_folder(folder / "head"):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for name in ("one", "two"):
-        with standing_in(place / name):
+        with in_folder(folder / name):
             cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield cluster
@@ -68,16 +68,16 @@ def alive_nodes(address: str) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def command(place: Path, script: str, overrides: str) -> list[str]:
-    paths = f"paths.store={place}/store paths.reports={place}/reports"
+def command(folder: Path, script: str, overrides: str) -> list[str]:
+    paths = f"paths.store={folder}/store paths.reports={folder}/reports"
     return [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", f"{paths} {overrides}"]
 
 
-def run(place: Path, address: str, *scripts: str, overrides: str = OVERRIDES) -> subprocess.CompletedProcess[str]:
-    """Run stages on the cluster; returns the first that fails, or the last."""
+def run(folder: Path, address: str, *scripts: str, overrides: str = OVERRIDES) -> subprocess.CompletedProcess[str]:
+    """Run stages on the cluster; return the result of the first that fails, or of the last."""
     for script in scripts:
         result = subprocess.run(
-            command(place, script, overrides),
+            command(folder, script, overrides),
             cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         if result.returncode:
@@ -85,11 +85,11 @@ def run(place: Path, address: str, *scripts: str, overrides: str = OVERRIDES) ->
     return result
 
 
-def epochs(place: Path) -> list[dict[str, Any]]:
-    """Return the epoch events of the sweep, in the order in which they came."""
+def epochs(folder: Path) -> list[dict[str, Any]]:
+    """Return the epoch events of the sweep in order."""
     lines = [
         line
-        for path in (place / "store/demo/journal").glob("*.jsonl")
+        for path in (folder / "store/demo/journal").glob("*.jsonl")
         for line in path.read_text().splitlines(keepends=True)
     ]
     events = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -104,7 +104,7 @@ def wait_until(condition: Any, process: subprocess.Popen[str], timeout_s: float 
         time.sleep(0.1)
 
 
-def test_a_sweep_runs_on_the_cluster_and_leaves_it_alone(cluster: str, tmp_path: Path) -> None:
+def test_a_sweep_runs_on_the_cluster_and_does_not_end_it(cluster: str, tmp_path: Path) -> None:
     result = run(tmp_path, cluster, "data", "sweep")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
@@ -115,7 +115,7 @@ def test_a_sweep_runs_on_the_cluster_and_leaves_it_alone(cluster: str, tmp_path:
     assert alive_nodes(cluster) == 3
 
 
-def test_checkpoints_may_lie_at_a_uri(cluster: str, tmp_path: Path) -> None:
+def test_checkpoints_may_be_at_a_uri(cluster: str, tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/elsewhere"
     result = run(tmp_path, cluster, "data", "sweep", overrides=f"{OVERRIDES} paths.checkpoints={uri}")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -124,7 +124,7 @@ def test_checkpoints_may_lie_at_a_uri(cluster: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere/demo").iterdir())  # all of it was removed
 
 
-def test_the_packages_code_is_shipped(cluster: str) -> None:
+def test_the_code_of_the_package_is_sent_to_the_nodes(cluster: str) -> None:
     code = (
         "import ray\n"
         "from flywheel.sweep import cluster\n"
@@ -142,7 +142,7 @@ def test_the_packages_code_is_shipped(cluster: str) -> None:
     assert "runtime_resources" in there
 
 
-def test_a_place_that_nodes_do_not_share_is_refused_before_a_trial(cluster: str, tmp_path: Path) -> None:
+def test_checkpoints_that_nodes_do_not_share_are_refused_before_a_trial(cluster: str, tmp_path: Path) -> None:
     """/proc/self/cwd is another directory on each node, as a disk of its own would be."""
     overrides = f"{OVERRIDES} paths.checkpoints=/proc/self/cwd/checkpoints"
     assert run(tmp_path, cluster, "data").returncode == 0
@@ -157,12 +157,12 @@ def test_a_place_that_nodes_do_not_share_is_refused_before_a_trial(cluster: str,
 
 
 def test_a_node_with_another_version_is_refused_and_named(started: Cluster, cluster: str, tmp_path: Path) -> None:
-    """The node's interpreter finds another torch's metadata first: what an environment left behind looks like."""
+    """The node's interpreter finds the metadata of another torch first, as in an outdated environment."""
     other = tmp_path / "site" / "torch-2.13.0.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
     path = os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")])
-    with standing_in(tmp_path / "node", PYTHONPATH=path):
+    with in_folder(tmp_path / "node", PYTHONPATH=path):
         node = started.add_node(num_cpus=1)
     try:
         started.wait_for_nodes()
@@ -177,7 +177,7 @@ def test_a_node_with_another_version_is_refused_and_named(started: Cluster, clus
 
 @contextlib.contextmanager
 def claiming(started: Cluster, **versions: str) -> Iterator[None]:
-    """The cluster says that it was started with other versions, as it says to every driver that connects."""
+    """The cluster reports other versions to drivers that connect."""
     client = ray._raylet.GcsClient(address=started.address)
     key, namespace = b"CLUSTER_METADATA", b"cluster"
     told = client.internal_kv_get(key, namespace)
@@ -189,30 +189,31 @@ def claiming(started: Cluster, **versions: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("versions", "said"), [({"ray_version": "2.40.0"}, "Ray: 2.40.0"), ({"python_version": "3.9.1"}, "Python: 3.9.1")]
+    ("versions", "expected"),
+    [({"ray_version": "2.40.0"}, "Ray: 2.40.0"), ({"python_version": "3.9.1"}, "Python: 3.9.1")],
 )
-def test_a_cluster_of_another_ray_or_python_is_refused_in_one_sentence(
-    started: Cluster, cluster: str, tmp_path: Path, versions: dict[str, str], said: str
+def test_a_cluster_with_another_ray_or_python_is_refused_in_one_sentence(
+    started: Cluster, cluster: str, tmp_path: Path, versions: dict[str, str], expected: str
 ) -> None:
     with claiming(started, **versions):
         result = run(tmp_path, cluster, "data", "sweep")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "Version mismatch" in line
-    assert said in line
+    assert expected in line
     assert "the same Python and requirements.lock" in line
     assert epochs(tmp_path) == []
 
 
 def bytes_made(nodes: list[Any]) -> list[int]:
-    """Return the bytes that each node's object store ever took in."""
+    """Return the bytes that each node's object store ever received."""
     return [
         node_stats(node.node_ip_address, node.node_manager_port, False).store_stats.cumulative_created_bytes
         for node in nodes
     ]
 
 
-def test_the_data_travels_once_a_node(started: Cluster, cluster: str, tmp_path: Path) -> None:
+def test_the_data_is_sent_once_to_each_node(started: Cluster, cluster: str, tmp_path: Path) -> None:
     overrides = f"{OVERRIDES} data.image_size=64 sweep.trials=8 sweep.epochs=1 sweep.max_concurrent_trials=2"
     nodes = started.list_all_nodes()
     before = bytes_made(nodes)
@@ -228,7 +229,7 @@ def test_the_data_travels_once_a_node(started: Cluster, cluster: str, tmp_path: 
     assert max(taken) > 0.4 * array.stat().st_size
 
 
-def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is_used(
+def test_trials_of_a_dead_node_continue_from_their_checkpoints_and_a_new_node_is_used(
     started: Cluster, cluster: str, tmp_path: Path
 ) -> None:
     overrides = (
@@ -236,7 +237,7 @@ def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is
         "sweep.max_concurrent_trials=4 sweep.checkpoint_interval_s=0"
     )
     assert run(tmp_path, cluster, "data", overrides=overrides).returncode == 0
-    with standing_in(tmp_path / "doomed"):
+    with in_folder(tmp_path / "doomed"):
         doomed = started.add_node(num_cpus=1)
     started.wait_for_nodes()
     process = subprocess.Popen(
@@ -248,7 +249,7 @@ def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is
         (raylet,) = doomed.all_processes["raylet"]
         psutil.Process(raylet.process.pid).kill()
         before = len(epochs(tmp_path))
-        with standing_in(tmp_path / "fresh"):
+        with in_folder(tmp_path / "fresh"):
             fresh = started.add_node(num_cpus=1)
         said, errors = process.communicate(timeout=550)
     finally:
@@ -266,12 +267,12 @@ def test_a_node_that_dies_costs_the_epochs_since_its_checkpoint_and_a_new_one_is
     started.remove_node(fresh)
 
 
-def test_what_no_single_node_holds_is_refused(cluster: str, tmp_path: Path) -> None:
+def test_resources_that_no_single_node_has_are_refused(cluster: str, tmp_path: Path) -> None:
     result = run(tmp_path, cluster, "data", "sweep", overrides=f"{OVERRIDES} sweep.cpus_per_trial=2")
     assert "error: sweep.cpus_per_trial=2 but no node has more than 1 CPUs" in result.stderr
 
 
-def test_an_address_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+def test_an_address_without_an_answer_is_refused_in_one_sentence(tmp_path: Path) -> None:
     with socket.socket() as bound:  # bound and not listening: nobody answers there
         bound.bind(("127.0.0.1", 0))
         result = run(tmp_path, f"127.0.0.1:{bound.getsockname()[1]}", "data", "sweep")

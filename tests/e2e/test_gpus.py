@@ -1,4 +1,4 @@
-"""GPUs as Ray schedules them: logical ones, since the machine of the tests has none. Training runs on the CPU."""
+"""Trials on GPUs: logical GPUs of Ray, because the machine of the tests has none. Training runs on the CPU."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ SETTINGS = (
 
 pytestmark = pytest.mark.long
 
-# Real trials, on small made-up images, in a function that notes which GPUs a trial sees and lets the one with batches
-# of 62 run out of memory in the way that torch reports it. The function is sent to the workers by value.
+# Real trials on small random images. `around` records which GPUs a trial sees, and raises torch's error for a GPU
+# without memory where the batch size is 62. It is sent to the workers by value.
 SWEEP = """
 import os, sys
 from pathlib import Path
 import numpy as np
 from flywheel.params import file as params_file
-from flywheel.sweep import cluster, tune_runner as runner
+from flywheel.sweep import cluster, tune_runner
 from flywheel.registry import LocalRegistry
-from flywheel.sweep.state import Campaign
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.state import SweepState
+from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
 from flywheel.sweep.reporting import Recorder
 from flywheel.tracking.runs import Tracker
 from flywheel.training.loop import TrainingData
 
-place, overrides = Path(sys.argv[1]), sys.argv[2]
+folder, overrides = Path(sys.argv[1]), sys.argv[2]
 
-def around(config, data, place, interval_s):
+def around(config, data, store, interval_s):
     import torch
     from flywheel.sweep import trial
-    place.below("../seen").write(config["trial"], os.environ.get("CUDA_VISIBLE_DEVICES", "none").encode())
+    store.subfolder("../seen").write(config["trial"], os.environ.get("CUDA_VISIBLE_DEVICES", "none").encode())
     real = trial.follow
     def follow(training, best=-1.0):
-        for step in real(training, best):
-            yield step
+        for result in real(training, best):
+            yield result
             if config["recipe"]["batch_size"] == 62:
                 raise torch.cuda.OutOfMemoryError(
                     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 16.00 GiB")
     trial.follow = follow
     try:
-        trial.train(config, data, place, interval_s)
+        trial.train(config, data, store, interval_s)
     finally:
         trial.follow = real
 
@@ -60,12 +60,12 @@ params = params_file.load(profile="demo", overrides=overrides)
 random = np.random.default_rng(0)
 images, labels = random.integers(0, 255, (640, 16, 16, 3)).astype(np.uint8), np.arange(640) % 2
 data = TrainingData(images, labels, images[:64], labels[:64], ("a", "b"), (0.4,) * 3, (0.3,) * 3)
-campaign = Campaign(params, Journal(place / "sweep-1.jsonl"))
-trials = Place(str(place / "trials"))
+state = SweepState(params, Journal(folder / "sweep-1.jsonl"))
+store = CheckpointStore(str(folder / "trials"))
 with cluster.connected():
     slots = cluster.Slots(params.sweep)
-    recorder = Recorder(params, campaign, trials, Tracker(params, LocalRegistry(params.store)))
-    assert runner.run(params, data, campaign, trials, slots, recorder, function=around)
+    recorder = Recorder(state, store, Tracker(params, LocalRegistry(params.store)))
+    assert tune_runner.run(state, data, recorder, slots, function=around)
 print("resources", slots.resources)
 """
 
@@ -83,22 +83,22 @@ def gpus() -> Iterator[str]:
     cluster.shutdown()
 
 
-def sweep(place: Path, address: str, overrides: str) -> tuple[str, list[Trial]]:
-    """Run a sweep; returns what it said and its trials."""
+def sweep(folder: Path, address: str, overrides: str) -> tuple[str, list[Trial]]:
+    """Run a sweep and return its messages and its trials."""
     result = subprocess.run(
-        [sys.executable, "-c", SWEEP, str(place), f"paths.store={place}/store {SETTINGS} {overrides}"],
+        [sys.executable, "-c", SWEEP, str(folder), f"paths.store={folder}/store {SETTINGS} {overrides}"],
         cwd=Path(__file__).parents[2], env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True,
         timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout, Journal(place / "sweep-1.jsonl").trials()
+    return result.stdout, Journal(folder / "sweep-1.jsonl").read().trials
 
 
-def at_a_time(place: Path) -> int:
-    """Return the most trials that ran at a time, by the journal."""
+def at_a_time(folder: Path) -> int:
+    """Return the largest number of trials that ran at a time, from the journal."""
     running: set[str] = set()
     most = 0
-    for line in (place / "sweep-1.jsonl").read_text().splitlines():
+    for line in (folder / "sweep-1.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "run":
             running.add(event["trial"])
@@ -108,11 +108,11 @@ def at_a_time(place: Path) -> int:
     return most
 
 
-def seen(place: Path) -> list[str]:
-    return [path.read_bytes()[32:].decode() for path in (place / "seen").iterdir()]
+def seen(folder: Path) -> list[str]:
+    return [path.read_bytes()[32:].decode() for path in (folder / "seen").iterdir()]
 
 
-def test_a_quarter_is_four_trials_a_gpu_and_visible_devices_are_respected(gpus: str, tmp_path: Path) -> None:
+def test_four_trials_with_a_quarter_share_each_visible_gpu(gpus: str, tmp_path: Path) -> None:
     said, trials = sweep(tmp_path, gpus, "sweep.gpus_per_trial=0.25")
     assert "concurrent=8" in said
     assert "sweep: 8 at a time" in said
@@ -122,7 +122,7 @@ def test_a_quarter_is_four_trials_a_gpu_and_visible_devices_are_respected(gpus: 
 
 
 @pytest.mark.parametrize(("asked", "concurrent"), [("auto", 2), ("0.6", 2), ("0.5", 4)])
-def test_fractions_are_scheduled_as_asked(gpus: str, tmp_path: Path, asked: str, concurrent: int) -> None:
+def test_fractions_of_gpus_decide_how_many_trials_run(gpus: str, tmp_path: Path, asked: str, concurrent: int) -> None:
     said, trials = sweep(tmp_path, gpus, f"sweep.gpus_per_trial={asked} sweep.epochs=1")
     assert f"concurrent={concurrent}" in said
     assert at_a_time(tmp_path) == concurrent
@@ -130,7 +130,7 @@ def test_fractions_are_scheduled_as_asked(gpus: str, tmp_path: Path, asked: str,
     assert [trial.status for trial in trials] == ["finished"] * 8
 
 
-def test_a_trial_that_runs_out_of_memory_fails_with_advice_and_spares_the_others(gpus: str, tmp_path: Path) -> None:
+def test_a_trial_out_of_gpu_memory_fails_with_advice_and_the_others_finish(gpus: str, tmp_path: Path) -> None:
     said, trials = sweep(
         tmp_path,
         gpus,

@@ -1,4 +1,4 @@
-"""A sweep that is killed, interrupted or started twice: it goes on where it stood and no process is left."""
+"""A sweep that is killed, interrupted or started twice: it can be resumed, and no process is left."""
 
 from __future__ import annotations
 
@@ -19,59 +19,65 @@ import processes
 import psutil
 import pytest
 
+from flywheel import files
 from flywheel.registry import LocalRegistry
-from flywheel.sweep.journal import Journal, Record
+from flywheel.sweep.journal import Journal, SweepRecord
+from flywheel.sweep.report import TrialReport
 
 ROOT = Path(__file__).parents[2]
 COMMON = "data.image_size=16 sweep.space.architecture=compact sweep.checkpoint_interval_s=0"
-# Long enough to be met in the middle: the signal comes when the first trials have started.
+# Long enough: the signal comes when the first trials have started.
 LENGTHY = f"{COMMON} sweep.trials=6 sweep.epochs=60 sweep.early_stopping=false"
 
 pytestmark = pytest.mark.long
 
 
-def environment(place: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "FLYWHEEL_TEST_PLACE": str(place)}
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "FLYWHEEL_TEST_FOLDER": str(folder)}
 
 
-def command(place: Path, script: str, overrides: str) -> list[str]:
-    paths = f"paths.store={place}/store paths.reports={place}/reports"
+def command(folder: Path, script: str, overrides: str) -> list[str]:
+    paths = f"paths.store={folder}/store paths.reports={folder}/reports"
     return [sys.executable, f"scripts/{script}.py", "--profile", "demo", "--set", f"{paths} {overrides}"]
 
 
-def run(place: Path, script: str, overrides: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, script: str, overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(place, script, overrides), cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=600
+        command(folder, script, overrides),
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
-def journal(place: Path) -> Record:
-    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
-    return Journal(path).read()
+def journal_path(folder: Path) -> Path:
+    (path,) = (folder / "store" / "demo" / "journal").glob("*.jsonl")
+    return path
 
 
-def events(place: Path) -> list[dict[str, object]]:
-    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def journal(folder: Path) -> SweepRecord:
+    return Journal(journal_path(folder)).read()
 
 
 @contextlib.contextmanager
-def sweeping(place: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """A sweep in whose journal so many more epochs stand; killed at the end if it still runs."""
-    folder = place / "store" / "demo" / "journal"
+def sweeping(folder: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """Start a sweep and yield when its journal has so many more epochs; kill it at the end if it still runs."""
+    journals = folder / "store" / "demo" / "journal"
 
-    def told() -> int:
-        return sum(path.read_bytes().count(b'"event": "epoch"') for path in folder.glob("*.jsonl"))
+    def count() -> int:
+        return sum(path.read_bytes().count(b'"event": "epoch"') for path in journals.glob("*.jsonl"))
 
-    assert run(place, "data", overrides).returncode == 0
-    before = told()
+    assert run(folder, "data", overrides).returncode == 0
+    before = count()
     process = subprocess.Popen(
-        command(place, "sweep", overrides), cwd=ROOT, env=environment(place), text=True,
+        command(folder, "sweep", overrides), cwd=ROOT, env=environment(folder), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 300
-        while told() < before + epochs:
+        while count() < before + epochs:
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
@@ -82,16 +88,16 @@ def sweeping(place: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator
         process.communicate()
 
 
-def wait_for_none_left(place: Path, seconds: float) -> None:
-    processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={place}", seconds)
+def wait_for_none_left(folder: Path, seconds: float) -> None:
+    processes.wait_for_none_left(f"FLYWHEEL_TEST_FOLDER={folder}", seconds)
 
 
-def comparable(record: Record) -> list[dict[str, object]]:
+def comparable(record: SweepRecord) -> list[dict[str, object]]:
     """Trials without what differs from run to run."""
-    return [trial.row() | {"id": None, "time_s": None} for trial in record.trials]
+    return [TrialReport.of(trial).model_dump() | {"id": None, "time_s": None} for trial in record.trials]
 
 
-def test_a_sweep_killed_three_times_is_the_sweep_that_was_not(tmp_path: Path, random: np.random.Generator) -> None:
+def test_a_sweep_killed_three_times_ends_like_one_that_was_not(tmp_path: Path, random: np.random.Generator) -> None:
     """Twelve trials, one at a time so that the order is the same: same trials, same epochs, same best to the byte.
 
     Three kill -9 at random moments; before the last start the directory is moved.
@@ -115,27 +121,20 @@ def test_a_sweep_killed_three_times_is_the_sweep_that_was_not(tmp_path: Path, ra
     assert f"goes on: {ended} of 12 trials ended" in last.stdout
     assert comparable(journal(cut)) == comparable(journal(whole))
     assert len(journal(cut).trials) == 12
-    models = [LocalRegistry(place / "store" / "demo").resolve("digits-classifier:best") for place in (whole, cut)]
+    models = [LocalRegistry(folder / "store" / "demo").resolve("digits-classifier:best") for folder in (whole, cut)]
     weights = [model.files["model.safetensors"].sha256 for model in models]
     assert weights[0] == weights[1]
-    assert not (cut / "store" / "demo" / "trials" / journal_name(cut)).exists()
+    assert not (cut / "store" / "demo" / "trials" / journal_path(cut).stem).exists()
     # No trial that ended ran again, and one that went on did not begin again.
-    seen: dict[object, int] = {}
-    for event in events(cut):
+    seen: dict[str, int] = {}
+    for event in files.read_json_lines(journal_path(cut)):
         if event["event"] == "epoch":
-            epoch = event["epoch"]
-            assert isinstance(epoch, int)
-            assert epoch == seen.get(event["trial"], 0) + 1
-            seen[event["trial"]] = epoch
+            assert event["epoch"] == seen.get(event["trial"], 0) + 1
+            seen[event["trial"]] = event["epoch"]
     wait_for_none_left(cut, 90)
 
 
-def journal_name(place: Path) -> str:
-    (path,) = (place / "store" / "demo" / "journal").glob("*.jsonl")
-    return path.stem
-
-
-def test_side_by_side_and_killed_a_sweep_has_exactly_its_trials_and_can_have_more(
+def test_a_killed_sweep_with_concurrent_trials_ends_with_exactly_its_trials_and_can_be_extended(
     tmp_path: Path, random: np.random.Generator
 ) -> None:
     overrides = f"{COMMON} sweep.trials=6 sweep.epochs=3 sweep.keep_checkpoints=2"
@@ -161,10 +160,10 @@ def test_side_by_side_and_killed_a_sweep_has_exactly_its_trials_and_can_have_mor
     assert "up to date" in run(tmp_path, "sweep", f"{overrides} sweep.trials=9").stdout
 
 
-def test_other_params_are_a_new_sweep_and_the_old_one_is_named(tmp_path: Path) -> None:
+def test_other_params_begin_a_new_sweep_and_the_old_one_is_named(tmp_path: Path) -> None:
     with sweeping(tmp_path) as process:
         process.kill()
-    former = journal_name(tmp_path)
+    former = journal_path(tmp_path).stem
     quick = f"{COMMON} sweep.trials=2 sweep.epochs=1"
     again = run(tmp_path, "sweep", quick)
     assert again.returncode == 0, again.stderr
@@ -175,7 +174,7 @@ def test_other_params_are_a_new_sweep_and_the_old_one_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_sweep_leaves_no_process_and_can_be_resumed(tmp_path: Path, number: signal.Signals) -> None:
     with sweeping(tmp_path) as process:
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
@@ -194,8 +193,8 @@ def test_an_interrupted_sweep_says_so_leaves_no_process_and_goes_on(tmp_path: Pa
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_wandb_that_hangs_does_not_keep_a_signal_waiting(tmp_path: Path, signals: int) -> None:
-    """W&B's own process is stopped (SIGSTOP), so nothing that asks it returns: the deadline or a second signal ends."""
+def test_a_signal_ends_a_sweep_even_if_wandb_hangs(tmp_path: Path, signals: int) -> None:
+    """W&B's process is stopped (SIGSTOP), so no call to it returns; the grace period or a second signal ends it all."""
     with sweeping(tmp_path) as process:
         (core,) = [one for one in psutil.Process(process.pid).children() if "wandb-core" in one.name()]
         core.suspend()
@@ -210,11 +209,11 @@ def test_wandb_that_hangs_does_not_keep_a_signal_waiting(tmp_path: Path, signals
     wait_for_none_left(tmp_path, 5)
 
 
-def test_a_time_budget_publishes_the_best_so_far_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+def test_a_time_budget_publishes_the_best_so_far_and_a_larger_one_continues(tmp_path: Path) -> None:
     """The budget lies within the first trials, so the best is one that has not ended."""
     with sweeping(tmp_path, epochs=3) as process:
         process.kill()  # now the time that was spent is known
-    budget = int(journal(tmp_path).spent_s) + 45
+    budget = int(journal(tmp_path).elapsed_s) + 45
     first = run(tmp_path, "sweep", f"{LENGTHY} sweep.time_budget_s={budget}")
     assert first.returncode == 0, first.stderr
     assert "the time budget of" in first.stdout
@@ -233,8 +232,8 @@ def test_a_time_budget_publishes_the_best_so_far_and_a_larger_one_goes_on(tmp_pa
     wait_for_none_left(tmp_path, 30)
 
 
-def test_lost_checkpoints_cost_time_and_nothing_else(tmp_path: Path) -> None:
-    """make clean between: trials that had not ended begin anew, a best whose weights are gone is trained again."""
+def test_lost_checkpoints_cost_only_time(tmp_path: Path) -> None:
+    """After make clean running trials start anew, and a best trial without weights is trained again."""
     overrides = f"{COMMON} sweep.trials=3 sweep.epochs=4 sweep.early_stopping=false sweep.max_concurrent_trials=1"
     with sweeping(tmp_path, overrides, epochs=10) as process:
         process.kill()
@@ -251,7 +250,7 @@ def test_lost_checkpoints_cost_time_and_nothing_else(tmp_path: Path) -> None:
     assert ("is trained again from its record" in again.stdout) == (best.number < 2)
 
 
-def test_a_second_sweep_at_once_exits_75_and_names_the_first(tmp_path: Path) -> None:
+def test_a_concurrent_sweep_exits_75_and_names_the_first(tmp_path: Path) -> None:
     with sweeping(tmp_path) as process:
         second = run(tmp_path, "sweep", LENGTHY)
         assert second.returncode == 75

@@ -198,7 +198,7 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
     processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={tmp_path}", 5)
     (journal,) = (store_of(tmp_path) / "journal").glob("*.jsonl")
     rows = {record.key: len(record.rows) for record in run_files.records(store_of(tmp_path))}
-    for trial in Journal(journal).trials():
+    for trial in Journal(journal).read().trials:
         assert trial.status == "running"
         assert rows[trial.id] == len(trial.epochs) >= 1
     cut = [record for record in run_files.records(store_of(tmp_path)) if record.job_type in ("sweep", "trial")]

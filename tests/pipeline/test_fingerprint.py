@@ -13,7 +13,7 @@ import pytest
 from flywheel import FlywheelError, files
 from flywheel.data import stage as data_stage
 from flywheel.evaluation import stage as evaluation_stage
-from flywheel.params import Params, sections, space
+from flywheel.params import Params, sections
 from flywheel.pipeline import fingerprint
 from flywheel.pipeline.stage import Stage
 from flywheel.registry import Registry
@@ -162,14 +162,14 @@ def test_stages_take_only_types_from_params(define: Define) -> None:
                 taken |= {(module, part.attr) for part in parts if ast.unparse(part.value) == "params"}
     assert {("flywheel.training.loop", "Recipe"), ("flywheel.data.drift", "Drift")} <= taken
     for module, name in taken:
-        value = getattr(sections, name, None) or getattr(space, name)
-        assert inspect.isclass(value) or value in (space.Domain, space.Scalar), f"{module} takes {name} from params"
+        value = getattr(sections, name)
+        assert inspect.isclass(value) or value in (sections.Domain, sections.Scalar), f"{module} takes {name} from params"
 
 
 def test_the_modules_of_a_trial_are_found(define: Define) -> None:
     found = set(define()["sweep"].code)
     assert found > {
-        "flywheel.sweep.trial", "flywheel.sweep.space", "flywheel.training.loop", "flywheel.training.batches",
+        "flywheel.sweep.trial", "flywheel.sweep.searcher", "flywheel.training.loop", "flywheel.training.batches",
         "flywheel.training.optimizers", "flywheel.models.classifier", "flywheel.models.resnet",
         "flywheel.models.compact", "flywheel.models.architectures", "flywheel.models.device",
     }  # fmt: skip

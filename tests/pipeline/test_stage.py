@@ -41,7 +41,7 @@ def define(params: Params, registry: Registry, **changes: object) -> Stage:
         "registry": registry,
         "identity": {"data": params.data.identity()},
         "reads": {"data": "data@1"},
-        "roots": ("flywheel.params.space",),
+        "roots": ("flywheel.params.sections",),
         **changes,
     }
     return Stage(**values)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_each_change_of_the_fingerprint_is_the_reason(
         (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
         (define(params, registry, reads={"data": "data@2"}), "its input changed: data"),
         (
-            define(params, registry, roots=("flywheel.params.space", "flywheel.evaluation")),
+            define(params, registry, roots=("flywheel.params.sections", "flywheel.evaluation")),
             "code changed: flywheel.evaluation",
         ),
     ):

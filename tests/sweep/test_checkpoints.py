@@ -1,4 +1,4 @@
-"""Files of trials: whole or missing, in a directory and at a URI alike."""
+"""Checkpoints: complete or missing, in a directory and at a URI."""
 
 from __future__ import annotations
 
@@ -14,74 +14,74 @@ import torch
 
 from flywheel.params import Params
 from flywheel.sweep import trial
-from flywheel.sweep.checkpoints import Checkpoints, Place
+from flywheel.sweep.checkpoints import Checkpoints, CheckpointStore
 from flywheel.training.loop import TrainingData
 
 Make = Callable[..., Params]
 
 
 @pytest.fixture(params=["directory", "uri"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Place(str(tmp_path / "trials") if request.param == "directory" else f"file://{tmp_path}/trials")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "trials") if request.param == "directory" else f"file://{tmp_path}/trials")
 
 
 @pytest.fixture
-def files_at(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "trials"
 
 
-def test_what_was_written_is_read_and_removed(place: Place) -> None:
-    assert place.read("a") is None
-    assert place.names() == []
-    assert place.size() == 0
-    place.below("x").write("a", b"one")
-    place.below("x").write("a", b"two")
-    place.below("y").write("b", b"three")
-    assert place.below("x").read("a") == b"two"
-    assert place.names() == ["x", "y"]
-    assert place.size() == 2 * 32 + len(b"twothree")
-    place.below("x").remove("a")
-    place.below("x").remove("a")
-    assert place.below("x").read("a") is None
-    place.remove("y")
-    assert place.below("y").read("b") is None
-    place.remove()
-    place.remove()
-    assert place.names() == []
+def test_files_are_written_read_and_removed(store: CheckpointStore) -> None:
+    assert store.read("a") is None
+    assert store.names() == []
+    assert store.size_bytes() == 0
+    store.subfolder("x").write("a", b"one")
+    store.subfolder("x").write("a", b"two")
+    store.subfolder("y").write("b", b"three")
+    assert store.subfolder("x").read("a") == b"two"
+    assert store.names() == ["x", "y"]
+    assert store.size_bytes() == 2 * 32 + len(b"twothree")
+    store.subfolder("x").remove("a")
+    store.subfolder("x").remove("a")
+    assert store.subfolder("x").read("a") is None
+    store.remove("y")
+    assert store.subfolder("y").read("b") is None
+    store.remove()
+    store.remove()
+    assert store.names() == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "longer"])
-def test_a_damaged_file_reads_as_missing(place: Place, files_at: Path, damage: str) -> None:
-    place.write("state", bytes(1000))
-    path = files_at / "state"
+def test_a_damaged_file_reads_as_missing(store: CheckpointStore, folder: Path, damage: str) -> None:
+    store.write("state", bytes(1000))
+    path = folder / "state"
     data = bytearray(path.read_bytes())
     if damage == "flipped":
         data[500] ^= 1
     path.write_bytes({"cut": data[:700], "empty": b"", "longer": data + b"x", "flipped": data}[damage])
-    assert place.read("state") is None
+    assert store.read("state") is None
 
 
 WRITER = """
 import itertools, sys
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 for number in itertools.count():
-    Place(sys.argv[1]).write("state", bytes([number % 256]) * 3_000_000)
+    CheckpointStore(sys.argv[1]).write("state", bytes([number % 256]) * 3_000_000)
     if number == 1:
         print("ready", flush=True)
 """
 
 
-def test_a_writer_that_is_killed_leaves_the_old_or_the_new_state(tmp_path: Path, random: np.random.Generator) -> None:
-    """Twenty kill -9 at random moments."""
-    place = Place(str(tmp_path / "trials"))
-    for _ in range(20):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, place.uri], stdout=subprocess.PIPE)
+def test_a_killed_writer_leaves_the_old_or_the_new_state(tmp_path: Path, random: np.random.Generator) -> None:
+    """Ten kill -9 at random moments."""
+    store = CheckpointStore(str(tmp_path / "trials"))
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, store.uri], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         time.sleep(float(random.random()) * 0.05)
         process.kill()
         process.communicate()
-        payload = place.read("state")
+        payload = store.read("state")
         assert payload is not None
         assert len(set(payload)) == 1
         assert len(payload) == 3_000_000
@@ -94,45 +94,44 @@ def data(random: np.random.Generator) -> TrainingData:
     return TrainingData(images, labels, images[:40], labels[:40], ("a", "b"), (0.4,) * 3, (0.3,) * 3)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("harm", ["nothing", "state", "weights", "recipe", "code"])
-def test_a_trial_goes_on_from_a_whole_state_and_starts_anew_otherwise(
-    make_params: Make, data: TrainingData, place: Place, files_at: Path, harm: str
+def test_a_trial_continues_from_an_intact_state_and_starts_anew_otherwise(
+    make_params: Make, data: TrainingData, store: CheckpointStore, folder: Path, harm: str
 ) -> None:
     recipe = make_params().complete_recipe({"batch_size": 16, "architecture": "compact"}, epochs=4)
-    checkpoints = Checkpoints(place, "abc")
+    checkpoints = Checkpoints(store, "abc")
     training = trial.start(recipe, data, 1, torch.device("cpu"))
     results = []
-    for step in trial.follow(training):
-        results.append({"epoch": training.epoch, "accuracy": step.result.accuracy})
+    for result, _ in trial.follow(training):
+        results.append({"epoch": training.epoch, "accuracy": result.accuracy})
         if training.epoch == 2:
             break
     checkpoints.save_weights(2, training.classifier.contents({}))
     state = training.state()
-    if harm == "code":  # a layer that the code no longer has
+    if harm == "code":  # the layers have other names now
         state["network"] = {f"former.{name}": tensor for name, tensor in state["network"].items()}
     checkpoints.save_state({"recipe": recipe.model_dump(), "training": state, "results": results}, best_epoch=2)
     if harm in ("state", "weights"):
-        path = files_at / "abc" / {"state": "state", "weights": "weights-2"}[harm]
+        path = folder / "abc" / {"state": "state", "weights": "weights-2"}[harm]
         path.write_bytes(path.read_bytes()[:-1])
     wanted = recipe.model_copy(update={"learning_rate": 0.01}) if harm == "recipe" else recipe
-    taken_up, known, best_epoch = trial._taken_up(checkpoints, wanted, data, 1, torch.device("cpu"))
+    restored, known, best_epoch = trial.restore(checkpoints, wanted, data, 1, torch.device("cpu"))
     if harm == "nothing":
-        assert (taken_up.epoch, known, best_epoch) == (2, results, 2)
+        assert (restored.epoch, known, best_epoch) == (2, results, 2)
         return
-    assert (taken_up.epoch, known, best_epoch) == (0, [], 0)
+    assert (restored.epoch, known, best_epoch) == (0, [], 0)
     fresh = trial.start(wanted, data, 1, torch.device("cpu"))
-    for one, other in zip(taken_up.classifier.parameters(), fresh.classifier.parameters(), strict=True):
+    for one, other in zip(restored.classifier.parameters(), fresh.classifier.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_weights_of_epochs_that_are_no_longer_the_best_are_removed(place: Place, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(place, "abc")
+def test_only_the_weights_of_the_best_epochs_are_kept(store: CheckpointStore, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(store, "abc")
     for epoch in (1, 2, 3):
         checkpoints.save_weights(epoch, {"model.json": b"%d" % epoch})
-    checkpoints.tidy(3, 2)
-    assert place.below("abc").names() == ["weights-2", "weights-3"]
+    checkpoints.keep_weights(3, 2)
+    assert store.subfolder("abc").names() == ["weights-2", "weights-3"]
     assert checkpoints.unpack_weights(3, tmp_path / "out")
     assert (tmp_path / "out" / "model.json").read_bytes() == b"3"
     assert not checkpoints.unpack_weights(1, tmp_path / "other")
-    checkpoints.drop()
-    assert place.names() == []

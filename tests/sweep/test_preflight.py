@@ -1,4 +1,4 @@
-"""What is checked before the first trial, where one machine shows it; nodes are in tests/e2e/test_cluster.py."""
+"""The checks before the first trial, as far as one machine shows them; for nodes see tests/e2e/test_cluster.py."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import pytest
 
 from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError, preflight
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 
 
-def test_the_packages_code_is_small() -> None:
+def test_the_code_of_the_package_is_small() -> None:
     assert 10_000 < preflight.check_code() < 2_000_000
     assert preflight.check_code() < sum(p.stat().st_size for p in fingerprint.PACKAGE.rglob("*") if p.is_file()) + 1
 
 
-def test_a_package_that_is_too_large_names_the_largest_files(tmp_path: Path) -> None:
+def test_a_package_too_large_is_refused_with_its_largest_files(tmp_path: Path) -> None:
     for name, megabytes in (("model.bin", 15), ("images.npy", 9), ("small.py", 0)):
         (tmp_path / name).write_bytes(bytes(megabytes * 1_000_000))
     with pytest.raises(SweepError) as raised:
         preflight.check_code(tmp_path)
     assert "has 24.0 MB and would be sent to every node (at most 20.0 MB)" in str(raised.value)
-    assert "move out what is no code: model.bin (15.0 MB), images.npy (9.0 MB)" in str(raised.value)
+    assert "move files out that are not code: model.bin (15.0 MB), images.npy (9.0 MB)" in str(raised.value)
 
 
-def test_a_place_of_checkpoints_is_tried_before_the_first_trial(tmp_path: Path) -> None:
-    preflight.check_place(Place(str(tmp_path / "shared")))
+def test_the_checkpoint_store_is_tried_before_the_first_trial(tmp_path: Path) -> None:
+    preflight.check_store(CheckpointStore(str(tmp_path / "shared")))
     assert list((tmp_path / "shared").iterdir()) == []
     (tmp_path / "file").write_text("")
     for uri, reason in (
@@ -36,10 +36,10 @@ def test_a_place_of_checkpoints_is_tried_before_the_first_trial(tmp_path: Path) 
         ("s3://bucket/x", "Install s3fs to access S3"),  # the package is none of ours
     ):
         with pytest.raises(SweepError) as raised:
-            preflight.check_place(Place(uri))
+            preflight.check_store(CheckpointStore(uri))
         assert str(raised.value).startswith(f"{uri} cannot be written (")
         assert reason in str(raised.value)
-        assert str(raised.value).endswith("; mend that or set paths.checkpoints")
+        assert str(raised.value).endswith("; fix that or set paths.checkpoints")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,6 @@ def test_a_place_of_checkpoints_is_tried_before_the_first_trial(tmp_path: Path) 
         (0.4, "leaves 20% of each GPU unused; 0.5 fills it with as many trials, 0.3333 with one more"),
     ],
 )
-def test_a_fraction_that_wastes_a_gpu_is_said(gpus: float, line: str | None) -> None:
+def test_the_idle_share_of_a_gpu_is_reported(gpus: float, line: str | None) -> None:
     said = preflight.idle_share(gpus)
     assert said == (line and f"sweep.gpus_per_trial={gpus:g} {line}")

@@ -1,4 +1,4 @@
-"""What the Optuna study is told: the truth about finished, stopped and failed trials."""
+"""Proposals, and the results that the Optuna study gets."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_failed_trial_is_failed(searcher: Searcher, had_an_epoch: bool) -> Non
     assert searcher.study.trials[0].state == TrialState.FAIL
 
 
-def test_the_defaults_come_first(searcher: Searcher) -> None:
+def test_the_default_recipe_comes_first(searcher: Searcher) -> None:
     assert searcher.propose().recipe == searcher.params.complete_recipe({}, epochs=3).model_dump()
 
 
-def test_several_first_trials_come_in_order(make_params: Make) -> None:
+def test_initial_trials_come_in_order(make_params: Make) -> None:
     searcher = Searcher(make_params("sweep.initial_trials=[{architecture: standard},{batch_size: 32, momentum: 0.5}]"))
     proposed = [searcher.propose().recipe for _ in range(3)]
     assert [(p["architecture"], p["batch_size"]) for p in proposed[:2]] == [("standard", 64), ("compact", 32)]
@@ -78,13 +78,13 @@ def run_sequentially(searcher: Searcher, trials: int) -> list[Proposal]:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "gp"])
-def test_exactly_the_startup_trials_are_random(make_params: Make, kind: str) -> None:
+def test_only_the_startup_trials_are_random(make_params: Make, kind: str) -> None:
     searcher = Searcher(make_params(f"sweep.trials=9 sweep.epochs=3 sweep.searcher={kind} sweep.early_stopping=false"))
     assert startup_trials(searcher.params, 1) == 3
     assert [proposal.bayesian for proposal in run_sequentially(searcher, 9)] == [False] * 3 + [True] * 6
 
 
-def test_random_search_is_never_called_bayesian_and_never_repeats_itself(make_params: Make) -> None:
+def test_random_search_is_not_bayesian_and_repeats_no_point(make_params: Make) -> None:
     searcher = Searcher(make_params("sweep.trials=9 sweep.epochs=3 sweep.searcher=random"))
     proposals = run_sequentially(searcher, 9)
     assert [proposal.bayesian for proposal in proposals] == [False] * 9
@@ -92,7 +92,7 @@ def test_random_search_is_never_called_bayesian_and_never_repeats_itself(make_pa
 
 
 @pytest.mark.parametrize("concurrent", [1, 2, 4])
-def test_at_most_a_third_is_not_bayesian_also_side_by_side(make_params: Make, concurrent: int) -> None:
+def test_at_most_a_third_is_not_bayesian_also_with_concurrent_trials(make_params: Make, concurrent: int) -> None:
     searcher = Searcher(make_params("sweep.trials=24 sweep.epochs=3"))
     running: list[Proposal] = []
     proposals = []
@@ -120,7 +120,7 @@ def test_the_same_seed_proposes_the_same(make_params: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "gp", "random"])
-def test_one_that_is_told_the_same_again_goes_on_with_the_same(make_params: Make, kind: str) -> None:
+def test_a_searcher_with_the_same_results_makes_the_same_proposals(make_params: Make, kind: str) -> None:
     params = make_params(f"sweep.trials=12 sweep.epochs=3 sweep.searcher={kind} sweep.early_stopping=false")
     one, other = Searcher(params), Searcher(params)
     for proposal in run_sequentially(one, 7):

@@ -11,7 +11,7 @@ from flywheel.gate import history
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.registry import Registry, Version
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 
 
 def unneeded(params: Params, registry: Registry) -> list[Version]:
@@ -57,7 +57,7 @@ def clean(params: Params) -> list[Path]:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
             with contextlib.suppress(ImportError, ValueError):  # checkpoints that cannot be written do not exist
-                Place(params.checkpoints).remove()
+                CheckpointStore(params.checkpoints).remove()
     else:
         found.remove(params.store_paths.all_scratch)
     removed = [path for path in found if path.exists()]

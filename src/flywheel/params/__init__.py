@@ -1,34 +1,36 @@
 """The params of params.yaml: typed, validated, frozen."""
 
+from flywheel.params.operation import Gate, Retrain, Serve, Simulate, Tracking
 from flywheel.params.paths import StorePaths
 from flywheel.params.sections import (
     ARCHITECTURES,
     RETRAINED_NAME,
     WEIGHT_DECAY,
+    Choices,
     Data,
     Drift,
-    Gate,
     Params,
+    Range,
     Recipe,
     RecipeDefaults,
-    Retrain,
-    Serve,
-    Simulate,
+    Scalar,
     Sweep,
-    Tracking,
 )
 
 __all__ = [
     "ARCHITECTURES",
     "RETRAINED_NAME",
     "WEIGHT_DECAY",
+    "Choices",
     "Data",
     "Drift",
     "Gate",
     "Params",
+    "Range",
     "Recipe",
     "RecipeDefaults",
     "Retrain",
+    "Scalar",
     "Serve",
     "Simulate",
     "StorePaths",

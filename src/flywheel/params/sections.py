@@ -1,43 +1,23 @@
-"""The params as typed, validated, frozen objects. params.yaml sets every value; none has a default here."""
+"""Params and the sections on the way to a model: data, recipe, search space, sweep.
+
+params.yaml sets every value; no param has a default here.
+"""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from flywheel.params.base import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
 from flywheel.params.errors import KeyedError, dotted, either, explain, nearest, show_value
+from flywheel.params.operation import Gate, Paths, Promotion, Retrain, Serve, Simulate, Tracking
 from flywheel.params.paths import StorePaths
-from flywheel.params.space import Choices, Domain, PerArchitecture
-from flywheel.params.space import parse as parse_domain
 
 RETRAINED_NAME = "retrained-model"  # the artifact of every turn
-COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
-
-
-def _a_collection(value: str) -> str:
-    if not COLLECTION.fullmatch(value):
-        raise ValueError(f"must be wandb-registry-<registry>/<collection> (got {value!r})")
-    return value
-
-
-def _base_url(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", value):
-        raise ValueError(f"must be like http://127.0.0.1:8000 (got {value!r})")
-    return value
-
-
-def _local(path: str) -> Path:
-    return Path(path).expanduser().absolute()
-
-
-def _no_switch(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("YAML reads off and on as false and true; write disabled, offline, online or auto")
-    return value
+LARGEST = 1e300  # bound of a range
 
 
 class Drift(Section):
@@ -137,6 +117,119 @@ class Recipe(RecipeDefaults):
         return values
 
 
+Scalar = float | int | str | bool
+
+
+class _SimpleDomain:
+    def of(self, architecture: str) -> Self:
+        """Return the domain of an architecture: this one for all."""
+        return self
+
+
+@dataclass(frozen=True)
+class Range(_SimpleDomain):
+    """A range of numbers, searched uniformly or uniformly in the logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+    def values(self) -> tuple[Scalar, ...]:
+        """Return the values in params.yaml."""
+        return tuple(int(bound) if bound == int(bound) else bound for bound in (self.low, self.high))
+
+    def contains(self, value: Scalar) -> bool:
+        """Return whether a value lies in the range."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Choices(_SimpleDomain):
+    """A list of choices; a fixed value is a list of one."""
+
+    choices: tuple[Scalar, ...]
+    log = False
+
+    def values(self) -> tuple[Scalar, ...]:
+        """Return the values in params.yaml."""
+        return self.choices
+
+    def contains(self, value: Scalar) -> bool:
+        """Return whether a value is one of the choices."""
+        return value in self.choices
+
+
+@dataclass(frozen=True)
+class PerArchitecture:
+    """A domain for each architecture; `others` is for those without one of their own."""
+
+    domains: dict[str, Range | Choices]
+
+    @property
+    def log(self) -> bool:
+        """Whether one of the domains is logarithmic."""
+        return any(domain.log for domain in self.domains.values())
+
+    def values(self) -> tuple[Scalar, ...]:
+        """Return the values in params.yaml."""
+        return tuple(value for domain in self.domains.values() for value in domain.values())
+
+    def of(self, architecture: str) -> Range | Choices | None:
+        """Return the domain of an architecture, or None where it has none."""
+        return self.domains.get(architecture, self.domains.get("others"))
+
+
+Domain = Range | Choices | PerArchitecture
+
+
+def parse_domain(value: Any) -> Domain:
+    """Return the domain that a value of sweep.space describes. Raises ValueError.
+
+    learning_rate: {log_uniform: [0.003, 0.3]}
+    weight_decay: {uniform: [0.0, 0.001]}
+    batch_size: [64, 128, 256]
+    optimizer: adam                                             # fixed
+    learning_rate: {per_architecture: {standard: {log_uniform: [0.01, 0.3]}, others: 0.1}}
+    """
+    if isinstance(value, dict) and set(value) == {"per_architecture"}:
+        parts = value["per_architecture"]
+        if not isinstance(parts, dict) or not parts:
+            raise ValueError("per_architecture must map architectures (or others) to ranges")
+        domains: dict[str, Range | Choices] = {}
+        for name, part in parts.items():
+            domain = parse_domain(part)
+            if isinstance(domain, PerArchitecture):
+                raise ValueError("per_architecture cannot be nested")
+            domains[str(name)] = domain
+        return PerArchitecture(domains)
+    if isinstance(value, dict):
+        return _parse_range(value)
+    choices = value if isinstance(value, list | tuple) else (value,)
+    if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
+        raise ValueError(
+            f"must be a value, a list of choices, {{log_uniform: [low, high]}}, {{uniform: [low, high]}} "
+            f"or {{per_architecture: …}} (got {value!r:.100})"
+        )
+    if len(set(map(repr, choices))) < len(choices):
+        raise ValueError(f"lists a choice twice: {list(choices)!r:.100}")
+    return Choices(tuple(choices))
+
+
+def _parse_range(value: dict[str, Any]) -> Range:
+    kind = next(iter(value), None)
+    bounds = value.get(kind) if kind else None
+    if len(value) != 1 or kind not in ("log_uniform", "uniform") or not isinstance(bounds, list | tuple):
+        raise ValueError(f"must be {{log_uniform: [low, high]}} or {{uniform: [low, high]}} (got {value!r:.100})")
+    # The bound excludes infinity, NaN and integers that no float can hold.
+    kinds = [bound for bound in bounds if isinstance(bound, int | float) and not isinstance(bound, bool)]
+    numbers = [bound for bound in kinds if -LARGEST < bound < LARGEST]
+    if len(bounds) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"{kind} must be two numbers, the lower first (got {list(bounds)!r:.100})")
+    if kind == "log_uniform" and numbers[0] <= 0:
+        raise ValueError(f"log_uniform needs a lower bound above 0 (got {numbers[0]})")
+    return Range(float(numbers[0]), float(numbers[1]), log=kind == "log_uniform")
+
+
 class Sweep(Section):
     """The search for the best recipe."""
 
@@ -171,6 +264,16 @@ class Sweep(Section):
         description="what to search: choices or ranges"
     )
 
+    @property
+    def searched(self) -> list[str]:
+        """The params that vary in the search space."""
+        return [n for n, domain in self.space.items() if not isinstance(domain, Choices) or len(domain.choices) > 1]
+
+    @property
+    def logarithmic(self) -> list[str]:
+        """The params with a logarithmic range."""
+        return [name for name, domain in self.space.items() if domain.log]
+
     @model_validator(mode="after")
     def _searcher_fits(self) -> Sweep:
         if self.searcher == "gp" and self.early_stopping:
@@ -178,130 +281,8 @@ class Sweep(Section):
         return self
 
 
-class Gate(Section):
-    """The rules that a model must pass before it goes into production."""
-
-    floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="minimum test accuracy of the first model")
-    margin: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="how much test accuracy a candidate may lose against production and against the best model ever "
-        "there, by the lower 95 % bound; 0: it must be shown better (docs/gate.md)"
-    )
-    class_margin: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="refuse if a class's interval (95 % for all classes together) is entirely below minus this"
-    )
-
-
-class Promotion(Section):
-    """Whether models go into production automatically."""
-
-    auto: bool = Field(description="promote a model that passes the gate")
-
-
-class Serve(Section):
-    """The server that `make serve` starts: address, replicas and limits."""
-
-    host: Text = Field(description="address to listen on; 127.0.0.1: this machine only")
-    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="HTTP port")
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="minimum number of copies of the model")
-    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="above min_replicas, Ray Serve autoscales")
-    cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one)] = Field(
-        description="CPUs per replica, also its number of torch threads"
-    )
-    gpus_per_replica: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], Field()
-    ] = Field(description="GPUs per replica: 0.5 puts two replicas on a GPU; auto: 1 if there is a GPU, otherwise 0")
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="maximum size of a batch, in images")
-    max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        description="maximum number of waiting images per replica; further requests get 503 with Retry-After"
-    )
-    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="larger requests get 413")
-    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="maximum images in a multipart request")
-    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="time between checks of the production alias")
-    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="how long make serve waits for it")
-    access_log: bool = Field(description="log requests as JSON in store/<profile>/logs/access-<replica>.jsonl")
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Serve:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
-        if self.max_queued_images < self.max_batch_size:
-            raise ValueError(
-                f"max_queued_images ({self.max_queued_images}) is below max_batch_size ({self.max_batch_size}): "
-                "no batch would fill"
-            )
-        return self
-
-
-class Simulate(Section):
-    """The client that simulates production traffic: it sends the simulation images to the server."""
-
-    url: Annotated[str | None, AfterValidator(_base_url), NOT_IDENTITY] = Field(
-        description="address of the server, such as http://127.0.0.1:8000; null: the server that make serve started"
-    )
-    requests: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        description="number of simulation images to send, drawn at random; null: all"
-    )
-    seed: Seed = Field(description="seed of the draw and of the order")
-    concurrency: Annotated[int, Field(ge=1, le=1024), NOT_IDENTITY] = Field(description="requests in flight at a time")
-    timeout_s: Annotated[float, Field(gt=0, le=3600), NOT_IDENTITY] = Field(
-        description="timeout for connecting, and again for waiting for the answer"
-    )
-    max_attempts: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
-        description="maximum number of attempts per image; 5xx answers, resets and timeouts are retried"
-    )
-    max_error_fraction: Annotated[float, Field(ge=0, lt=1), NOT_IDENTITY] = Field(
-        description="maximum fraction of images without an answer; above it, the simulation fails and publishes nothing"
-    )
-    table_rows: Annotated[int, Field(ge=0, le=10_000), NOT_IDENTITY] = Field(
-        description="maximum number of right predictions in the W&B table, drawn at random; 0: no table"
-    )
-
-
-class Retrain(Section):
-    """Continue training the production model on the original images and its failures."""
-
-    min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
-        description="minimum number of new failures on the side train; with fewer, make retrain does nothing"
-    )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over originals and failures")
-    weight: Annotated[float, Field(gt=0, le=5)] = Field(
-        description="how often an epoch uses each failure, beside every original once; fractions are rounded at random"
-    )
-    learning_rate_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="learning rate as a fraction of the rate in the sweep's recipe"
-    )
-    control: Annotated[bool, NOT_IDENTITY] = Field(
-        description="train a second model on right answers instead of the failures, for comparison; doubles the time"
-    )
-    seed: Seed = Field(description="seed of image order, augmentation, rounding and the control arm's images")
-
-
-class Tracking(Section):
-    """The connection to Weights & Biases."""
-
-    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_no_switch), NOT_IDENTITY] = (
-        Field(description="auto: WANDB_MODE if set; else online if there is a key and W&B answers; else offline")
-    )
-    project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
-    registry: Annotated[Annotated[str, AfterValidator(_a_collection)] | None, NOT_IDENTITY] = Field(
-        description="W&B registry and collection that models are linked to, one per profile; "
-        "null: wandb-registry-model/<data.name>-classifier"
-    )
-    machine_info: Annotated[bool, NOT_IDENTITY] = Field(
-        description="send host name, paths, command line, git state and machine load to W&B"
-    )
-
-
-class Paths(Section):
-    """Folders on disk. Each profile has its own subfolder in the store and in the reports."""
-
-    store: Annotated[Text, NOT_IDENTITY] = Field(description="folder of artifacts, receipts and journals")
-    reports: Annotated[Text, NOT_IDENTITY] = Field(description="folder of results and pictures")
-    cache: Annotated[Text, NOT_IDENTITY] = Field(description="folder of downloads, shared by all profiles")
-    checkpoints: Annotated[Text | None, NOT_IDENTITY] = Field(
-        description="where running trials save checkpoints: a directory or an fsspec URI that every node of a cluster "
-        "reaches; null: in the store"
-    )
+def _local(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 class Params(Section):
@@ -364,29 +345,34 @@ class Params(Section):
         """The registered model whose versions are links."""
         return f"{self.data.name}-classifier"
 
+    @property
+    def architectures(self) -> list[str]:
+        """The architectures that trials may have."""
+        domain = self.sweep.space.get("architecture")
+        return [str(name) for name in domain.values()] if domain else [self.recipe.architecture]
+
     def complete_recipe(self, values: dict[str, Any], epochs: int) -> Recipe:
-        """Return the recipe defaults with `values` put over them. Raises pydantic.ValidationError."""
+        """Return the recipe with these values, and the defaults for all others. Raises pydantic.ValidationError."""
         return Recipe.model_validate({**self.recipe.model_dump(), **values, "epochs": epochs})
 
     @model_validator(mode="after")
     def _space_and_initial_trials_are_recipes(self) -> Params:
-        for name, domain in self.sweep.space.items():
+        for name, searched in self.sweep.space.items():
             key = ("sweep", "space", name)
-            if name == "architecture" and not isinstance(domain, Choices):
+            if name == "architecture" and not isinstance(searched, Choices):
                 raise KeyedError(key, f"must be a list of {', '.join(ARCHITECTURES)}")
-            if isinstance(domain, PerArchitecture):
+            if isinstance(searched, PerArchitecture):
                 known = (*ARCHITECTURES, "others")
-                for part in set(domain.domains) - set(known):
+                for part in set(searched.domains) - set(known):
                     raise KeyedError((*key, "per_architecture", part), f"unknown architecture{nearest(part, known)}")
-            for value in domain.values():
+            for value in searched.values():
                 self._check_recipe_value(key, value)
         for index, values in enumerate(self.sweep.initial_trials):
             for name, value in values.items():
                 self._check_recipe_value(("sweep", "initial_trials", f"[{index}]", name), value)
             for name, value in values.items():
-                within = self.sweep.space.get(name)
-                if isinstance(within, PerArchitecture):
-                    within = within.of(values.get("architecture", self.recipe.architecture))
+                domain = self.sweep.space.get(name)
+                within = domain.of(values.get("architecture", self.recipe.architecture)) if domain else None
                 if within is not None and not within.contains(value):
                     reason = f"{show_value(value)} lies outside sweep.space.{name}"
                     raise KeyedError(("sweep", "initial_trials", f"[{index}]", name), reason)

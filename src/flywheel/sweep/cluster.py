@@ -1,35 +1,36 @@
-"""Ray for a sweep: a local one of our own, stopped afterwards, or the cluster that RAY_ADDRESS names."""
+"""Connect to Ray and decide how many trials run at a time, and with which resources."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from flywheel import ray_address
-from flywheel.params import Recipe, Sweep
+from flywheel.params import Sweep
 from flywheel.sweep import SweepError, preflight
 
 REFRESH_S = 2.0
-# What Tune sets for its workers. Set for all, Ray's prestarted workers fit, and the first trials start in two thirds
-# of the time (6 and 9 s against 10 and 15, two cores, busy).
+# Tune sets these for its workers. If all workers have them, Tune uses the workers that Ray prestarts, and the first
+# trials start in two thirds of the time (6 and 9 s against 10 and 15, two cores, busy).
 TUNE_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial is given and how many run at a time."""
+    """The CPUs and GPUs of a trial, and how many trials run at a time."""
 
     cpus: float
     gpus: float
     concurrent: int
 
-    def per_trial(self) -> dict[str, float]:
-        """Return the resources of a trial as Ray takes them."""
-        return {"cpu": self.cpus, "gpu": self.gpus} if self.gpus else {"cpu": self.cpus}
+    @property
+    def threads(self) -> int:
+        """The number of torch threads of a trial."""
+        return max(1, int(self.cpus))
 
 
 @contextlib.contextmanager
@@ -39,12 +40,12 @@ def connected() -> Iterator[None]:
     if address is not None:
         preflight.check_code()
     with ray_address.connect(address, TUNE_ENVIRONMENT):
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is one line, of ours
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we log one line for a failed trial
         yield
 
 
 class Slots:
-    """How many trials may run at a time: asked again and again, since nodes come and go while a sweep runs."""
+    """How many trials may run at a time; checked repeatedly, because nodes come and go while a sweep runs."""
 
     def __init__(self, sweep: Sweep):
         self.sweep = sweep
@@ -52,7 +53,7 @@ class Slots:
         self._now, self._asked = self.resources.concurrent, time.monotonic()
 
     def now(self) -> int:
-        """Return how many trials may run now; at least one, which then waits for a node that holds it."""
+        """Return how many trials may run now; at least one, which waits for a node if none fits."""
         if time.monotonic() - self._asked > REFRESH_S:
             self._asked = time.monotonic()
             self._now = concurrent(self.sweep, self.resources.cpus, self.resources.gpus, _nodes())
@@ -60,7 +61,7 @@ class Slots:
 
 
 def allot(sweep: Sweep) -> Resources:
-    """Return what each trial gets from the connected Ray. Raises SweepError when not one trial fits on any node."""
+    """Return the resources of each trial on the connected Ray. Raises SweepError when no node fits a trial."""
     nodes = _nodes()
     most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
@@ -79,25 +80,22 @@ def allot(sweep: Sweep) -> Resources:
 
 
 def concurrent(sweep: Sweep, cpus: float, gpus: float, nodes: list[dict[str, float]]) -> int:
-    """Return how many trials may run at a time on the resources of nodes."""
+    """Return how many trials may run at a time on nodes with these resources."""
     fitting = sum(_fitting(node, cpus, gpus) for node in nodes)
     wanted = sweep.trials if sweep.max_concurrent_trials == "auto" else sweep.max_concurrent_trials
     if sweep.max_concurrent_trials == "auto" and sweep.searcher != "random":
-        # Whatever starts side by side cannot learn from each other: more at a time is random search.
+        # Trials that run at the same time cannot learn from each other: more would be random search.
         wanted = min(wanted, max(2, sweep.trials // 3))
     return max(1, min(fitting, wanted, sweep.trials))
 
 
-def repeat(
-    sweep: Sweep, data: Any, config: Mapping[str, Any], work: Callable[..., float], place: Any, trial: str, epoch: int
-) -> float:
-    """Run `trial.repeat` on the connected Ray with a trial's resources; returns its accuracy."""
+def run_as_trial(sweep: Sweep, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run `work(*arguments, threads, cuda)` on the connected Ray with the resources of a trial. Returns its result."""
     import ray
 
     given = allot(sweep)
     remote = ray.remote(num_cpus=given.cpus, num_gpus=given.gpus, max_retries=2)(work)
-    recipe = Recipe.model_validate(dict(config))
-    return float(ray.get(remote.remote(recipe, data, place, trial, epoch, max(1, int(given.cpus)), given.gpus > 0)))
+    return ray.get(remote.remote(*arguments, given.threads, given.gpus > 0))
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -107,7 +105,7 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """Return how many trials fit on a node. A fraction of a GPU lies on one GPU: 0.3 fits three times on each."""
+    """Return how many trials fit on a node. A fraction of a GPU is on one GPU: 0.3 fits three times on each."""
     by_cpus = int(node.get("CPU", 0.0) / cpus + 1e-9)
     if not gpus:
         return by_cpus

@@ -1,4 +1,4 @@
-"""What a sweep will take, measured before it starts: a few training steps of each architecture on the workers."""
+"""Estimate the time and disk space of a sweep from a few training steps of each architecture on the workers."""
 
 from __future__ import annotations
 
@@ -7,66 +7,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flywheel.params import Params, Recipe
-from flywheel.sweep import SweepError, space
+from flywheel.sweep import SweepError
 from flywheel.sweep.cluster import Resources
 
 MEASURED_STEPS = 2
 CPU_BATCH = 32  # on a GPU the recipe's own batch is measured: a small one would not fill it
-MEASURED_SIDE_BY_SIDE = 4  # trials slow each other down, so they are measured together
+MEASURED_CONCURRENT = 4  # measured at the same time, because trials slow each other down
 TIMEOUT_S = 180
 VALIDATION_COST = 1 / 3  # of an image against a training image: forward only
-CHECKPOINTS_A_TRIAL = 8  # Adam: weights and two moments, and while they are replaced twice; two epochs' weights
+# In sizes of the weights: the state (with Adam three: weights and two moments), twice while it is replaced, and the
+# weights of two epochs.
+CHECKPOINTS_PER_TRIAL = 8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """If architectures come up equally often, and if every trial has the slowest; early stopping ends trials sooner."""
+    """Without early stopping: `seconds` with all architectures in equal parts, `most_seconds` with the slowest only."""
 
     seconds: float
     most_seconds: float
     disk_bytes: float
 
 
-def estimate(
-    params: Params, resources: Resources, counts: dict[str, int], classes: int, trials: int | None = None
-) -> Estimate:
-    """Return the time and the disk that so many trials (None: all) may take. `counts` are the images of the splits.
+def estimate(params: Params, resources: Resources, image_counts: dict[str, int], classes: int, trials: int) -> Estimate:
+    """Return the time and the disk space that a number of trials may take. `image_counts` is by split.
 
-    Raises SweepError when no worker is to be had.
+    Raises SweepError when no worker is free.
     """
     import ray
 
-    recipes = [
-        params.complete_recipe({"architecture": name}, epochs=1) for name in space.searched_architectures(params)
-    ]
+    recipes = [params.complete_recipe({"architecture": name}, epochs=1) for name in params.architectures]
     measure = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_measure)
-    threads, cuda = max(1, int(resources.cpus)), resources.gpus > 0
-    side_by_side = min(resources.concurrent, MEASURED_SIDE_BY_SIDE)
-    asked = [measure.remote(recipes, classes, params.data.image_size, threads, cuda) for _ in range(side_by_side)]
+    arguments = (recipes, classes, params.data.image_size, resources.threads, resources.gpus > 0)
+    pending = [measure.remote(*arguments) for _ in range(min(resources.concurrent, MEASURED_CONCURRENT))]
     try:
-        measured = ray.get(asked, timeout=TIMEOUT_S)
+        measured = ray.get(pending, timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
         raise SweepError(
-            f"no worker with {resources.cpus:g} CPUs and {resources.gpus:g} GPUs came free and tried a few steps "
-            f"within {TIMEOUT_S} s: the machine is busy with other work (Ray's workers stand back: nice 15), or the "
-            "cluster is full (ray status shows what holds it); type the same command again later"
+            f"no worker with {resources.cpus:g} CPUs and {resources.gpus:g} GPUs was free and ran a few steps within "
+            f"{TIMEOUT_S} s: the machine is busy (Ray's workers have low priority: nice 15), or the cluster is full "
+            "(see ray status); run the same command again later"
         ) from None
     per_image = [max(one[index][0] for one in measured) for index in range(len(recipes))]
-    images = counts["train"] + VALIDATION_COST * counts["validation"]
-    rounds = -(-(params.sweep.trials if trials is None else trials) // resources.concurrent)
+    images = image_counts["train"] + VALIDATION_COST * image_counts["validation"]
+    rounds = -(-trials // resources.concurrent)
     total = images * params.sweep.epochs * rounds
     largest = max(size for _, size in measured[0])
     return Estimate(
         total * sum(per_image) / len(per_image),
         total * max(per_image),
-        largest * (CHECKPOINTS_A_TRIAL * resources.concurrent + params.sweep.keep_checkpoints),
+        largest * (CHECKPOINTS_PER_TRIAL * resources.concurrent + params.sweep.keep_checkpoints),
     )
 
 
 def _measure(
     recipes: Sequence[Recipe], classes: int, image_size: int, threads: int, cuda: bool
 ) -> list[tuple[float, int]]:
-    """Return (seconds an image of training, bytes of weights) of each recipe's architecture on this worker."""
+    """Return (seconds per training image, bytes of weights) of each recipe's architecture on this worker."""
     import torch
     from torch.nn import functional
 
@@ -96,7 +93,7 @@ def _measure(
             for optimizer in optimizers:
                 optimizer.step()
             _wait(device)
-            if step > 0:  # the first step pays for start-up
+            if step > 0:  # the first step includes start-up
                 computing += computed - started
                 updating += time.perf_counter() - computed
         seconds = (computing / batch + updating / recipe.batch_size) / MEASURED_STEPS

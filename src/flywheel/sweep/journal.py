@@ -1,15 +1,15 @@
-"""The append-only journal of a sweep: what happened, in the order it happened, on disk at once.
+"""The append-only journal of a sweep: every event, in order, on disk before the sweep goes on.
 
-One line an event (keys: trial, event, config, epoch, metrics, at). Whatever is told about a sweep, its
-reports, its best trial, and how it goes on after an interruption, is read back from here.
+Each line is one event with the keys trial, event and at. The reports, the best trial and a resumed sweep are all
+derived from this file.
 
-    begin      a process works on the sweep from here on: what identifies the sweep, and the code  (no trial)
-    start      a trial is proposed: its number, recipe and point of the search space
-    run        it runs; again after its worker or the sweep died
-    epoch      an epoch's metrics, and where it ran; one that is told again replaces it and what came after
+    begin      a process starts to work on the sweep: identity, code                          (trial is null)
+    start      a trial was proposed: number, config, point of the search space
+    run        a trial started to run; again after its worker or the sweep died
+    epoch      the metrics of an epoch, and where it ran; a repeated epoch replaces it and all later ones
     finished, stopped, failed
-    again      a trial that failed is to run again: its code was mended
-    done       the best model is published                                                         (no trial)
+    again      a failed trial will run again, because the code changed
+    done       the best model was published                                                   (trial is null)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 from flywheel import files
 
-ENDINGS = ("finished", "stopped", "failed")
+METRIC = "accuracy"
 
 
 @dataclass
 class Trial:
-    """One trial as the journal tells it; `status` is running until it ended."""
+    """A trial. `config` is its complete recipe; `status` is running, finished, stopped or failed."""
 
     id: str
     number: int
@@ -45,49 +45,35 @@ class Trial:
     @property
     def accuracy(self) -> float | None:
         """The best validation accuracy of any epoch, or None before the first."""
-        return max((epoch["accuracy"] for epoch in self.epochs), default=None)
+        return max((epoch[METRIC] for epoch in self.epochs), default=None)
 
     @property
     def best_epoch(self) -> int | None:
-        """The first epoch of the best accuracy: its weights are kept."""
-        return next((epoch["epoch"] for epoch in self.epochs if epoch["accuracy"] == self.accuracy), None)
+        """The first epoch with the best accuracy; its weights are kept."""
+        return next((epoch["epoch"] for epoch in self.epochs if epoch[METRIC] == self.accuracy), None)
 
-    def take(self, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Take an epoch's metrics; one that is told again replaces it and what came after it."""
+    def record_epoch(self, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Add the metrics of an epoch; a repeated epoch replaces it and all later ones."""
         self.epochs = [*(one for one in self.epochs if one["epoch"] < epoch), {"epoch": epoch, **metrics}]
-
-    def row(self) -> dict[str, Any]:
-        """Return the trial as sweep.json and sweep.csv show it."""
-        return {
-            "id": self.id,
-            "number": self.number,
-            "status": "unfinished" if self.status == "running" else self.status,
-            "error": self.error,
-            "epochs": len(self.epochs),
-            "accuracy": self.accuracy,
-            "time_s": round(self.time_s, 3),
-            "bayesian": self.bayesian,
-            **{name: value for name, value in self.config.items() if name != "epochs"},
-        }
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a journal tells: its trials in the order in which they were proposed, and the sweep as a whole.
+class SweepRecord:
+    """A sweep as its journal records it, with the trials in the order of their numbers.
 
-    `begun` are the details of the last begin, `told` the epochs as (trial, epoch, accuracy) in the order in which
-    they came, `spent_s` the seconds that processes worked on it, `done` those of the last done.
+    `begun` is the last begin event, `done` the last done event, `results` holds (trial id, epoch, accuracy) in order of
+    arrival, `elapsed_s` is the time during which a process worked on the sweep.
     """
 
     trials: list[Trial]
     begun: dict[str, Any]
-    told: list[tuple[str, int, float]]
-    spent_s: float
+    results: list[tuple[str, int, float]]
+    elapsed_s: float
     done: dict[str, Any] | None
 
     @property
     def ended(self) -> int:
-        """How many trials ended."""
+        """The number of trials that ended."""
         return sum(trial.status != "running" for trial in self.trials)
 
 
@@ -99,25 +85,25 @@ class Journal:
 
     @property
     def sweep_id(self) -> str:
-        """The sweep's name."""
+        """The name of the sweep."""
         return self.path.stem
 
     def begin(self, **details: Any) -> None:
-        """Record that this process works on the sweep from now on."""
+        """Record that this process starts to work on the sweep."""
         self._append(None, "begin", **details)
 
     def start(self, trial: Trial) -> None:
-        """Record that a trial is proposed."""
+        """Record that a trial was proposed."""
         self._append(
             trial.id, "start", number=trial.number, config=trial.config, bayesian=trial.bayesian, point=trial.point
         )
 
     def run(self, trial: Trial) -> None:
-        """Record that a trial runs."""
+        """Record that a trial started to run."""
         self._append(trial.id, "run")
 
     def epoch(self, trial: Trial, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Record an epoch's metrics, the trial's time so far and on what it runs."""
+        """Record the metrics of an epoch, the trial's time so far and its machine."""
         at = {"time_s": round(trial.time_s, 3), "machine": trial.machine, "node": trial.node}
         self._append(trial.id, "epoch", epoch=epoch, metrics=dict(metrics), **at)
 
@@ -126,29 +112,26 @@ class Journal:
         self._append(trial.id, trial.status, time_s=round(trial.time_s, 3), error=trial.error, machine=trial.machine)
 
     def again(self, trial: Trial) -> None:
-        """Record that a trial that failed is to run again."""
+        """Record that a failed trial will run again."""
         self._append(trial.id, "again")
 
     def done(self, **details: Any) -> None:
-        """Record that the sweep's best model is published."""
+        """Record that the best model of the sweep was published."""
         self._append(None, "done", **details)
 
-    def trials(self) -> list[Trial]:
-        """Return all trials, in the order in which they were proposed."""
-        return self.read().trials
-
-    def read(self) -> Record:
-        """Return all that the journal tells. Events of a trial whose start is torn away are left out."""
+    def read(self) -> SweepRecord:
+        """Replay the journal. Events of a trial whose start event is torn are ignored."""
         trials: dict[str, Trial] = {}
-        told: list[tuple[str, int, float]] = []
+        results: list[tuple[str, int, float]] = []
         begun: dict[str, Any] = {}
         done: dict[str, Any] | None = None
-        spent_s, since, last = 0.0, None, None
+        elapsed_s, last = 0.0, None
         for event in files.read_json_lines(self.path):
             kind, name, at = event["event"], event["trial"], datetime.fromisoformat(event["at"])
             if kind == "begin":
-                spent_s += _seconds(since, last)
-                begun, since = event, at
+                begun = event
+            elif last is not None:  # the time before a begin event is a pause
+                elapsed_s += (at - last).total_seconds()
             last = at
             if kind == "done":
                 done = event
@@ -159,27 +142,18 @@ class Journal:
             elif name in trials:
                 _apply(trials[name], kind, event)
                 if kind == "epoch":
-                    told.append((name, event["epoch"], event["metrics"]["accuracy"]))
-        spent_s += _seconds(since, last)
-        return Record(sorted(trials.values(), key=lambda trial: trial.number), begun, told, spent_s, done)
+                    results.append((name, event["epoch"], event["metrics"][METRIC]))
+        return SweepRecord(sorted(trials.values(), key=lambda trial: trial.number), begun, results, elapsed_s, done)
 
     def _append(self, trial: str | None, event: str, **details: Any) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": at})
 
 
-def best(trials: Iterable[Trial], cut_short: bool = False) -> Trial | None:
-    """Return the trial with the highest validation accuracy (the earliest of equals) that did not fail.
-
-    Trials that have not ended count only if the sweep is cut short.
-    """
-    return next(iter(ranking(trials, cut_short)), None)
-
-
-def ranking(trials: Iterable[Trial], cut_short: bool = False) -> list[Trial]:
-    """Return the trials that did not fail, best first."""
-    allowed = ("finished", "stopped", "running") if cut_short else ("finished", "stopped")
-    judged = [trial for trial in trials if trial.accuracy is not None and trial.status in allowed]
+def ranking(trials: Iterable[Trial], include_running: bool = False) -> list[Trial]:
+    """Return the trials that did not fail by validation accuracy, the best first; of equals the lower number first."""
+    statuses = ("finished", "stopped", "running") if include_running else ("finished", "stopped")
+    judged = [trial for trial in trials if trial.accuracy is not None and trial.status in statuses]
     return sorted(judged, key=lambda trial: (-(trial.accuracy or 0.0), trial.number))
 
 
@@ -189,12 +163,8 @@ def _apply(trial: Trial, kind: str, event: Mapping[str, Any]) -> None:
     elif kind == "again":
         trial.status, trial.error = "running", None
     elif kind == "epoch":
-        trial.take(event["epoch"], event["metrics"])
+        trial.record_epoch(event["epoch"], event["metrics"])
         trial.time_s, trial.machine, trial.node = event["time_s"], event["machine"], event["node"]
-    elif kind in ENDINGS:
+    elif kind in ("finished", "stopped", "failed"):
         trial.status, trial.error = kind, event["error"]
         trial.time_s, trial.machine = event["time_s"] or 0.0, event["machine"]
-
-
-def _seconds(start: datetime | None, end: datetime | None) -> float:
-    return (end - start).total_seconds() if start and end else 0.0

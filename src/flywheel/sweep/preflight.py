@@ -1,4 +1,4 @@
-"""What must hold on every node of a cluster, asked in a few seconds before the first trial; each fault with its fix."""
+"""Check every node of a cluster in a few seconds before the first trial; each fault is reported with its fix."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from flywheel import files
 from flywheel.pipeline import fingerprint
 from flywheel.sweep import SweepError
-from flywheel.sweep.checkpoints import Place
+from flywheel.sweep.checkpoints import CheckpointStore
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 15
 MAX_CODE_BYTES = 20_000_000
 NAMED_OFFENDERS = 3
-# What a trial computes with. Ray checks its own version and Python's when a driver connects, but not among nodes.
+# The packages that trials use. Ray compares its version and Python's when a driver connects, but not among nodes.
 PACKAGES = ("ray", "torch", "numpy", "pydantic", "safetensors")
 IDLE_SHARE = 0.1
 
 
 def check_code(package: Path = fingerprint.PACKAGE) -> int:
-    """Return the bytes of code that travel to the cluster. Raises SweepError, naming the largest, when too many."""
+    """Return the size of the code that is sent to the cluster. Raises SweepError when it is too large."""
     sizes = {path: path.stat().st_size for path in package.rglob("*") if path.is_file()}
     total = sum(size for path, size in sizes.items() if "__pycache__" not in path.parts)
     if total > MAX_CODE_BYTES:
@@ -35,55 +35,55 @@ def check_code(package: Path = fingerprint.PACKAGE) -> int:
         named = ", ".join(f"{path.relative_to(package)} ({files.human_size(sizes[path])})" for path in largest)
         raise SweepError(
             f"{package} has {files.human_size(total)} and would be sent to every node (at most "
-            f"{files.human_size(MAX_CODE_BYTES)}); move out what is no code: {named}"
+            f"{files.human_size(MAX_CODE_BYTES)}); move files out that are not code: {named}"
         )
     return total
 
 
-def check_nodes(place: Place, gpus: float) -> None:
-    """Ask every node of the connected cluster for its versions, and whether it shares the place of checkpoints.
+def check_nodes(store: CheckpointStore, gpus: float) -> None:
+    """Check that every node of the connected cluster has our versions and shares the checkpoint store.
 
-    Raises SweepError with one line a fault.
+    Raises SweepError with one line for each fault.
     """
     import ray
 
     started = time.monotonic()
     token = f"preflight-{secrets.token_hex(4)}"
-    meeting = place.below(token)
-    _write(place, token)
+    shared = store.subfolder(token)
+    _check_writable(store, token)
     try:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        answers = _ask(list(nodes), meeting, token)
+        answers = _probe_nodes(list(nodes), shared, token)
         faults = []
         for node_id, answer in answers.items():
             name = f"node {nodes[node_id]['NodeManagerAddress']} ({node_id[:6]})"
-            faults += [f"{name}: {fault}" for fault in _faults(answer, meeting, node_id, gpus)]
+            faults += [f"{name}: {fault}" for fault in _faults(answer, shared, node_id, gpus)]
     finally:
-        place.remove(token)
+        store.remove(token)
     if faults:
         many = f"{len(faults)} faults of the cluster, no trial was started:\n  " if len(faults) > 1 else ""
         raise SweepError(many + "\n  ".join(faults))
     seconds = time.monotonic() - started
-    log.info(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {place.uri} shared")
+    log.info(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {store.uri} shared")
 
 
-def check_place(place: Place) -> None:
-    """Write where the checkpoints of a sweep on this machine go, and remove it again. Raises SweepError."""
+def check_store(store: CheckpointStore) -> None:
+    """Write to the checkpoint store of a sweep on this machine, and remove the file again. Raises SweepError."""
     token = f"preflight-{secrets.token_hex(4)}"
-    _write(place, token)
-    place.remove(token)
+    _check_writable(store, token)
+    store.remove(token)
 
 
-def _write(place: Place, token: str) -> None:
+def _check_writable(store: CheckpointStore, token: str) -> None:
     try:
-        place.below(token).write("driver", token.encode())
-    except Exception as error:  # each storage has errors of its own, and of its package that is not installed
+        store.subfolder(token).write("driver", token.encode())
+    except Exception as error:  # each kind of storage has its own errors, also for a missing package
         reason = " ".join(str(error).split())[:300]
-        raise SweepError(f"{place.uri} cannot be written ({reason}); mend that or set paths.checkpoints") from None
+        raise SweepError(f"{store.uri} cannot be written ({reason}); fix that or set paths.checkpoints") from None
 
 
 def idle_share(gpus: float) -> str | None:
-    """Return a line on a fraction of a GPU that leaves much of it unused, or None."""
+    """Return a line on how much of each GPU a fraction leaves unused; None if it is little."""
     if not 0 < gpus < 1:
         return None
     trials = math.floor(1 / gpus + 1e-9)
@@ -95,7 +95,7 @@ def idle_share(gpus: float) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a trial computes with."""
+    """Return the versions of Python and of the packages that trials use."""
     found = {"Python": ".".join(platform.python_version_tuple()[:2])}
     for package in PACKAGES:
         try:
@@ -105,15 +105,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _ask(node_ids: list[str], meeting: Place, token: str) -> dict[str, Any]:
-    """Return what each node answers, or the error or None (no answer in time) in place of it."""
+def _probe_nodes(node_ids: list[str], shared: CheckpointStore, token: str) -> dict[str, Any]:
+    """Return the answer of each node, its error, or None (no answer in time)."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
     asked = {
         node_id: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            meeting, node_id, token
+            shared, node_id, token
         )
         for node_id in node_ids
     }
@@ -131,18 +131,18 @@ def _ask(node_ids: list[str], meeting: Place, token: str) -> dict[str, Any]:
     return answers
 
 
-def _probe(meeting: Place, node_id: str, token: str) -> dict[str, Any]:
-    """On a node: read what the driver wrote, write beside it, and tell the versions."""
-    seen = meeting.read("driver") == token.encode()
-    trouble = None
+def _probe(shared: CheckpointStore, node_id: str, token: str) -> dict[str, Any]:
+    """On a node: read the file of the driver, write one beside it, and return the versions."""
+    seen = shared.read("driver") == token.encode()
+    error = None
     try:
-        meeting.write(node_id, token.encode())
-    except (OSError, ImportError) as error:
-        trouble = str(error)
-    return {"seen": seen, "trouble": trouble, "versions": versions()}
+        shared.write(node_id, token.encode())
+    except (OSError, ImportError) as raised:
+        error = str(raised)
+    return {"seen": seen, "error": error, "versions": versions()}
 
 
-def _faults(answer: Any, meeting: Place, node_id: str, gpus: float) -> list[str]:
+def _faults(answer: Any, shared: CheckpointStore, node_id: str, gpus: float) -> list[str]:
     if answer is None:
         return [f"no answer within {TIMEOUT_S} s; see ray status and the node's raylet log"]
     if isinstance(answer, Exception):
@@ -157,9 +157,9 @@ def _faults(answer: Any, meeting: Place, node_id: str, gpus: float) -> list[str]
     ]
     if gpus and "+cpu" in answer["versions"]["torch"]:
         faults.append("torch there is a CPU build; install the CUDA build or set sweep.gpus_per_trial=0")
-    if not answer["seen"] or answer["trouble"] or meeting.read(node_id) is None:
-        why = answer["trouble"] or "it does not see what this machine writes there"
-        folder = meeting.uri.rpartition("/")[0]
+    if not answer["seen"] or answer["error"] or shared.read(node_id) is None:
+        why = answer["error"] or "it does not see what this machine writes there"
+        folder = shared.uri.rpartition("/")[0]
         faults.append(
             f"{folder} is not shared ({why}); set paths.checkpoints to a directory or URI that every node reaches"
         )

@@ -1,4 +1,4 @@
-"""Which sweep a command means: one that was interrupted or is to have more trials, or a new one."""
+"""Decide whether a sweep continues an earlier one, interrupted or with more trials now, or begins anew."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flywheel.sweep.journal import Journal, Record
+from flywheel.sweep.journal import Journal, SweepRecord
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The journal to write on, what it tells so far (None: it is new), and whether failed trials run again."""
+class Resumed:
+    """The journal to write, its record so far (None for a new sweep), and whether failed trials run again."""
 
     journal: Journal
-    record: Record | None
-    again: bool
+    record: SweepRecord | None
+    retry_failed: bool
 
 
-def choose(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *, force: bool) -> Choice:
-    """Return the newest sweep of the same identity (params and data), or a new one, and say which and why.
+def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *, force: bool) -> Resumed:
+    """Return the newest sweep with the same identity (params and data), or a new one; log which and why.
 
-    A sweep goes on unless it is complete and the code changed since, or all its trials failed, or `force`.
-    A sweep that is left behind is named.
+    A new sweep begins with `force`, when the earlier one is complete and the code changed since, or when all its
+    trials failed. An incomplete sweep that is not continued is named.
     """
     journals = [Journal(path) for path in sorted(folder.glob("sweep-*.jsonl"), reverse=True)]
     records = [(journal, record) for journal in journals if (record := journal.read()).begun]
-    if not force:
-        for journal, record in records:
-            if record.begun["identity"] != identity:
-                continue
-            changed = _changed(record.begun["code"], code)
-            if (record.done and changed) or (record.ended and all(t.status == "failed" for t in record.trials)):
-                break
+    same = next((found for found in records if found[1].begun["identity"] == identity), None)
+    if same and not force:
+        journal, record = same
+        before = record.begun["code"]
+        changed = sorted(module for module in before.keys() | code.keys() if before.get(module) != code.get(module))
+        all_failed = record.ended > 0 and all(trial.status == "failed" for trial in record.trials)
+        if not (record.done and changed) and not all_failed:
             if changed:
                 log.info(
                     f"sweep: code changed since {journal.sweep_id} was interrupted ({', '.join(changed)}): trials that "
-                    "ended stay as they are, those that failed run again"
+                    "ended stay as they are, failed trials run again"
                 )
-            return Choice(journal, record, bool(changed))
+            return Resumed(journal, record, bool(changed))
     if records and not records[0][1].done:
         journal, record = records[0]
         why = "forced" if force else _difference(record.begun["identity"], identity) or "its trials failed"
@@ -56,15 +56,11 @@ def choose(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
     while path.exists():
         count += 1
         path = folder / f"{name}-{count}.jsonl"
-    return Choice(Journal(path), None, False)
-
-
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(module for module in before.keys() | now.keys() if before.get(module) != now.get(module))
+    return Resumed(Journal(path), None, False)
 
 
 def _difference(before: Any, now: Any, path: str = "") -> str | None:
-    """Return the first difference of two identities as `key: before -> now`."""
+    """Return the first difference of two identities as `key changed: before -> now`."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted(before.keys() | now.keys()):
             found = _difference(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))

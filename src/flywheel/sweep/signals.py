@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM (cron's timeout, a CI's cancel) and a closed terminal end a sweep soon, whatever hangs.
+"""End a sweep soon after Ctrl-C, SIGTERM (cron's timeout, a CI's cancel) or a closed terminal, whatever hangs.
 
-What happened is in the journal and where trials stand is in their checkpoints already, so nothing need be saved.
+The journal and the checkpoints are on disk already, so nothing has to be saved.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import sys
 import threading
 from collections.abc import Iterator
 
-TIDY_UP_S = 8  # W&B may wait a minute for a network that is gone
+GRACE_S = 8  # W&B may wait a minute for a lost network
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn the first signal into KeyboardInterrupt; the second, or TIDY_UP_S later, ends the process at once.
+    """Turn the first signal into KeyboardInterrupt; the second, or GRACE_S later, ends the process at once.
 
-    At once: every process that this one started is killed (Ray's and W&B's among them), and it exits with 130. So it
-    ends when a first signal has been dealt with, too.
-    Signals that are ignored (nohup, a shell's background job) stay so.
+    The end kills every process that this one started (also Ray's and W&B's) and exits with 130, also after the first
+    signal was handled. Ignored signals (nohup, a shell's background job) stay ignored.
     """
     first = threading.Event()
 
@@ -31,7 +30,7 @@ def interruptible() -> Iterator[None]:
         if first.is_set():
             end_at_once()
         first.set()
-        timer = threading.Timer(TIDY_UP_S, end_at_once)
+        timer = threading.Timer(GRACE_S, end_at_once)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt
@@ -43,22 +42,22 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if first.is_set():  # all is tidied up; Python's own end takes seconds more
+        if first.is_set():  # everything is closed; Python's own exit would take seconds more
             end_at_once()
         raise
     finally:
-        if not first.is_set():  # else the second signal and the timer stay in force until the process is gone
+        if not first.is_set():  # otherwise the handler and the timer stay until the process has ended
             for number in caught:
                 signal.signal(number, before[number])
 
 
 def end_at_once() -> None:
-    """Kill the processes that this one started and exit, without another word from what hangs."""
+    """Kill the processes that this one started, and exit."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()
-    print("interrupted: nothing was published; run the same command again", file=sys.stderr, flush=True)
+    print("interrupted: finished work is kept; run the same command again", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)

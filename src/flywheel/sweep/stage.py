@@ -1,6 +1,6 @@
-"""The stage `sweep`: the best model of a search becomes the artifact model-<run_id>, linked as `best`.
+"""The stage `sweep`: publish the best model of a search as the artifact model-<run_id>, linked as `best`.
 
-A sweep that was interrupted, or is to have more trials, goes on where it stood: its journal is the truth.
+A sweep that was interrupted, or gets more trials, is resumed from its journal.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel import files
+from flywheel import files, ray_address
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.pipeline.stage import Outcome, Stage
 from flywheel.registry import Registry, Version
+from flywheel.sweep import SweepError
+from flywheel.sweep.journal import Journal, Trial, ranking
+from flywheel.sweep.resume import Resumed, resume
+from flywheel.sweep.signals import interruptible
 
 if TYPE_CHECKING:
-    from flywheel.sweep.checkpoints import Place
-    from flywheel.sweep.journal import Trial
-    from flywheel.sweep.state import Campaign
+    from flywheel.data.dataset import Dataset
+    from flywheel.sweep.checkpoints import CheckpointStore
+    from flywheel.sweep.reporting import Recorder
+    from flywheel.sweep.state import SweepState
     from flywheel.training.loop import TrainingData
 
 log = logging.getLogger(__name__)
@@ -29,24 +34,23 @@ log = logging.getLogger(__name__)
 
 def define(params: Params, registry: Registry) -> Stage:
     """Return the stage as the params describe it. Raises StageError when there is no data set."""
-    dataset = stage.dataset_of(params, registry)
 
     def unfinished(metrics: Mapping[str, Any]) -> str | None:
-        made, asked = metrics.get("trials", 0), params.sweep.trials
-        if made >= asked:
+        ended, trials = metrics.get("trials", 0), params.sweep.trials
+        if ended >= trials:
             return None
-        ended_at, budget = metrics.get("time_budget_s"), params.sweep.time_budget_s
-        if ended_at is not None and budget is not None and budget <= ended_at:
-            return None  # its time was up: so much was wanted
-        return f"{asked} trials are asked for, {made} were made"
+        used_s, budget_s = metrics.get("time_budget_s"), params.sweep.time_budget_s
+        if used_s is not None and budget_s is not None and budget_s <= used_s:
+            return None  # the sweep ended at this time budget or a larger one
+        return f"{trials} trials are asked for, {ended} were made"
 
     return Stage(
         "sweep",
         params,
         registry,
         {"sweep": params.sweep.identity(), "recipe": params.recipe.identity()},
-        {"dataset": dataset.ref},
-        ("flywheel.sweep.trial", "flywheel.sweep.space"),
+        {"dataset": stage.dataset_of(params, registry).ref},
+        ("flywheel.sweep.trial", "flywheel.sweep.searcher"),
         seed=params.sweep.seed,
         artifacts="model-",
         unfinished=unfinished,
@@ -54,237 +58,226 @@ def define(params: Params, registry: Registry) -> Stage:
 
 
 def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[str, Any]:
-    """Search unless an equal search is done. Returns the receipt. Raises SweepError when every trial failed."""
+    """Search unless the same search is done. Returns the receipt. Raises SweepError when every trial failed."""
     defined = define(params, registry)
     return stage.run(
         defined,
         lambda: _search(defined, force),
-        adopt=lambda version: _report(params, registry, version, version.metadata["metrics"]),
+        adopt=lambda version: adopt(params, registry, (version,), version.metadata["metrics"]),
         force=force,
     )
 
 
 def interrupted(defined: Stage) -> str | None:
-    """Return a line on the sweep that the next run would go on with, or None if it would begin a new one."""
-    from flywheel.sweep import resume
-
-    chosen = resume.choose(_journals(defined), _identity(defined), defined.code, force=False)
-    if chosen.record is None or chosen.record.ended >= defined.params.sweep.trials:
+    """Return a line on the sweep that the next run would resume, or None if it would begin a new one."""
+    found, trials = _resume(defined, force=False), defined.params.sweep.trials
+    if found.record is None or found.record.ended >= trials:
         return None
-    return f"{chosen.journal.sweep_id} goes on, {chosen.record.ended} of {defined.params.sweep.trials} trials ended"
+    return f"{found.journal.sweep_id} goes on, {found.record.ended} of {trials} trials ended"
 
 
-def _journals(defined: Stage) -> Path:
-    return defined.params.store_paths.journals
+def _resume(defined: Stage, force: bool) -> Resumed:
+    return resume(defined.params.store_paths.journals, _identity(defined), defined.code, force=force)
 
 
 def _identity(defined: Stage) -> dict[str, Any]:
     return {**defined.identity, "inputs": dict(defined.reads)}
 
 
+@interruptible()
 def _search(defined: Stage, force: bool) -> Outcome:
-    from flywheel.sweep.signals import interruptible
-    from flywheel.tracking.runs import Tracker
-
-    with interruptible():
-        tracker = Tracker(defined.params, defined.registry)
-        return _sweep(defined, tracker, force)
-
-
-def _sweep(defined: Stage, tracker: Any, force: bool) -> Outcome:
     from flywheel.data import dataset
-    from flywheel.sweep import SweepError, cluster, resume
-    from flywheel.sweep.checkpoints import Place
+    from flywheel.sweep import cluster
+    from flywheel.sweep.checkpoints import CheckpointStore
     from flywheel.sweep.reporting import Recorder
-    from flywheel.sweep.state import Campaign
+    from flywheel.sweep.state import SweepState
+    from flywheel.tracking.runs import Tracker
     from flywheel.training.loop import TrainingData
 
-    began = time.monotonic()
-    params, registry = defined.params, defined.registry
-    dataset_version = registry.resolve(defined.reads["dataset"])
-    opened = dataset.open_directory(registry.open(dataset_version))
-    identity = _identity(defined)
-    chosen = resume.choose(_journals(defined), identity, defined.code, force=force)
-    journal, spent_s = chosen.journal, chosen.record.spent_s if chosen.record else 0.0
-    journal.begin(identity=identity, code=defined.code)
-    campaign = Campaign(params, journal, chosen.again)
-    if campaign.trials and not campaign.over:
+    params, registry, began = defined.params, defined.registry, time.monotonic()
+    version = registry.resolve(defined.reads["dataset"])
+    opened = dataset.open_directory(registry.open(version))
+    resumed = _resume(defined, force)
+    journal = resumed.journal
+    if resumed.record:
+        began -= resumed.record.elapsed_s
+    journal.begin(identity=_identity(defined), code=defined.code)
+    state = SweepState(params, journal, resumed.retry_failed)
+    if state.trials and not state.is_complete:
         log.info(
-            f"sweep: {journal.sweep_id} goes on: {campaign.ended} of {params.sweep.trials} trials ended, "
-            f"{len(campaign.waiting)} go on from their last checkpoints"
+            f"sweep: {journal.sweep_id} goes on: {state.ended} of {params.sweep.trials} trials ended, "
+            f"{len(state.queued)} go on from their last checkpoints"
         )
-    place = Place(params.checkpoints).below(journal.sweep_id)
-    data, images = TrainingData.of(opened), opened.description["splits"]
-    config = {**defined.identity, "dataset": dataset_version.ref}
-    with tracker.run("sweep", journal.sweep_id, config, used=(dataset_version,)) as run:
-        recorder = Recorder(params, campaign, place, tracker)
+    store = CheckpointStore(params.checkpoints).subfolder(journal.sweep_id)
+    data, config = TrainingData.of(opened), {**defined.identity, "dataset": version.ref}
+    tracker = Tracker(params, registry)
+    with tracker.run("sweep", journal.sweep_id, config, used=(version,)) as run:
+        recorder = Recorder(state, store, tracker)
         try:
-            if not campaign.over:
+            if not state.is_complete:
                 with cluster.connected():
-                    _run_trials(params, data, images, campaign, recorder, began - spent_s)
+                    _run_trials(state, data, opened, recorder, began)
         except KeyboardInterrupt:
             log.info(
-                f"sweep: interrupted after {campaign.ended} of {params.sweep.trials} trials; "
+                f"sweep: interrupted after {state.ended} of {params.sweep.trials} trials; "
                 "the same command goes on from there"
             )
             raise
         finally:
             recorder.close()
-        kept = _keep(params, registry, campaign, place, data)
-        if not kept:
-            raise SweepError(_nothing_to_publish(params, campaign))
-        facts = {
+        best = _best(state, registry, store, data)
+        if not best:
+            raise SweepError(_nothing_to_publish(state))
+        metrics = {
             "sweep_id": journal.sweep_id,
-            "trials": campaign.ended,
-            "wall_s": round(spent_s + time.monotonic() - began, 1),
+            "trials": state.ended,
+            "wall_s": round(time.monotonic() - began, 1),
             "peak_disk_bytes": recorder.peak_bytes,
-            "time_budget_s": None if campaign.over else params.sweep.time_budget_s,
+            "time_budget_s": None if state.is_complete else params.sweep.time_budget_s,
         }
-        best, others = _publish(defined, kept, facts)
-        run.made(best, *others)
-        journal.done(model=best.ref, trials=campaign.ended)
-        if campaign.over:
-            place.remove()
-        outcome = _report(params, registry, best, {**facts, **_of(kept[0][0])}, others)
-        run.summarize({**outcome.metrics, "artifact": best.ref})
+        versions = _publish(defined, best, metrics)
+        run.made(*versions)
+        journal.done(model=versions[0].ref, trials=state.ended)
+        if state.is_complete:
+            store.remove()
+        outcome = adopt(params, registry, versions, {**metrics, **_metrics_of(best[0][0])})
+        run.summarize({**outcome.metrics, "artifact": versions[0].ref})
         run.log_pictures([path for path in outcome.reports if path.suffix == ".png"])
-    shutil.rmtree(_scratch(params), ignore_errors=True)
+    shutil.rmtree(params.store_paths.scratch("sweep"), ignore_errors=True)
     return outcome
 
 
-def _nothing_to_publish(params: Params, campaign: Campaign) -> str:
-    if campaign.over:
-        reasons = sorted({trial.error for trial in campaign.trials.values() if trial.error})
-        return f"all {campaign.ended} trials failed: {'; '.join(reasons)}"
+def _nothing_to_publish(state: SweepState) -> str:
+    if state.is_complete:
+        reasons = sorted({trial.error for trial in state.trials.values() if trial.error})
+        return f"all {state.ended} trials failed: {'; '.join(reasons)}"
     return (
-        f"sweep.time_budget_s={params.sweep.time_budget_s:g} was over before a trial had an epoch; "
+        f"sweep.time_budget_s={state.params.sweep.time_budget_s:g} was over before a trial had an epoch; "
         "raise it, and the same command goes on"
     )
 
 
-def _run_trials(
-    params: Params, data: TrainingData, images: dict[str, int], campaign: Campaign, recorder: Any, since: float
-) -> None:
-    """Run the trials that are left on the connected Ray, after a check of its nodes and an estimate."""
-    from flywheel import ray_address
-    from flywheel.sweep import SweepError, cluster, preflight, tune_runner
+def _run_trials(state: SweepState, data: TrainingData, dataset: Dataset, recorder: Recorder, began: float) -> None:
+    """Check the nodes of the connected Ray, estimate time and disk space, and run the remaining trials."""
+    from flywheel.sweep import cluster, preflight, tune_runner
     from flywheel.sweep.estimate import estimate, human_time
 
-    place, budget_s = recorder.place, params.sweep.time_budget_s
+    params, store, budget_s = state.params, recorder.store, state.params.sweep.time_budget_s
     slots = cluster.Slots(params.sweep)
     resources = slots.resources
     if ray_address.wanted() is not None:
-        preflight.check_nodes(place, resources.gpus)
+        preflight.check_nodes(store, resources.gpus)
     else:
-        preflight.check_place(place)
+        preflight.check_store(store)
     if line := preflight.idle_share(resources.gpus):
         log.info(f"sweep: {line}")
-    left = params.sweep.trials - campaign.ended
-    expected = estimate(params, resources, images, len(data.class_names), left)
+    left = params.sweep.trials - state.ended
+    expected = estimate(params, resources, dataset.description["splits"], len(data.class_names), left)
     log.info(
         f"sweep: {left} trials of {params.sweep.epochs} epochs, "
         f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
         f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
         f"and {files.human_size(expected.disk_bytes)} of disk"
     )
-    if "://" not in place.uri:
-        Path(place.uri).mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(place.uri).free
+    if store.directory is not None:
+        store.directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(store.directory).free
         if free < expected.disk_bytes:
             raise SweepError(
-                f"{place.uri} has {files.human_size(free)} free and the sweep may need "
+                f"{store.uri} has {files.human_size(free)} free and the sweep may need "
                 f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
             )
-    until = None if budget_s is None else since + budget_s
-    if not tune_runner.run(params, data, campaign, place, slots, recorder, until=until):
+    until = None if budget_s is None else began + budget_s
+    if not tune_runner.run(state, data, recorder, slots, until=until):
         log.info(
-            f"sweep: the time budget of {human_time(budget_s or 0)} is over after {campaign.ended} of "
+            f"sweep: the time budget of {human_time(budget_s or 0)} is over after {state.ended} of "
             f"{params.sweep.trials} trials; raise sweep.time_budget_s to go on"
         )
 
 
-def _keep(
-    params: Params, registry: Registry, campaign: Campaign, place: Place, data: TrainingData
+def _best(
+    state: SweepState, registry: Registry, store: CheckpointStore, data: TrainingData
 ) -> list[tuple[Trial, Path | Version]]:
-    """Return the best trials with their weights, best first: those of a checkpoint, or published before.
+    """Return the best trials, the best first, each with the folder of its weights or the version published before.
 
-    The weights of the best that are lost are made again from its record; other trials are left out then.
+    If the weights of the best trial are lost, it is trained again from its record; other trials are left out then.
     """
     from flywheel.sweep import cluster, trial
     from flywheel.sweep.checkpoints import Checkpoints
-    from flywheel.sweep.journal import ranking
 
-    kept: list[tuple[Trial, Path | Version]] = []
-    for one in ranking(campaign.trials.values(), cut_short=not campaign.over)[: params.sweep.keep_checkpoints]:
-        folder, epoch = _scratch(params) / one.id, one.best_epoch or 0
+    params, found = state.params, list[tuple[Trial, Path | Version]]()
+    ranked = ranking(state.trials.values(), include_running=not state.is_complete)
+    for one in ranked[: params.sweep.keep_checkpoints]:
+        folder, epoch = params.store_paths.scratch("sweep") / one.id, one.best_epoch or 0
+        checkpoints = Checkpoints(store, one.id)
         shutil.rmtree(folder, ignore_errors=True)
-        whole = [v for v in registry.versions(f"model-{one.id}") if registry.missing_file(v) is None]
-        published = next((v for v in reversed(whole) if v.metadata["metrics"].get("epoch") == epoch), None)
-        if Checkpoints(place, one.id).unpack_weights(epoch, folder):
-            kept.append((one, folder))
+        intact = [version for version in registry.versions(f"model-{one.id}") if registry.missing_file(version) is None]
+        published = next((v for v in reversed(intact) if v.metadata["metrics"].get("epoch") == epoch), None)
+        if checkpoints.unpack_weights(epoch, folder):
+            found.append((one, folder))
         elif published is not None:
-            kept.append((one, published))
-        elif not kept:
+            found.append((one, published))
+        elif not found:
             log.info(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
             with cluster.connected():
-                accuracy = cluster.repeat(params.sweep, data, one.config, trial.repeat, place, one.id, epoch)
+                accuracy = cluster.run_as_trial(params.sweep, trial.retrain, one.config, epoch, data, checkpoints)
             if accuracy != one.accuracy:
                 log.info(f"sweep: it has {accuracy:.2%} this time, {one.accuracy:.2%} the first")
-            Checkpoints(place, one.id).unpack_weights(epoch, folder)
-            kept.append((one, folder))
-    return kept
+            checkpoints.unpack_weights(epoch, folder)
+            found.append((one, folder))
+    return found
 
 
 def _publish(
-    defined: Stage, kept: list[tuple[Trial, Path | Version]], facts: Mapping[str, Any]
-) -> tuple[Version, tuple[Version, ...]]:
-    """Return the versions of the best trial and of the others; only the best's stands for the stage."""
+    defined: Stage, best: list[tuple[Trial, Path | Version]], metrics: Mapping[str, Any]
+) -> tuple[Version, ...]:
+    """Return the versions of the best trials; only the first has the fingerprint of the stage."""
     versions = []
-    for rank, (one, weights) in enumerate(kept, start=1):
+    for rank, (one, weights) in enumerate(best, start=1):
         if isinstance(weights, Version):
             versions.append(weights)
             continue
         provenance = defined.provenance()
         if rank > 1:
             provenance.pop("fingerprint")
-        metadata = {**provenance, "recipe": one.config, "metrics": {**facts, **_of(one), "rank": rank}}
+        metadata = {**provenance, "recipe": one.config, "metrics": {**metrics, **_metrics_of(one), "rank": rank}}
         versions.append(
             defined.registry.publish(f"model-{one.id}", "model", weights, metadata=metadata, inputs=defined.reads)
         )
-    return versions[0], tuple(versions[1:])
+    return tuple(versions)
 
 
-def _of(one: Trial) -> dict[str, Any]:
+def _metrics_of(one: Trial) -> dict[str, Any]:
     return {"trial": one.id, "accuracy": one.accuracy, "epoch": one.best_epoch, "machine": one.machine}
 
 
-def _report(
-    params: Params, registry: Registry, version: Version, facts: Mapping[str, Any], others: tuple[Version, ...] = ()
-) -> Outcome:
-    """Link a sweep's model as `best` and write the reports from the journal, if it is on this machine."""
-    from flywheel.sweep import results, space
-    from flywheel.sweep.journal import Journal
+def adopt(params: Params, registry: Registry, versions: tuple[Version, ...], metrics: Mapping[str, Any]) -> Outcome:
+    """Link the first of the published versions as `best`, and write the reports if the journal is on this machine."""
+    from flywheel.sweep import report
 
-    reason = f"best of {facts['trials']} trials of {facts['sweep_id']}: {facts['accuracy']:.2%} on validation"
-    registry.link(version, params.registered_model, ("best",), reason=reason)
-    trials = Journal(params.store_paths.journal(facts["sweep_id"])).trials()
+    best = versions[0]
+    reason = f"best of {metrics['trials']} trials of {metrics['sweep_id']}: {metrics['accuracy']:.2%} on validation"
+    registry.link(best, params.registered_model, ("best",), reason=reason)
+    trials = Journal(params.store_paths.journal(metrics["sweep_id"])).read().trials
     if not trials:
-        return Outcome((version, *others), (), facts)
-    rows = [trial.row() for trial in trials]
-    config = next(trial.config for trial in trials if trial.id == facts["trial"])
-    summary = {
-        "sweep_id": facts["sweep_id"],
-        "dataset": version.input("dataset"),
-        "best": {"trial": facts["trial"], "accuracy": facts["accuracy"], "model": version.ref, "config": config},
-        "bayesian_trials": sum(trial.bayesian for trial in trials),
-        "wall_s": facts["wall_s"],
-        "peak_disk_bytes": facts["peak_disk_bytes"],
-    }
-    searched = list(space.dimensions(params))
-    written = results.write(params.reports, summary, rows, searched, space.logarithmic(params))
+        return Outcome(versions, (), metrics)
+    written = report.write(
+        params,
+        report.SweepReport(
+            sweep_id=metrics["sweep_id"],
+            dataset=best.input("dataset") or "",
+            best=report.BestTrial(
+                trial=metrics["trial"],
+                accuracy=metrics["accuracy"],
+                model=best.ref,
+                config=next(trial.config for trial in trials if trial.id == metrics["trial"]),
+            ),
+            bayesian_trials=sum(trial.bayesian for trial in trials),
+            wall_s=metrics["wall_s"],
+            peak_disk_bytes=metrics["peak_disk_bytes"],
+            trials=tuple(map(report.TrialReport.of, trials)),
+        ),
+    )
     counts = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
-    return Outcome((version, *others), tuple(written), {**facts, **counts, "bayesian": summary["bayesian_trials"]})
-
-
-def _scratch(params: Params) -> Path:
-    return params.store_paths.scratch("sweep")
+    bayesian = sum(trial.bayesian for trial in trials)
+    return Outcome(versions, tuple(written), {**metrics, **counts, "bayesian": bayesian})

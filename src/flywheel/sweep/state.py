@@ -1,7 +1,7 @@
-"""A sweep under way, without Ray: which trial is next, what an epoch means, what an ending means.
+"""The state of a sweep, without Ray: which trial runs next, and what a result or the end of a trial changes.
 
-All that it knows stands in the journal, so a campaign that opens a journal stands where the one before it
-stood: the searcher has been told every trial, the rungs are filled, trials that had not ended wait.
+The state is rebuilt by replaying the journal: the searcher gets every result, the rungs of ASHA are filled, and trials
+that had not ended are queued.
 """
 
 from __future__ import annotations
@@ -13,99 +13,96 @@ from typing import Any
 
 from flywheel.params import Params
 from flywheel.sweep.asha import Asha
-from flywheel.sweep.journal import Journal, Trial
-from flywheel.sweep.searcher import METRIC, Searcher
+from flywheel.sweep.journal import METRIC, Journal, Trial
+from flywheel.sweep.searcher import Searcher
 
-DEATHS = 3  # in a row without an epoch between: then it is the trial that kills its workers
+MAX_WORKER_FAILURES = 3  # in a row, without an epoch in between; then the trial has failed
 
 
-class Campaign:
-    """The state of a sweep. `trials` are by id; `waiting` those that are to run again, `live` those that run."""
+class SweepState:
+    """The trials by id, the ids of those that run now (`running`) and of those that will run again (`queued`)."""
 
-    def __init__(self, params: Params, journal: Journal, again: bool = False):
-        """Open a journal, new or not; `again`: trials that failed are to run again."""
+    def __init__(self, params: Params, journal: Journal, retry_failed: bool = False):
+        """Replay a journal, which may be empty. `retry_failed` queues the failed trials again."""
         self.params = params
         self.journal = journal
         self.searcher = Searcher(params)
         self.asha = Asha(params.sweep.epochs) if params.sweep.early_stopping else None
         self.trials: dict[str, Trial] = {}
-        self.waiting: deque[str] = deque()
-        self.live: set[str] = set()
-        self._deaths: dict[str, int] = {}
-        self._replay(again)
+        self.queued: deque[str] = deque()
+        self.running: set[str] = set()
+        self._worker_failures: dict[str, int] = {}
+        self._replay(retry_failed)
 
     @property
     def ended(self) -> int:
-        """How many trials ended."""
+        """The number of trials that ended."""
         return sum(trial.status != "running" for trial in self.trials.values())
 
     @property
-    def over(self) -> bool:
-        """Whether all trials ended."""
+    def is_complete(self) -> bool:
+        """Whether as many trials ended as the params ask for."""
         return self.ended >= self.params.sweep.trials
 
-    def next(self, concurrent: int) -> Trial | None:
-        """Return a trial to run now, or None while so many run already or all that are asked for do."""
-        if len(self.live) >= concurrent or self.ended + len(self.live) >= self.params.sweep.trials:
+    def next_trial(self, concurrent: int) -> Trial | None:
+        """Return a trial to run now, or None while `concurrent` trials run or when no more are needed."""
+        if len(self.running) >= concurrent or self.ended + len(self.running) >= self.params.sweep.trials:
             return None
-        if self.waiting:
-            trial = self.trials[self.waiting.popleft()]
+        if self.queued:
+            trial = self.trials[self.queued.popleft()]
         else:
-            proposal = self.searcher.propose(concurrent)
-            trial = Trial(
-                uuid.uuid4().hex[:8], proposal.number, proposal.recipe, proposal.bayesian, point=proposal.point
-            )
+            new = self.searcher.propose(concurrent)
+            trial = Trial(uuid.uuid4().hex[:8], new.number, new.recipe, new.bayesian, point=new.point)
             self.trials[trial.id] = trial
             self.journal.start(trial)
-        self.live.add(trial.id)
+        self.running.add(trial.id)
         return trial
 
-    def runs(self, trial: Trial) -> None:
-        """Take that a trial runs."""
+    def on_trial_start(self, trial: Trial) -> None:
+        """Record that a trial started."""
         trial.runs += 1
         self.journal.run(trial)
 
-    def epoch(self, trial: Trial, epoch: int, metrics: Mapping[str, Any]) -> bool:
-        """Take an epoch's metrics and return whether the trial is to stop."""
-        trial.take(epoch, metrics)
-        self._deaths.pop(trial.id, None)
+    def on_trial_result(self, trial: Trial, epoch: int, metrics: Mapping[str, Any]) -> bool:
+        """Record the metrics of an epoch and return whether the trial should stop."""
+        trial.record_epoch(epoch, metrics)
+        self._worker_failures.pop(trial.id, None)
         self.journal.epoch(trial, epoch, metrics)
         self.searcher.report(trial.number, epoch, metrics[METRIC])
-        return self.asha is not None and self.asha.stops(trial.id, epoch, metrics[METRIC])
+        return self._should_stop(trial.id, epoch, metrics[METRIC])
 
-    def end(self, trial: Trial, error: str | None = None) -> None:
-        """Take that a trial ended: by itself, stopped on our word, or with an error."""
+    def on_trial_end(self, trial: Trial, error: str | None = None) -> None:
+        """Record that a trial ended: by itself, because it should stop, or with an error."""
         complete = len(trial.epochs) >= self.params.sweep.epochs
         trial.status, trial.error = "failed" if error else "finished" if complete else "stopped", error
-        self.live.discard(trial.id)
+        self.running.discard(trial.id)
         self.journal.end(trial)
         self.searcher.tell(trial.number, trial.status, trial.accuracy)
 
-    def lost(self, trial: Trial) -> bool:
-        """Take that a trial's worker died. Returns whether the trial is to run again; else it is the trial's fault."""
-        self._deaths[trial.id] = self._deaths.get(trial.id, 0) + 1
-        if self._deaths[trial.id] >= DEATHS:
+    def on_worker_died(self, trial: Trial) -> bool:
+        """Queue a trial whose worker died. Returns False instead if its workers died too often: it has failed."""
+        self._worker_failures[trial.id] = self._worker_failures.get(trial.id, 0) + 1
+        if self._worker_failures[trial.id] >= MAX_WORKER_FAILURES:
             return False
-        self.live.discard(trial.id)
-        self.waiting.append(trial.id)
+        self.running.discard(trial.id)
+        self.queued.append(trial.id)
         return True
 
-    def _replay(self, again: bool) -> None:
+    def _should_stop(self, trial: str, epoch: int, accuracy: float) -> bool:
+        return self.asha is not None and self.asha.should_stop(trial, epoch, accuracy)
+
+    def _replay(self, retry_failed: bool) -> None:
         record = self.journal.read()
-        stopped: set[str] = set()
-        for name, epoch, accuracy in record.told:
-            if self.asha is not None and self.asha.stops(name, epoch, accuracy):
-                stopped.add(name)
+        stopped = {name for name, epoch, accuracy in record.results if self._should_stop(name, epoch, accuracy)}
         for trial in record.trials:
             self.trials[trial.id] = trial
-            if trial.status == "failed" and again:
+            if trial.status == "failed" and retry_failed:
                 trial.status, trial.error = "running", None
                 self.journal.again(trial)
             accuracies = {epoch["epoch"]: epoch[METRIC] for epoch in trial.epochs}
             trial.number = self.searcher.restore(trial.point, trial.status, accuracies, trial.accuracy)
-            if trial.status != "running":
-                continue
-            if trial.id in stopped or len(trial.epochs) >= self.params.sweep.epochs:
-                self.end(trial)  # it was over; only its last line is missing
-            else:
-                self.waiting.append(trial.id)
+            if trial.status == "running":
+                if trial.id in stopped or len(trial.epochs) >= self.params.sweep.epochs:
+                    self.on_trial_end(trial)  # killed before the journal had its end
+                else:
+                    self.queued.append(trial.id)

@@ -21,9 +21,9 @@ from flywheel.simulation import result as results
 from flywheel.simulation.client import Prediction
 from flywheel.simulation.report import SimulationReport
 from flywheel.simulation.result import Result
-from flywheel.sweep import results as sweep_report
-from flywheel.sweep import space
+from flywheel.sweep import stage as sweep_stage
 from flywheel.sweep.journal import Journal, Trial
+from flywheel.sweep.searcher import to_recipe
 from flywheel.traffic import feedback
 from flywheel.training.loop import TrainingData, fit
 
@@ -55,43 +55,35 @@ def load(place: Path) -> Params:
 
 
 def sweep(params: Params, registry: Registry) -> None:
-    """Train three trials, journal them and publish the best, as a sweep does."""
+    """Train four trials, journal them and publish the best, as a sweep does."""
     version = registry.resolve(params.dataset_name)
     images = TrainingData.of(dataset.open_directory(registry.open(version)))
     journal = Journal(params.store / "journal" / "sweep-1.jsonl")
     journal.begin(identity={"sweep": params.sweep.identity()}, code={})
     for number, (position, batch_size) in enumerate(((0.7, 64), (0.1, 128), (0.9, 32), (0.4, 64))):
         point = {"learning_rate": position, "batch_size": batch_size, "optimizer": "sgd", "architecture": "compact"}
-        recipe = space.to_recipe(params, point)
+        recipe = to_recipe(params, point)
         trial = Trial(f"trial{number}", number, recipe.model_dump(), bayesian=number > 1, point=point)
         journal.start(trial)
         model, started = images.classifier(recipe), time.monotonic()
         for epoch in fit(model, images, recipe, model.device):
             trial.time_s = time.monotonic() - started
-            trial.take(epoch.epoch, {"accuracy": epoch.accuracy})
+            trial.record_epoch(epoch.epoch, {"accuracy": epoch.accuracy})
             journal.epoch(trial, epoch.epoch, {"accuracy": epoch.accuracy})
             if number == 1:
                 break
         trial.status = "stopped" if number == 1 else "finished"
         journal.end(trial)
         model.save(params.store / "made" / trial.id, recipe.model_dump())
-    trials = journal.trials()
+    trials = journal.read().trials
     best = max(trials, key=lambda trial: trial.accuracy or 0)
     made = registry.publish(
         f"model-{best.id}", "model", params.store / "made" / best.id, inputs={"dataset": version.ref},
         metadata={"recipe": best.config, "metrics": {"accuracy": best.accuracy}},
     )  # fmt: skip
-    registry.link(made, params.registered_model, ("best",), reason="best of four trials")
-    summary = {
-        "sweep_id": "sweep-1",
-        "dataset": version.ref,
-        "best": {"trial": best.id, "accuracy": best.accuracy, "model": made.ref, "config": best.config},
-        "bayesian_trials": 2,
-        "wall_s": sum(trial.time_s for trial in trials),
-    }
-    sweep_report.write(
-        params.reports, summary, [t.row() for t in trials], list(space.dimensions(params)), space.logarithmic(params)
-    )
+    wall_s = sum(trial.time_s for trial in trials)
+    metrics = {"sweep_id": "sweep-1", "trials": 4, "trial": best.id, "accuracy": best.accuracy, "wall_s": wall_s}
+    sweep_stage.adopt(params, registry, (made,), {**metrics, "peak_disk_bytes": 0})
 
 
 def simulate(params: Params, registry: Registry) -> None:

@@ -23,7 +23,6 @@ from flywheel.commands.report import facts, page
 from flywheel.commands.report.facts import Facts
 from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry
-from flywheel.sweep import space
 from flywheel.tracking.run_files import RunRecord
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +69,7 @@ class Parsed(HTMLParser):
 
 
 def rendered(found: Facts, params: Params) -> str:
-    return page.render(found, list(params.sweep.space), space.logarithmic(params))
+    return page.render(found, list(params.sweep.space), params.sweep.logarithmic)
 
 
 def written(params: Params, registry: Registry) -> Parsed:

@@ -13,7 +13,7 @@ from flywheel import files
 from flywheel.commands.report import facts, importance, judging, lineage, searching, standing
 from flywheel.commands.report.lineage import Node
 from flywheel.commands.report.markup import Html, join, points, table, tag, text
-from flywheel.sweep.journal import Record, Trial
+from flywheel.sweep.journal import SweepRecord, Trial
 from flywheel.tracking import run_files
 
 
@@ -86,15 +86,15 @@ def test_a_failed_rule_is_said_in_words_not_by_colour_alone(wheel: Any) -> None:
 # -- importance -------------------------------------------------------------------------------------------
 
 
-def record(accuracies: list[float], **choices: list[Any]) -> Record:
+def record(accuracies: list[float], **choices: list[Any]) -> SweepRecord:
     space = {"rate": {"low": 0.1, "high": 1.0, "log": True}, "kind": {"choices": ["a", "b"]}}
     trials = []
     for number, accuracy in enumerate(accuracies):
         point = {name: values[number] for name, values in choices.items()}
         trial = Trial(str(number), number, {}, False, status="finished", point=point)
-        trial.take(1, {"accuracy": accuracy})
+        trial.record_epoch(1, {"accuracy": accuracy})
         trials.append(trial)
-    return Record(trials, {"identity": {"sweep": {"space": space}}}, [], 0.0, None)
+    return SweepRecord(trials, {"identity": {"sweep": {"space": space}}}, [], 0.0, None)
 
 
 def test_the_param_that_decides_is_found() -> None:
@@ -122,11 +122,11 @@ def test_importance_is_the_same_each_time() -> None:
         record([0.5] * 8, rate=[i / 8 for i in range(8)], kind=["a", "b"] * 4),
         record([0.1, 0.2, 0.3, 0.4], rate=[0.5] * 4, kind=["a"] * 4),
         record([]),
-        Record([], {}, [], 0.0, None),
+        SweepRecord([], {}, [], 0.0, None),
     ],
     ids=["few", "alike", "one point", "none", "empty"],
 )
-def test_importance_is_not_told_of_too_little(whole: Record) -> None:
+def test_importance_is_not_told_of_too_little(whole: SweepRecord) -> None:
     assert importance.importance(whole) is None
     assert "Not told" in join(*searching.importances(None, len(whole.trials)))
 

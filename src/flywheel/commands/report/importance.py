@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel.sweep.journal import Record
+from flywheel.sweep.journal import SweepRecord
 
 FEWEST_TRIALS = 4
 HINT, ROUGH = 20, 100  # trials: fewer are a hint, fewer are rough
 
 
-def importance(record: Record) -> dict[str, float] | None:
+def importance(record: SweepRecord) -> dict[str, float] | None:
     """Return param -> part of the variance of accuracy that it explains, most first; they sum to 1.
 
     fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) as Optuna has it, with a fixed seed, over all trials that had an

@@ -14,7 +14,7 @@ from flywheel.commands.report.facts import REPORTS, Absent, Facts
 from flywheel.commands.report.markup import Html, join, missing, section, tag
 from flywheel.params import Params
 from flywheel.registry import Registry
-from flywheel.sweep import space
+from flywheel.sweep.report import SweepReport
 
 HERE = Path(__file__).parent
 NAME = "index.html"
@@ -25,7 +25,7 @@ def write(params: Params, registry: Registry) -> Path:
     """Write the page into the reports of the profile and return its path."""
     path = params.reports / NAME
     found = facts.gather(params, registry)
-    files.write_text(path, render(found, list(params.sweep.space), space.logarithmic(params)))
+    files.write_text(path, render(found, list(params.sweep.space), params.sweep.logarithmic))
     return path
 
 
@@ -73,9 +73,10 @@ def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list
             reason = f"{name}.json is not as this code writes it ({type(error).__name__}: {error}); written anew by"
             return [missing(reason, again)]
 
-    def sweep(report: Any) -> list[Html]:
-        label = labels.get(report["best"]["model"], report["best"]["model"])
-        judged = sum(one["accuracy"] is not None and one["status"] != "failed" for one in report["trials"])
+    def sweep(content: Any) -> list[Html]:
+        report = SweepReport.model_validate(content)
+        label = labels.get(report.best.model, report.best.model)
+        judged = sum(trial.accuracy is not None and trial.status != "failed" for trial in report.trials)
         return [
             *searching.sweep(report, searched, logarithmic, label),
             *searching.importances(found.importance, judged),

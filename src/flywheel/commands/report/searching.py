@@ -7,51 +7,53 @@ from typing import Any
 
 from flywheel.commands.report.importance import confidence
 from flywheel.commands.report.markup import Html, chart, details, note, percent, table, tag
+from flywheel.sweep.report import SweepReport
 
 STATUSES = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "unfinished": "unfinished"}
 MOST_TRIALS = 500  # that are drawn and listed: the best
 
 
-def sweep(report: Mapping[str, Any], searched: Sequence[str], logarithmic: Sequence[str], label: str) -> list[Html]:
+def sweep(report: SweepReport, searched: Sequence[str], logarithmic: Sequence[str], label: str) -> list[Html]:
     """Return the sweep's parts: its best, the history, parallel coordinates, a table. `searched` are its params."""
-    trials = report["trials"]
-    best = report["best"]
-    counts = [f"{n} {told}" for kind, told in STATUSES.items() if (n := sum(t["status"] == kind for t in trials))]
-    number = next(trial["number"] for trial in trials if trial["id"] == best["trial"])
+    trials, best = report.trials, report.best
+    counts = [f"{n} {told}" for kind, told in STATUSES.items() if (n := sum(t.status == kind for t in trials))]
+    number = next(trial.number for trial in trials if trial.id == best.trial)
     drawn = sorted(
-        sorted(trials, key=lambda t: -1 if t["accuracy"] is None else t["accuracy"], reverse=True)[:MOST_TRIALS],
-        key=lambda trial: trial["number"],
+        sorted(trials, key=lambda t: -1 if t.accuracy is None else t.accuracy, reverse=True)[:MOST_TRIALS],
+        key=lambda trial: trial.number,
     )
     told = (
-        f"The best of {len(trials)} trials, number {number}, reached {percent(best['accuracy'])} on validation and is "
-        f"{label}. {report['bayesian_trials']} were proposed by the Bayesian search; {', '.join(counts)}; "
-        f"{report['wall_s']:,.0f} s."
+        f"The best of {len(trials)} trials, number {number}, reached {percent(best.accuracy)} on validation and is "
+        f"{label}. {report.bayesian_trials} were proposed by the Bayesian search; {', '.join(counts)}; "
+        f"{report.wall_s:,.0f} s."
     )
-    varied = [name for name in searched if len({trial.get(name) for trial in trials}) > 1]
+    varied = [name for name in searched if len({trial.param(name) for trial in trials}) > 1]
     history = [
-        {key: trial[key] for key in ("number", "status", "accuracy", "bayesian")}
-        | {"params": {name: shown(trial.get(name)) for name in varied}}
-        for trial in drawn
-        if trial["accuracy"] is not None
-    ]
-    axes = [_axis(name, [trial.get(name) for trial in drawn], name in logarithmic) for name in varied]
-    lines = [
         {
-            "number": trial["number"], "accuracy": trial["accuracy"], "best": trial["id"] == best["trial"],
-            "values": [trial.get(name) for name in varied],
+            **trial.model_dump(include={"number", "status", "accuracy", "bayesian"}),
+            "params": {name: shown(trial.param(name)) for name in varied},
         }
         for trial in drawn
-        if trial["accuracy"] is not None
+        if trial.accuracy is not None
+    ]
+    axes = [_axis(name, [trial.param(name) for trial in drawn], name in logarithmic) for name in varied]
+    lines = [
+        {
+            "number": trial.number, "accuracy": trial.accuracy, "best": trial.id == best.trial,
+            "values": [trial.param(name) for name in varied],
+        }
+        for trial in drawn
+        if trial.accuracy is not None
     ]  # fmt: skip
     head = ("trial", *varied, "status", "epochs", "seconds", "accuracy")
     rows = [
         (
-            t["number"], *(shown(t.get(name)) for name in varied), STATUSES.get(t["status"], t["status"]), t["epochs"],
-            f"{t['time_s']:.1f}", percent(t["accuracy"], 2),
+            t.number, *(shown(t.param(name)) for name in varied), STATUSES[t.status], t.epochs, f"{t.time_s:.1f}",
+            percent(t.accuracy, 2),
         )
         for t in drawn
     ]  # fmt: skip
-    words = [i + 1 for i, name in enumerate(varied) if any(isinstance(t.get(name), str) for t in trials)]
+    words = [i + 1 for i, name in enumerate(varied) if any(isinstance(t.param(name), str) for t in trials)]
     return [
         tag("p", told),
         chart("history", "Validation accuracy, trial by trial", f"A dot a trial, and the best so far. {told}",

@@ -1,4 +1,4 @@
-"""ASHA as published, and as Ray does it; and rebuilt from what was told."""
+"""ASHA: the published decisions, the same as Ray's, and rebuilt from repeated results."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from flywheel.sweep.asha import Asha
 
 
 @pytest.mark.parametrize(("epochs", "rungs"), [(1, []), (2, [1]), (3, [1, 2]), (8, [3, 6]), (30, [10, 20])])
-def test_rungs_lie_at_a_third_and_two_thirds(epochs: int, rungs: list[int]) -> None:
+def test_rungs_are_at_one_and_two_thirds_of_the_epochs(epochs: int, rungs: list[int]) -> None:
     assert list(Asha(epochs).rungs) == rungs
 
 
-def test_the_first_at_a_rung_goes_on_and_the_next_must_not_be_below_the_median() -> None:
+def test_a_trial_below_the_median_of_a_rung_stops() -> None:
     asha = Asha(3)
-    told = (("a", 0.5), ("b", 0.4), ("c", 0.45), ("d", 0.4), ("e", 0.44))
-    assert [asha.stops(trial, 1, accuracy) for trial, accuracy in told] == [False, True, False, True, False]
-    assert asha.rungs == {1: dict(told), 2: {}}
+    results = (("a", 0.5), ("b", 0.4), ("c", 0.45), ("d", 0.4), ("e", 0.44))
+    assert [asha.should_stop(trial, 1, accuracy) for trial, accuracy in results] == [False, True, False, True, False]
+    assert asha.rungs == {1: dict(results), 2: {}}
 
 
-def test_what_is_told_again_decides_nothing_new() -> None:
+def test_a_repeated_epoch_never_stops_a_trial() -> None:
     asha = Asha(3)
-    assert not asha.stops("a", 1, 0.5)
-    assert asha.stops("b", 1, 0.4)
-    assert not asha.stops("b", 1, 0.9)
+    assert not asha.should_stop("a", 1, 0.5)
+    assert asha.should_stop("b", 1, 0.4)
+    assert not asha.should_stop("b", 1, 0.9)
     assert asha.rungs[1] == {"a": 0.5, "b": 0.4}
 
 
 @pytest.mark.parametrize("epochs", [3, 8, 30])
-def test_it_decides_as_rays_scheduler_does(random: np.random.Generator, epochs: int) -> None:
+def test_decisions_equal_those_of_rays_scheduler(random: np.random.Generator, epochs: int) -> None:
     """Forty trials, five at a time, epochs in random order."""
     asha = Asha(epochs)
     rays = AsyncHyperBandScheduler(
@@ -51,7 +51,7 @@ def test_it_decides_as_rays_scheduler_does(random: np.random.Generator, epochs: 
         if epoch == epochs:  # Ray stops there in any case
             del running[name]
             continue
-        ours = asha.stops(name, epoch, accuracy)
+        ours = asha.should_stop(name, epoch, accuracy)
         assert ours == (theirs == TrialScheduler.STOP), (name, epoch)
         stopped += ours
         running[name] = (trial, epoch + 1)

@@ -1,0 +1,156 @@
+"""The sections on a model in operation: gate, serving, simulation, retraining; tracking and the folders of all."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from flywheel.params.base import NOT_IDENTITY, Section, Seed, Text, whole_above_one
+
+COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
+
+
+def _a_collection(value: str) -> str:
+    if not COLLECTION.fullmatch(value):
+        raise ValueError(f"must be wandb-registry-<registry>/<collection> (got {value!r})")
+    return value
+
+
+def _base_url(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", value):
+        raise ValueError(f"must be like http://127.0.0.1:8000 (got {value!r})")
+    return value
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("YAML reads off and on as false and true; write disabled, offline, online or auto")
+    return value
+
+
+class Gate(Section):
+    """The rules that a model must pass before it goes into production."""
+
+    floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="minimum test accuracy of the first model")
+    margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="how much test accuracy a candidate may lose against production and against the best model ever "
+        "there, by the lower 95 % bound; 0: it must be shown better (docs/gate.md)"
+    )
+    class_margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="refuse if a class's interval (95 % for all classes together) is entirely below minus this"
+    )
+
+
+class Promotion(Section):
+    """Whether models go into production automatically."""
+
+    auto: bool = Field(description="promote a model that passes the gate")
+
+
+class Serve(Section):
+    """The server that `make serve` starts: address, replicas and limits."""
+
+    host: Text = Field(description="address to listen on; 127.0.0.1: this machine only")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="HTTP port")
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="minimum number of copies of the model")
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="above min_replicas, Ray Serve autoscales")
+    cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one)] = Field(
+        description="CPUs per replica, also its number of torch threads"
+    )
+    gpus_per_replica: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], Field()
+    ] = Field(description="GPUs per replica: 0.5 puts two replicas on a GPU; auto: 1 if there is a GPU, otherwise 0")
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="maximum size of a batch, in images")
+    max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        description="maximum number of waiting images per replica; further requests get 503 with Retry-After"
+    )
+    max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="larger requests get 413")
+    max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="maximum images in a multipart request")
+    poll_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(description="time between checks of the production alias")
+    start_timeout_s: Annotated[float, Field(ge=5, le=3600)] = Field(description="how long make serve waits for it")
+    access_log: bool = Field(description="log requests as JSON in store/<profile>/logs/access-<replica>.jsonl")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Serve:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        if self.max_queued_images < self.max_batch_size:
+            raise ValueError(
+                f"max_queued_images ({self.max_queued_images}) is below max_batch_size ({self.max_batch_size}): "
+                "no batch would fill"
+            )
+        return self
+
+
+class Simulate(Section):
+    """The client that simulates production traffic: it sends the simulation images to the server."""
+
+    url: Annotated[str | None, AfterValidator(_base_url), NOT_IDENTITY] = Field(
+        description="address of the server, such as http://127.0.0.1:8000; null: the server that make serve started"
+    )
+    requests: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        description="number of simulation images to send, drawn at random; null: all"
+    )
+    seed: Seed = Field(description="seed of the draw and of the order")
+    concurrency: Annotated[int, Field(ge=1, le=1024), NOT_IDENTITY] = Field(description="requests in flight at a time")
+    timeout_s: Annotated[float, Field(gt=0, le=3600), NOT_IDENTITY] = Field(
+        description="timeout for connecting, and again for waiting for the answer"
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=1000), NOT_IDENTITY] = Field(
+        description="maximum number of attempts per image; 5xx answers, resets and timeouts are retried"
+    )
+    max_error_fraction: Annotated[float, Field(ge=0, lt=1), NOT_IDENTITY] = Field(
+        description="maximum fraction of images without an answer; above it, the simulation fails and publishes nothing"
+    )
+    table_rows: Annotated[int, Field(ge=0, le=10_000), NOT_IDENTITY] = Field(
+        description="maximum number of right predictions in the W&B table, drawn at random; 0: no table"
+    )
+
+
+class Retrain(Section):
+    """Continue training the production model on the original images and its failures."""
+
+    min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
+        description="minimum number of new failures on the side train; with fewer, make retrain does nothing"
+    )
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over originals and failures")
+    weight: Annotated[float, Field(gt=0, le=5)] = Field(
+        description="how often an epoch uses each failure, beside every original once; fractions are rounded at random"
+    )
+    learning_rate_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="learning rate as a fraction of the rate in the sweep's recipe"
+    )
+    control: Annotated[bool, NOT_IDENTITY] = Field(
+        description="train a second model on right answers instead of the failures, for comparison; doubles the time"
+    )
+    seed: Seed = Field(description="seed of image order, augmentation, rounding and the control arm's images")
+
+
+class Tracking(Section):
+    """The connection to Weights & Biases."""
+
+    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_no_switch), NOT_IDENTITY] = (
+        Field(description="auto: WANDB_MODE if set; else online if there is a key and W&B answers; else offline")
+    )
+    project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
+    registry: Annotated[Annotated[str, AfterValidator(_a_collection)] | None, NOT_IDENTITY] = Field(
+        description="W&B registry and collection that models are linked to, one per profile; "
+        "null: wandb-registry-model/<data.name>-classifier"
+    )
+    machine_info: Annotated[bool, NOT_IDENTITY] = Field(
+        description="send host name, paths, command line, git state and machine load to W&B"
+    )
+
+
+class Paths(Section):
+    """Folders on disk. Each profile has its own subfolder in the store and in the reports."""
+
+    store: Annotated[Text, NOT_IDENTITY] = Field(description="folder of artifacts, receipts and journals")
+    reports: Annotated[Text, NOT_IDENTITY] = Field(description="folder of results and pictures")
+    cache: Annotated[Text, NOT_IDENTITY] = Field(description="folder of downloads, shared by all profiles")
+    checkpoints: Annotated[Text | None, NOT_IDENTITY] = Field(
+        description="where running trials save checkpoints: a directory or an fsspec URI that every node of a cluster "
+        "reaches; null: in the store"
+    )
