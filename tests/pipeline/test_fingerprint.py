@@ -163,7 +163,9 @@ def test_stages_take_only_types_from_params(define: Define) -> None:
     assert {("flywheel.training.loop", "Recipe"), ("flywheel.data.drift", "Drift")} <= taken
     for module, name in taken:
         value = getattr(sections, name)
-        assert inspect.isclass(value) or value in (sections.Domain, sections.Scalar), f"{module} takes {name} from params"
+        assert inspect.isclass(value) or value in (sections.Domain, sections.Scalar), (
+            f"{module} takes {name} from params"
+        )
 
 
 def test_the_modules_of_a_trial_are_found(define: Define) -> None:

@@ -6,17 +6,15 @@ import csv
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from flywheel import files
 from flywheel.params import Params
 from flywheel.sweep.journal import Trial
 
 
-class TrialReport(BaseModel):
+class TrialReport(BaseModel, frozen=True, extra="allow"):
     """A trial; the params of its recipe are further fields."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     id: str
     number: int
@@ -42,10 +40,8 @@ class TrialReport(BaseModel):
         return (self.model_extra or {}).get(name)
 
 
-class BestTrial(BaseModel):
+class BestTrial(BaseModel, frozen=True):
     """The trial whose model was published as `best`."""
-
-    model_config = ConfigDict(frozen=True)
 
     trial: str
     accuracy: float
@@ -53,10 +49,8 @@ class BestTrial(BaseModel):
     config: dict[str, Any]
 
 
-class SweepReport(BaseModel):
+class SweepReport(BaseModel, frozen=True):
     """The content of sweep.json."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
     sweep_id: str
