@@ -29,32 +29,33 @@ HARMS, CLASS_MARGINS = (0.05, 0.10, 0.20), (0.0, 0.02, 0.05)
 CHAIN, STEP = 10, 0.003
 
 
-def predictions(name: str, labels: GateLabels, test_right: Any, holdout_right: Any) -> Predictions:
-    """Return predictions that are right where told, (n,) and (m,) bool; what is wrong is the next class."""
+def predictions(name: str, labels: GateLabels, test_correct: Any, holdout_correct: Any) -> Predictions:
+    """Return predictions that are correct where given, (n,) and (m,) bool; a wrong one is the next class."""
     test, holdout = (
-        np.where(right, truth, (truth + 1) % len(labels.class_names))
-        for right, truth in ((test_right, labels.test), (holdout_right, labels.holdout))
+        np.where(correct, truth, (truth + 1) % len(labels.class_names))
+        for correct, truth in ((test_correct, labels.test), (holdout_correct, labels.holdout))
     )
     return Predictions(f"{name}@0", name, labels.class_names, test, holdout)
 
 
 def make_labels(n: int, holdout: int, classes: int = CLASSES) -> GateLabels:
-    """Return labels of some classes, as many images of each."""
+    """Return labels with the same number of images of each class."""
     names = tuple(f"class{i}" for i in range(classes))
     return GateLabels("data@0", names, np.arange(n) % classes, np.arange(holdout) % classes)
 
 
-def first_right(random: np.random.Generator, n: int, accuracy: float = 0.8) -> Any:
+def draw_correct(random: np.random.Generator, n: int, accuracy: float = 0.8) -> Any:
     """Draw which of n images a model gets right."""
     return random.random(n) < accuracy
 
 
-def changed(
+def draw_other_model(
     random: np.random.Generator, right: Any, disagreement: float, difference: Any, accuracy: float = 0.8
 ) -> Any:
-    """Draw which images a second model gets right: it differs on so many, and is better by so much, in expectation.
+    """Draw which images a second model gets right, given those of the first.
 
-    `difference` is a number or one an image.
+    In expectation the two disagree on a share `disagreement` of the images, and the second one's accuracy is higher by
+    `difference` (a number, or one per image).
     """
     fixed, broken = (disagreement + difference) / 2, (disagreement - difference) / 2
     chance = np.where(right, broken / accuracy, fixed / (1 - accuracy))
@@ -68,8 +69,8 @@ def overall(
     labels, decisions = make_labels(n, m), []
     random = np.random.default_rng([seed, n, round(1e4 * disagreement), round(1e4 * (1 + difference))])
     for _ in range(draws):
-        rights = [first_right(random, size) for size in (n, m)]
-        new = [changed(random, right, disagreement, difference) for right in rights]
+        rights = [draw_correct(random, size) for size in (n, m)]
+        new = [draw_other_model(random, right, disagreement, difference) for right in rights]
         old, new_model = predictions("old", labels, *rights), predictions("new", labels, *new)
         decisions.append(decide(rules, labels, new_model, old, old))
     low = np.array([d.overall.low for d in decisions if d.overall])
@@ -89,8 +90,8 @@ def one_class(n: int, m: int, rules: Any, draws: int, seed: int, harm: float) ->
     random, labels = np.random.default_rng([seed, n, round(1e4 * harm)]), make_labels(n, m)
     high, holdout = [], np.ones(m, bool)
     for _ in range(draws):
-        right = first_right(random, n)
-        new_right = changed(random, right, max(0.04, harm), np.where(labels.test == 0, -harm, 0.0))
+        right = draw_correct(random, n)
+        new_right = draw_other_model(random, right, max(0.04, harm), np.where(labels.test == 0, -harm, 0.0))
         old, new = predictions("old", labels, right, holdout), predictions("new", labels, new_right, holdout)
         high.append(min(difference.high for difference in decide(rules, labels, new, old, old).per_class.values()))
     return {"n": n, "harm": harm, "caught": {str(x): float((np.array(high) < -x).mean()) for x in CLASS_MARGINS}}
@@ -110,12 +111,12 @@ def chain(
     random: np.random.Generator, rules: Any, labels: GateLabels, best_ever: bool, disagreement: float = 0.04
 ) -> float:
     """Return the true accuracy that production lost after CHAIN candidates, each STEP worse than the one before."""
-    rights = [first_right(random, len(truth)) for truth in (labels.test, labels.holdout)]
+    rights = [draw_correct(random, len(truth)) for truth in (labels.test, labels.holdout)]
     accuracy = 0.8
     production = best = predictions("0", labels, *rights)
     lost = 0.0
     for number in range(1, CHAIN + 1):
-        rights = [changed(random, right, disagreement, -STEP, accuracy) for right in rights]
+        rights = [draw_other_model(random, right, disagreement, -STEP, accuracy) for right in rights]
         accuracy -= STEP
         candidate = predictions(str(number), labels, *rights)
         if decide(rules, labels, candidate, production, best if best_ever else None).decision == "promote":
@@ -148,7 +149,7 @@ def table(result: dict[str, Any]) -> str:
         ]
         parts += [
             f"**{n:,} test and {m} holdout images** ({profile}{', laptop' if profile == 'cifar10' else ''}): share of "
-            "candidates that pass the whole gate, by margin in points, and share that is called better.",
+            "candidates that pass all rules of the gate, by margin in points, and share that is called better.",
             harness.markdown(("models disagree on", "true difference", *heads, "called better"), rows),
         ]
     heads = marked(CLASS_MARGINS, result["margins"]["cifar10"]["class_margin"])

@@ -5,8 +5,8 @@
         --set "data.source=folder data.name=cifar10-jpeg data.path=path/to/jpeg-10k"
 
 Each seed trains a parent from scratch with the profile's recipe; the failures are the images of the side `train` of
-simulation that it predicts wrongly, the control arm as many that it predicts rightly. Every scale starts from that
-parent.
+simulation that it predicts wrongly, the control arm is a draw of the same size from those that it predicts rightly.
+Every scale starts from that parent.
 
 Reads   the sections data, recipe and retrain of params.yaml
 Writes  benchmarks/results/retrain_rate_<name>.json after every seed, and its table in docs/retraining.md

@@ -149,7 +149,7 @@ def sweep(curves: Curves, kind: str, stopping: bool, seed: int) -> list[tuple[fl
     )
     searcher, asha = Searcher(harness.params("laptop", overrides)), Asha(EPOCHS)
     seen: list[tuple[float, float]] = []
-    order = itertools.count()  # epochs that end at the same time are told in the order in which they began
+    order = itertools.count()  # epochs that end at the same time are reported in the order of their start
     running: list[tuple[float, int, int, NDArray[np.float64], float, int]] = []
 
     def start(at: float) -> None:

@@ -59,7 +59,7 @@ def headlines() -> str:
     rows = {
         f"accuracy lost to drift on digits that one retraining regains, on images never trained on, {gain['seeds']} "
         "seeds": (f"{regained[0]}; after three retrainings {regained[1].split(' ')[0]}", "make bench-long"),
-        "the same with as many right answers instead of the failures": (
+        "the same, trained on correctly predicted images instead of the failures": (
             f"the failures are better in {gain['holdout: failures beat control']} seeds", "make bench-long"
         ),
         "requests per second against a textbook FastAPI server with 1, 16, 64 connections": (

@@ -48,10 +48,10 @@ def decisions(
     mean = float(np.mean(difference))
     found = []
     for _ in range(DRAWS):
-        test, held = POWER.first_right(random, n), POWER.first_right(random, holdout)
+        test, held = POWER.draw_correct(random, n), POWER.draw_correct(random, holdout)
         old = POWER.predictions("old", truth, test, held)
-        new_test = POWER.changed(random, test, disagreement, difference)
-        new = POWER.predictions("new", truth, new_test, POWER.changed(random, held, disagreement, mean))
+        new_test = POWER.draw_other_model(random, test, disagreement, difference)
+        new = POWER.predictions("new", truth, new_test, POWER.draw_other_model(random, held, disagreement, mean))
         found.append(decide(rules, truth, new, old, old))
     return found
 
@@ -112,9 +112,9 @@ def test_worse_on_the_holdout_alone_is_kept() -> None:
     random, truth = np.random.default_rng(0), POWER.make_labels(8000, 600)
     kept = 0
     for _ in range(DRAWS):
-        test, held = POWER.first_right(random, 8000), POWER.first_right(random, 600)
-        worse = POWER.changed(random, held, 0.10, -0.10)
-        new = POWER.predictions("new", truth, POWER.changed(random, test, 0.04, 0.0), worse)
+        test, held = POWER.draw_correct(random, 8000), POWER.draw_correct(random, 600)
+        worse = POWER.draw_other_model(random, held, 0.10, -0.10)
+        new = POWER.predictions("new", truth, POWER.draw_other_model(random, test, 0.04, 0.0), worse)
         decision = decide(RULES, truth, new, POWER.predictions("old", truth, test, held))
         kept += not decision.checks["holdout"]
         assert decision.checks["holdout"] or decision.decision == "keep"
