@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10
 
 from flywheel import params as parameters
 from flywheel.data import DataError, build, fetch, sources
+from flywheel.data.dataset import Split
 
 BATCH = 20  # images
+CUT = 100_000  # bytes
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -115,23 +116,13 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-@pytest.fixture
-def closed_url() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listening.getsockname()[1]}/cifar-10-python.tar.gz"
-
-
 @dataclass(frozen=True)
 class Archive:
     """A small CIFAR-10 in the format of the real one: its bytes, what is in it, and torchvision's class for it."""
 
     content: bytes
-    train_images: NDArray[np.uint8]
-    train_labels: list[int]
-    test_images: NDArray[np.uint8]
-    test_labels: list[int]
+    train: Split
+    test: Split
     at: Callable[..., Any]  # url -> a subclass of CIFAR10
 
 
@@ -169,22 +160,73 @@ def archive() -> Archive:
         known = {"url": url, "tgz_md5": md5(content), "train_list": sums[:5], "test_list": sums[5:], "meta": meta}
         return type("SmallCIFAR10", (CIFAR10,), {**known, **overrides})
 
-    train = 5 * BATCH
-    return Archive(content, images[:train], labels[:train], images[train:], labels[train:], at)
+    ids = np.r_[: 5 * BATCH, :BATCH]
+    train, test = (Split(images[p], np.array(labels[p]), ids[p]) for p in (slice(5 * BATCH), slice(5 * BATCH, None)))
+    return Archive(content, train, test, at)
+
+
+@dataclass
+class Cifar:
+    """The small CIFAR-10 on a server, and the cache that it is fetched into."""
+
+    server: Server
+    archive: Archive
+    data: parameters.Data
+    cache: Path
+
+    @property
+    def path(self) -> Path:
+        return self.cache / CIFAR10.filename
+
+    @property
+    def part(self) -> Path:
+        return self.cache / f"{CIFAR10.filename}.part"
+
+    def put(self, path: Path, content: bytes | None = None) -> None:
+        """Write a file (the whole archive by default) into the cache."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.archive.content if content is None else content)
+
+    def close(self) -> None:
+        """Name an address without a server from now on."""
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            self.server.url = f"http://127.0.0.1:{listening.getsockname()[1]}/cifar-10-python.tar.gz"
+
+    def load(self, **overrides: Any) -> sources.SourceImages:
+        return sources.cifar10(self.data, self.cache, self.archive.at(self.server.url, **overrides))
+
+    def refused(self, match: str, **overrides: Any) -> str:
+        """Assert that loading fails with one line and leaves nothing under a final name. Returns the message."""
+        with pytest.raises(DataError, match=match) as refused:
+            self.load(**overrides)
+        assert "\n" not in str(refused.value)
+        self.assert_nothing_final()
+        return str(refused.value)
+
+    def assert_nothing_final(self) -> None:
+        assert not self.path.exists()
+        assert not (self.cache / CIFAR10.base_folder).exists()
+
+    def assert_loads(self, *ranges: str | None) -> None:
+        """Assert that it loads what the archive holds, after requests with these ranges (patterns) altogether."""
+        source = self.load()
+        for found, expected in ((source.train, self.archive.train), (source.test, self.archive.test)):
+            for name in ("images", "labels", "ids"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+                assert getattr(found, name).dtype == getattr(expected, name).dtype
+        assert len(self.server.ranges) == len(ranges), self.server.ranges
+        for asked, pattern in zip(self.server.ranges, ranges, strict=True):
+            assert re.fullmatch(pattern or "", asked or ""), self.server.ranges
+
+
+RESUMED = r"bytes=[1-9]\d*-"
 
 
 @pytest.fixture
-def served(server: Server, archive: Archive) -> Server:
-    """The server of the archive."""
+def cifar(server: Server, archive: Archive, make_params: Callable[..., Any], tmp_path: Path) -> Cifar:
     server.content = archive.content
-    return server
-
-
-@pytest.fixture
-def data(make_params: Callable[..., Any]) -> parameters.Data:
-    """The section `data` of the profile cifar10."""
-    section: parameters.Data = make_params(profile="cifar10").data
-    return section
+    return Cifar(server, archive, make_params(profile="cifar10").data, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -192,184 +234,116 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def load(data: parameters.Data, cache: Path) -> Callable[[Any], sources.SourceImages]:
-    """Load CIFAR-10 by a class of torchvision's kind, saying nothing."""
-    return lambda dataset_class: sources.cifar10(data, cache, dataset_class)
-
-
-def assert_right(source: sources.SourceImages, archive: Archive) -> None:
-    np.testing.assert_array_equal(source.train.images, archive.train_images)
-    np.testing.assert_array_equal(source.test.images, archive.test_images)
-    assert source.train.labels.tolist() == archive.train_labels
-    assert source.test.labels.tolist() == archive.test_labels
-
-
-def assert_nothing_final(cache: Path) -> None:
-    assert not (cache / CIFAR10.filename).exists()
-    assert not (cache / CIFAR10.base_folder).exists()
-
-
 # CIFAR-10
 
 
-def test_cifar10_is_what_the_archive_holds(served: Server, archive: Archive, load: Any) -> None:
-    source = load(archive.at(served.url))
-    assert_right(source, archive)
-    assert source.class_names == CLASSES
-    assert source.train.labels.dtype == source.test.labels.dtype == np.int64
-    np.testing.assert_array_equal(source.train.ids, np.arange(5 * BATCH))
-    np.testing.assert_array_equal(source.test.ids, np.arange(BATCH))
+def test_cifar10_is_loaded_from_the_archive_and_fetched_once(cifar: Cifar, said: list[str]) -> None:
+    cifar.assert_loads(None)
+    left = {path.name for path in cifar.cache.iterdir() if path.suffix not in (".lock", ".pid")}
+    assert left == {CIFAR10.filename, CIFAR10.base_folder}
+    assert cifar.path.read_bytes() == cifar.archive.content
+    cifar.path.unlink()
+    cifar.assert_loads(None)
+    assert said == [f"data: fetching {cifar.server.url}"]
+    assert cifar.load().class_names == CLASSES
 
 
-def test_the_second_time_asks_nobody_and_unpacks_nothing(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    load(archive.at(served.url))
-    assert served.ranges == [None]
-    (cache / CIFAR10.filename).unlink()
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None]
-
-
-def test_the_first_test_images_are_the_test_set_and_the_rest_simulation_in_their_order(
-    served: Server, archive: Archive, load: Any, data: parameters.Data, monkeypatch: pytest.MonkeyPatch
+def test_the_first_test_images_are_the_test_set_and_the_rest_simulation_in_order(
+    cifar: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sources.CIFAR10_TEST_IMAGES == 8_000
+    assert cifar.load().test_count == BATCH - 1  # of a small test set one image at least is simulation
     monkeypatch.setattr(sources, "CIFAR10_TEST_IMAGES", 12)
-    source = load(archive.at(served.url))
+    source = cifar.load()
     assert source.test_count == 12
-    built = build.build(source, data)
-    test, simulation = built.split("test"), built.split("simulation")
-    assert test.ids.tolist() == list(range(12))
-    assert simulation.ids.tolist() == list(range(12, BATCH))
-    np.testing.assert_array_equal(test.images, archive.test_images[:12])
-    np.testing.assert_array_equal(simulation.images, archive.test_images[12:])
-    assert simulation.labels.tolist() == archive.test_labels[12:]
+    built = build.build(source, cifar.data)
+    for name, ids in (("test", range(12)), ("simulation", range(12, BATCH))):
+        split = built.split(name)
+        assert split.ids.tolist() == list(ids)
+        np.testing.assert_array_equal(split.images, cifar.archive.test.images[ids])
+        np.testing.assert_array_equal(split.labels, cifar.archive.test.labels[ids])
 
 
-def test_a_small_test_set_leaves_something_to_simulate(served: Server, archive: Archive, load: Any) -> None:
-    assert load(archive.at(served.url)).test_count == BATCH - 1
-
-
-def test_another_image_size_is_scaled(
-    served: Server, archive: Archive, make_params: Callable[..., Any], cache: Path
-) -> None:
-    small = make_params("data.image_size=16", profile="cifar10").data
-    source = sources.cifar10(small, cache, archive.at(served.url))
+def test_another_image_size_is_scaled(cifar: Cifar) -> None:
+    cifar.data = cifar.data.model_copy(update={"image_size": 16})
+    source = cifar.load()
     assert source.train.images.shape == (5 * BATCH, 16, 16, 3)
     assert source.test.images.shape == (BATCH, 16, 16, 3)
-    averaged = archive.train_images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    averaged = cifar.archive.train.images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
     assert np.corrcoef(source.train.images.reshape(-1), averaged.reshape(-1))[0, 1] > 0.9
 
 
-def test_a_damaged_batch_is_never_loaded(served: Server, archive: Archive, load: Any, cache: Path) -> None:
-    load(archive.at(served.url))
-    batch = cache / CIFAR10.base_folder / "data_batch_3"
+def test_a_damaged_batch_is_never_loaded(cifar: Cifar) -> None:
+    cifar.load()
+    batch = cifar.cache / CIFAR10.base_folder / "data_batch_3"
     batch.write_bytes(batch.read_bytes() + b"\0")
     with pytest.raises(DataError, match=rf"{CIFAR10.base_folder} does not match its checksums; remove it"):
-        load(archive.at(served.url))
+        cifar.load()
 
 
-# The fetch when all is well
+# The fetch
 
 
-def test_an_archive_put_there_by_hand_is_used_without_a_request(
-    closed_url: str, archive: Archive, load: Any, cache: Path
-) -> None:
-    cache.mkdir()
-    (cache / CIFAR10.filename).write_bytes(archive.content)
-    assert_right(load(archive.at(closed_url)), archive)
+def test_an_archive_put_there_by_hand_is_used_without_a_request(cifar: Cifar) -> None:
+    cifar.close()
+    cifar.put(cifar.path)
+    cifar.assert_loads()
 
 
-def test_it_says_what_it_fetches_once(
-    served: Server, archive: Archive, data: parameters.Data, cache: Path, said: list[str]
-) -> None:
-    for _ in range(2):
-        sources.cifar10(data, cache, archive.at(served.url))
-    assert said == [f"data: fetching {served.url}"]
-
-
-def test_nothing_but_the_archive_its_folder_and_its_lock_is_left(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    load(archive.at(served.url))
-    left = {path.name for path in cache.iterdir() if path.suffix not in (".lock", ".pid")}
-    assert left == {CIFAR10.filename, CIFAR10.base_folder}
-    assert (cache / CIFAR10.filename).read_bytes() == archive.content
-
-
-def test_two_at_once_fetch_once(served: Server, archive: Archive, load: Any) -> None:
+def test_two_at_once_fetch_once(cifar: Cifar) -> None:
     found: list[sources.SourceImages] = []
-    threads = [threading.Thread(target=lambda: found.append(load(archive.at(served.url)))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(cifar.load())) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 3
-    for source in found:
-        assert_right(source, archive)
-    assert served.ranges == [None]
+    cifar.assert_loads(None)
 
 
-# The fetch when something is amiss
+def test_a_half_fetched_part_is_resumed(cifar: Cifar) -> None:
+    half = len(cifar.archive.content) // 2
+    cifar.put(cifar.part, cifar.archive.content[:half])
+    cifar.assert_loads(f"bytes={half}-")
+    assert cifar.server.sent_bytes == len(cifar.archive.content) - half
 
 
-def test_a_half_fetched_part_is_resumed(served: Server, archive: Archive, load: Any, cache: Path) -> None:
-    cache.mkdir()
-    half = len(archive.content) // 2
-    (cache / f"{CIFAR10.filename}.part").write_bytes(archive.content[:half])
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [f"bytes={half}-"]
-    assert served.sent_bytes == len(archive.content) - half
+def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(cifar: Cifar) -> None:
+    cifar.server.cut_after_bytes = CUT
+    cifar.assert_loads(None, RESUMED)
+    assert cifar.server.sent_bytes < 2 * len(cifar.archive.content)
 
 
-def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(served: Server, archive: Archive, load: Any) -> None:
-    served.cut_after_bytes = 100_000
-    assert_right(load(archive.at(served.url)), archive)
-    assert len(served.ranges) == 2
-    assert re.fullmatch(r"bytes=[1-9]\d*-", served.ranges[1] or "")
-    assert served.sent_bytes < 2 * len(archive.content)
+def test_a_reset_connection_is_taken_up_where_it_broke(cifar: Cifar) -> None:
+    cifar.server.cut_after_bytes, cifar.server.how_to_cut = CUT, "reset"
+    cifar.assert_loads(None, f"({RESUMED})?")
+    # The kernel decides how much of what was sent the reset destroyed; bytes that arrived are not fetched again.
+    assert cifar.server.sent_bytes <= CUT + len(cifar.archive.content)
 
 
-def test_a_server_that_knows_no_ranges_is_read_from_the_start(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    served.knows_ranges = False
-    cache.mkdir()
-    (cache / f"{CIFAR10.filename}.part").write_bytes(archive.content[:1000])
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == ["bytes=1000-"]
+def test_a_server_that_knows_no_ranges_is_read_from_the_start(cifar: Cifar) -> None:
+    cifar.server.knows_ranges = False
+    cifar.put(cifar.part, cifar.archive.content[:1000])
+    cifar.assert_loads("bytes=1000-")
 
 
-def test_a_part_that_is_complete_is_used_as_it_is(served: Server, archive: Archive, load: Any, cache: Path) -> None:
-    cache.mkdir()
-    (cache / f"{CIFAR10.filename}.part").write_bytes(archive.content)
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.sent_bytes == 0
+def test_a_part_that_is_complete_is_used_as_it_is(cifar: Cifar) -> None:
+    cifar.put(cifar.part)
+    cifar.assert_loads(RESUMED)
+    assert cifar.server.sent_bytes == 0
 
 
 @pytest.mark.parametrize("extra", [-1000, 1000])
-def test_a_part_of_something_else_is_given_up(
-    extra: int, served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    cache.mkdir()
-    (cache / f"{CIFAR10.filename}.part").write_bytes(bytes(len(archive.content) + extra))
-    assert_right(load(archive.at(served.url)), archive)
-    assert len(served.ranges) == 2
-    assert served.ranges[1] is None
+def test_a_part_of_something_else_is_given_up(extra: int, cifar: Cifar) -> None:
+    cifar.put(cifar.part, bytes(len(cifar.archive.content) + extra))
+    cifar.assert_loads(RESUMED, None)
 
 
-def test_no_network_is_one_error_that_names_the_ways_on(
-    closed_url: str, archive: Archive, load: Any, cache: Path
-) -> None:
-    with pytest.raises(DataError) as refused:
-        load(archive.at(closed_url))
-    message = str(refused.value)
-    assert "\n" not in message
-    for way in (closed_url, "no connection", str(cache / CIFAR10.filename), "data.source=folder", "PROFILE=demo"):
-        assert way in message
-    assert_nothing_final(cache)
+def test_no_network_is_one_error_that_says_what_to_do(cifar: Cifar) -> None:
+    cifar.close()
+    message = cifar.refused("no connection")
+    for advice in (cifar.server.url, str(cifar.path), "data.source=folder", "PROFILE=demo"):
+        assert advice in message
 
 
 def test_a_server_that_never_answers_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,49 +358,35 @@ def test_a_server_that_never_answers_is_given_up(cache: Path, monkeypatch: pytes
     assert not (cache / "file").exists()
 
 
-def test_a_reset_connection_is_taken_up_where_it_broke(served: Server, archive: Archive, load: Any) -> None:
-    served.cut_after_bytes, served.how_to_cut = 100_000, "reset"
-    assert_right(load(archive.at(served.url)), archive)
-    assert len(served.ranges) == 2
-    # How much of what was sent the reset destroyed is the kernel's affair; what is there is not fetched again.
-    assert served.sent_bytes <= 100_000 + len(archive.content)
-
-
 def test_a_server_that_falls_silent_in_the_middle_is_asked_again_for_the_rest(
-    served: Server, archive: Archive, load: Any, monkeypatch: pytest.MonkeyPatch
+    cifar: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "READ_TIMEOUT_S", 0.2)
-    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None, "bytes=100000-"]
+    cifar.server.cut_after_bytes, cifar.server.how_to_cut = CUT, "hang"
+    cifar.assert_loads(None, f"bytes={CUT}-")
 
 
 def test_a_server_that_falls_silent_for_good_is_given_up_and_what_came_is_kept(
-    served: Server, archive: Archive, load: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    cifar: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "READ_TIMEOUT_S", 0.2)
     monkeypatch.setattr(fetch, "ATTEMPTS", 1)
-    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
-    with pytest.raises(DataError, match="the server does not answer; put the file at"):
-        load(archive.at(served.url))
-    assert_nothing_final(cache)
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None, "bytes=100000-"]
+    cifar.server.cut_after_bytes, cifar.server.how_to_cut = CUT, "hang"
+    cifar.refused("the server does not answer; put the file at")
+    cifar.assert_loads(None, f"bytes={CUT}-")
 
 
 def test_a_server_that_sends_a_byte_at_a_time_is_given_up_in_time_and_what_came_is_kept(
-    served: Server, archive: Archive, load: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    cifar: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "TOTAL_TIMEOUT_S", 0.5)
-    served.cut_after_bytes, served.how_to_cut = 100_000, "trickle"
+    cifar.server.cut_after_bytes, cifar.server.how_to_cut = CUT, "trickle"
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"not done after 0\.5 s; run again to resume"):
-        load(archive.at(served.url))
+    cifar.refused(r"not done after 0\.5 s; run again to resume")
     assert time.monotonic() - started < 30  # all of it would take 5 minutes
-    assert_nothing_final(cache)
-    assert (cache / f"{CIFAR10.filename}.part").stat().st_size > 100_000
+    assert cifar.part.stat().st_size > CUT
     monkeypatch.setattr(fetch, "TOTAL_TIMEOUT_S", 3600)
-    assert_right(load(archive.at(served.url)), archive)
+    cifar.assert_loads(None, RESUMED)
 
 
 def test_the_wait_for_a_silent_server_is_bounded_as_documented() -> None:
@@ -435,140 +395,114 @@ def test_the_wait_for_a_silent_server_is_bounded_as_documented() -> None:
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (429, 4), (500, 4), (503, 4)])
-def test_what_the_server_refuses_is_in_the_error(
-    status: int, requests: int, served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    """What will be the same in a second is asked once."""
-    served.status = status
-    with pytest.raises(DataError, match=f"the server answered {status}") as refused:
-        load(archive.at(served.url))
-    assert "\n" not in str(refused.value)
-    assert len(served.ranges) == requests
-    assert_nothing_final(cache)
-    served.status = 200
-    assert_right(load(archive.at(served.url)), archive)
+def test_what_the_server_refuses_is_in_the_error(status: int, requests: int, cifar: Cifar) -> None:
+    """A refusal that would be repeated is asked for once."""
+    cifar.server.status = status
+    cifar.refused(f"the server answered {status}")
+    assert len(cifar.server.ranges) == requests
+    cifar.server.status = 200
+    cifar.assert_loads(*[None] * (requests + 1))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_refusal_is_got_over(status: int, served: Server, archive: Archive, load: Any) -> None:
-    served.status, served.once = status, True
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None, None]
+def test_a_passing_refusal_is_got_over(status: int, cifar: Cifar) -> None:
+    cifar.server.status, cifar.server.once = status, True
+    cifar.assert_loads(None, None)
 
 
-def test_an_archive_that_ends_early_without_a_word_is_fetched_again(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    """A server that tells no length may close at any byte: the checksum tells, and it starts anew."""
-    served.tells_length = False
-    served.cut_after_bytes = 100_000
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None, None]
+def test_an_archive_of_unknown_length_that_ends_early_is_fetched_again(cifar: Cifar) -> None:
+    """Only the checksum shows that it is incomplete, so it is fetched from the start."""
+    cifar.server.tells_length = False
+    cifar.server.cut_after_bytes = CUT
+    cifar.assert_loads(None, None)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 1000, -1])
-def test_a_truncated_archive_is_refused_by_its_checksum(
-    keep: int, served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    """Also 0 bytes; the next run, with the whole archive there, succeeds."""
-    served.content = archive.content[:keep]
-    with pytest.raises(DataError, match=r"its checksum is|answered 416"):
-        load(archive.at(served.url))
-    assert_nothing_final(cache)
-    served.content = archive.content
-    assert_right(load(archive.at(served.url)), archive)
+def test_a_truncated_archive_is_refused_by_its_checksum(keep: int, cifar: Cifar) -> None:
+    """Also 0 bytes; the next run, with the complete archive there, succeeds."""
+    cifar.server.content = cifar.archive.content[:keep]
+    cifar.refused(r"its checksum is|answered 416")
+    cifar.server.content = cifar.archive.content
+    cifar.assert_loads(*[r".*"] * (len(cifar.server.ranges) + 1))
 
 
-def test_a_wrong_checksum_leaves_nothing(served: Server, archive: Archive, load: Any, cache: Path) -> None:
-    with pytest.raises(DataError, match=f"its checksum is {md5(archive.content)}, not {'0' * 32}"):
-        load(archive.at(served.url, tgz_md5="0" * 32))
-    assert_nothing_final(cache)
-    assert not (cache / f"{CIFAR10.filename}.part").exists()
+def test_a_wrong_checksum_leaves_nothing(cifar: Cifar) -> None:
+    cifar.refused(f"its checksum is {md5(cifar.archive.content)}, not {'0' * 32}", tgz_md5="0" * 32)
+    assert not cifar.part.exists()
 
 
-def test_a_wrong_archive_put_there_by_hand_is_named_and_left_alone(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    cache.mkdir()
-    (cache / CIFAR10.filename).write_bytes(b"something else")
+def test_a_wrong_archive_put_there_by_hand_is_named_and_left_alone(cifar: Cifar) -> None:
+    cifar.put(cifar.path, b"something else")
     with pytest.raises(DataError, match=rf"{CIFAR10.filename} does not match its checksum .*remove it"):
-        load(archive.at(served.url))
-    assert (cache / CIFAR10.filename).read_bytes() == b"something else"
-    assert not (cache / CIFAR10.base_folder).exists()
-    assert served.ranges == []
+        cifar.load()
+    assert cifar.path.read_bytes() == b"something else"
+    assert not (cifar.cache / CIFAR10.base_folder).exists()
+    assert cifar.server.ranges == []
 
 
-def in_small_files(limit_bytes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of which no file grows past the limit: what a full disk does, for one file."""
+def in_a_process(cifar: Cifar, limit_bytes: int | None = None) -> subprocess.Popen[str]:
+    """Fetch in a process of its own, in which no file grows beyond the limit: what a full disk does, for one file."""
+    limit = "" if limit_bytes is None else f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2)\n"
     code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes},) * 2)\n"
-        "import sys\nfrom pathlib import Path\nfrom flywheel.data import DataError, fetch\n"
+        f"import resource, sys\n{limit}"
+        "from pathlib import Path\nfrom flywheel.data import DataError, fetch\n"
         "fetch.BACKOFF_S = 0.001\n"
         "try:\n    fetch.archive(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4])\n"
         "except DataError as error:\n    print(error); sys.exit(1)\n"
     )
-    return subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+    arguments = [cifar.server.url, str(cifar.path), md5(cifar.archive.content), CIFAR10.base_folder]
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_disk_that_fills_up_while_fetching_is_one_sentence_and_the_next_run_goes_on(
-    served: Server, archive: Archive, load: Any, cache: Path
-) -> None:
-    path = cache / CIFAR10.filename
-    refused = in_small_files(100_000, served.url, str(path), md5(archive.content), CIFAR10.base_folder)
-    assert (refused.returncode, refused.stderr) == (1, "")
-    assert refused.stdout.splitlines()[-1] == (
-        f"cannot write {path}.part (File too large); free space or set paths.cache, and run again"
-    )
-    assert_nothing_final(cache)
-    assert_right(load(archive.at(served.url)), archive)
-    assert served.ranges == [None, "bytes=100000-"]
+def last_line_of_failure(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "")
+    return output.splitlines()[-1]
 
 
-def test_a_disk_that_fills_up_while_extracting_is_one_sentence_and_the_next_run_does_it_again(
-    closed_url: str, archive: Archive, load: Any, cache: Path
-) -> None:
-    path = cache / CIFAR10.filename
-    cache.mkdir()
-    path.write_bytes(archive.content)
-    refused = in_small_files(20_000, closed_url, str(path), md5(archive.content), CIFAR10.base_folder)
-    assert (refused.returncode, refused.stderr) == (1, "")
-    assert refused.stdout == f"{path} cannot be extracted (File too large); free space or remove it, and run again\n"
-    assert {left.name for left in cache.iterdir() if left.suffix not in (".lock", ".pid")} == {CIFAR10.filename}
-    assert_right(load(archive.at(closed_url)), archive)
+def test_a_disk_that_fills_up_while_fetching_is_one_sentence_and_the_next_run_goes_on(cifar: Cifar) -> None:
+    said = last_line_of_failure(in_a_process(cifar, CUT))
+    assert said == f"cannot write {cifar.part} (File too large); free space or set paths.cache, and run again"
+    cifar.assert_nothing_final()
+    cifar.assert_loads(None, f"bytes={CUT}-")
 
 
-def test_a_killed_fetch_is_taken_up_by_the_next(served: Server, archive: Archive, load: Any, cache: Path) -> None:
+def test_a_disk_that_fills_up_while_extracting_is_one_sentence_and_the_next_run_does_it_again(cifar: Cifar) -> None:
+    cifar.close()
+    cifar.put(cifar.path)
+    said = last_line_of_failure(in_a_process(cifar, 20_000))
+    assert said == f"{cifar.path} cannot be extracted (File too large); free space or remove it, and run again"
+    left = {left.name for left in cifar.cache.iterdir() if left.suffix not in (".lock", ".pid")}
+    assert left == {CIFAR10.filename}
+    cifar.assert_loads()
+
+
+def test_a_killed_fetch_is_taken_up_by_the_next(cifar: Cifar) -> None:
     """kill -9 in the middle of the body: the lock is free, and the part is resumed."""
-    served.cut_after_bytes, served.how_to_cut = 100_000, "hang"
-    part = cache / f"{CIFAR10.filename}.part"
-    code = "import sys; from pathlib import Path; from flywheel.data import fetch; fetch.archive(*sys.argv[1:2], "
-    code += "Path(sys.argv[2]), *sys.argv[3:])"
-    arguments = [served.url, str(cache / CIFAR10.filename), md5(archive.content), CIFAR10.base_folder]
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL) as fetching:
+    cifar.server.cut_after_bytes, cifar.server.how_to_cut = CUT, "hang"
+    with in_a_process(cifar) as fetching:
         deadline = time.monotonic() + 60
-        while not (part.exists() and part.stat().st_size):
+        while not (cifar.part.exists() and cifar.part.stat().st_size):
             assert time.monotonic() < deadline
             assert fetching.poll() is None
             time.sleep(0.01)
         fetching.kill()
-    assert_nothing_final(cache)
-    assert_right(load(archive.at(served.url)), archive)
-    assert re.fullmatch(r"bytes=[1-9]\d*-", served.ranges[1] or "")
+    cifar.assert_nothing_final()
+    cifar.assert_loads(None, RESUMED)
 
 
-def test_a_cache_that_is_a_file_is_named(closed_url: str, archive: Archive, load: Any, cache: Path) -> None:
-    cache.write_text("")
+def test_a_cache_that_is_a_file_is_named(cifar: Cifar) -> None:
+    cifar.cache.write_text("")
     with pytest.raises(DataError, match=r"cannot make .*cache \(File exists\); set paths\.cache to a directory"):
-        load(archive.at(closed_url))
+        cifar.load()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_an_error_not_a_traceback(served: Server, archive: Archive, load: Any, cache: Path) -> None:
-    cache.mkdir()
-    (cache / f"{CIFAR10.filename}.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="No space left"):
-        load(archive.at(served.url))
-    assert_nothing_final(cache)
+def test_a_full_disk_is_an_error_not_a_traceback(cifar: Cifar) -> None:
+    cifar.cache.mkdir()
+    cifar.part.symlink_to("/dev/full")
+    cifar.refused("No space left")
 
 
 # Unpacking
@@ -580,15 +514,16 @@ def put(content: bytes, cache: Path) -> Path:
     return cache / "file.tar.gz"
 
 
-def test_an_extraction_that_was_killed_is_done_again(closed_url: str, archive: Archive, load: Any, cache: Path) -> None:
-    path = put(archive.content, cache).rename(cache / CIFAR10.filename)
-    half = cache / f"{path.name}.extracting" / CIFAR10.base_folder
+def test_an_extraction_that_was_killed_is_done_again(cifar: Cifar) -> None:
+    cifar.close()
+    cifar.put(cifar.path)
+    half = cifar.cache / f"{cifar.path.name}.extracting" / CIFAR10.base_folder
     half.mkdir(parents=True)
     (half / "data_batch_1").write_bytes(b"half of it")
     (half / "of an older archive").write_bytes(b"")
-    assert_right(load(archive.at(closed_url)), archive)
+    cifar.assert_loads()
     assert not half.parent.exists()
-    assert not (cache / CIFAR10.base_folder / "of an older archive").exists()
+    assert not (cifar.cache / CIFAR10.base_folder / "of an older archive").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "folder/../../outside", "{root}/outside"])
