@@ -15,7 +15,7 @@ import pytest
 from flywheel import files
 
 
-def test_a_failing_write_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+def test_failing_write_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"kept": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
@@ -24,7 +24,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_digests_are_those_of_the_standard_tools(tmp_path: Path) -> None:
+def test_digests_equal_those_of_the_standard_tools(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x" * 3_000_000)
     digests = files.digest_file(path)
@@ -32,7 +32,7 @@ def test_digests_are_those_of_the_standard_tools(tmp_path: Path) -> None:
     assert digests.sha256 == subprocess.check_output(["sha256sum", path], text=True).split()[0]
 
 
-def test_a_torn_line_is_left_behind_and_costs_no_other(tmp_path: Path) -> None:
+def test_cut_line_is_skipped_and_hides_no_other(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     files.append_json_lines(path, {"n": 1})
     with path.open("a") as log:
@@ -41,21 +41,17 @@ def test_a_torn_line_is_left_behind_and_costs_no_other(tmp_path: Path) -> None:
     assert [row["n"] for row in files.read_json_lines(path)] == [1, 3, 4]
 
 
-def _append(path: Path, who: int) -> None:
+def _append(path: Path, process: int) -> None:
     for index in range(50):
-        files.append_json_lines(path, {"who": who, "index": index, "padding": "x" * 500})
+        files.append_json_lines(path, {"process": process, "index": index, "padding": "x" * 500})
 
 
-def test_appends_of_many_processes_stay_whole(tmp_path: Path) -> None:
+def test_concurrent_appends_keep_every_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_append, args=(path, who)) for who in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.starmap(_append, [(path, process) for process in range(4)])
     rows = files.read_json_lines(path)
-    assert sorted((row["who"], row["index"]) for row in rows) == [(w, i) for w in range(4) for i in range(50)]
+    assert sorted((row["process"], row["index"]) for row in rows) == [(p, i) for p in range(4) for i in range(50)]
 
 
 HOLD = """
@@ -68,7 +64,7 @@ with files.lock(Path(sys.argv[1])):
 """
 
 
-def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+def test_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     path = tmp_path / "data.lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -88,17 +84,12 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
-def test_any_text_is_read_back_as_one_line(tmp_path: Path) -> None:
+def test_any_text_is_read_back_from_one_line(tmp_path: Path) -> None:
     text = "a\u2028b\x85c\x0cd\ne"
     files.append_json_lines(tmp_path / "log", {"text": text})
     assert files.read_json_lines(tmp_path / "log") == [{"text": text}]
 
 
 def test_sizes_are_readable() -> None:
-    assert [files.human_size(n) for n in (0, 999, 1000, 1_500_000, 2e12)] == [
-        "0 bytes",
-        "999 bytes",
-        "1.0 kB",
-        "1.5 MB",
-        "2.0 TB",
-    ]
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 1_500_000: "1.5 MB", 2e12: "2.0 TB"}
+    assert {size: files.human_size(size) for size in sizes} == sizes

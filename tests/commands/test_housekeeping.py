@@ -39,12 +39,12 @@ def receipt(params: Params, name: str, outputs: list[str]) -> None:
     files.write_json(params.store / "receipts" / f"{name}.json", {"outputs": outputs, "inputs": {}})
 
 
-def test_only_what_nothing_needs_is_named(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+def test_only_unneeded_versions_are_listed(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
     receipt(params, "sweep", [versions["receipt"].ref])
     assert housekeeping.unneeded(params, registry) == [versions["loser"]]
 
 
-def test_the_lineage_of_what_is_kept_is_kept(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+def test_ancestors_of_kept_versions_are_kept(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
     assert versions["old"] not in housekeeping.unneeded(params, registry)
     registry.link(versions["best"], MODEL, ("production",), reason="x")  # the former production is `previous` now
     assert versions["old"] not in housekeeping.unneeded(params, registry)
@@ -54,13 +54,15 @@ def test_the_lineage_of_what_is_kept_is_kept(params: Params, registry: Registry,
     assert versions["production"] in unneeded
 
 
-def test_the_newest_data_set_is_kept_without_any_model(params: Params, registry: Registry, tmp_path: Path) -> None:
+def test_newest_dataset_is_kept_without_any_model(params: Params, registry: Registry, tmp_path: Path) -> None:
     publish(registry, tmp_path, "digits_dataset", "dataset", "one")
     latest = publish(registry, tmp_path, "digits_dataset", "dataset", "two")
     assert latest not in housekeeping.unneeded(params, registry)
 
 
-def test_pruning_removes_exactly_those(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
+def test_prune_removes_exactly_the_unneeded_versions(
+    params: Params, registry: Registry, versions: dict[str, Version]
+) -> None:
     doomed = housekeeping.unneeded(params, registry)
     removed, freed = housekeeping.prune(params, registry)
     assert removed == doomed == [versions["loser"], versions["receipt"]]
@@ -79,9 +81,7 @@ def test_nothing_is_pruned_while_a_stage_runs(params: Params, registry: Registry
     assert registry.resolve(versions["loser"].ref) == versions["loser"]
 
 
-def test_cleaning_leaves_what_cannot_be_made_again(
-    params: Params, registry: Registry, versions: dict[str, Version]
-) -> None:
+def test_clean_keeps_receipts_and_versions(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
     receipt(params, "data", [])
     (params.store / "trials" / "sweep-1").mkdir(parents=True)
     files.write_json(params.reports / "sweep.json", {})
@@ -92,9 +92,7 @@ def test_cleaning_leaves_what_cannot_be_made_again(
         registry.verify(version)
 
 
-def test_cleaning_spares_the_checkpoints_of_a_sweep_that_runs_and_finds_them_where_they_are(
-    make_params: Callable[..., Params], tmp_path: Path
-) -> None:
+def test_clean_keeps_the_checkpoints_of_a_running_sweep(make_params: Callable[..., Params], tmp_path: Path) -> None:
     for overrides in ("", f"paths.checkpoints={tmp_path}/shared", f"paths.checkpoints=file://{tmp_path}/at-a-uri"):
         params = make_params(overrides)
         store = CheckpointStore(params.checkpoints).subfolder("sweep-1").subfolder("trial")

@@ -1,4 +1,4 @@
-"""W&B as the shared registry: a colleague, a server and a CI runner with empty stores go on where another machine was.
+"""W&B as the shared registry: a colleague, a server and a CI runner continue with empty stores.
 
 The real commands and the real SDK against a double of the service.
 """
@@ -55,11 +55,11 @@ def double() -> Iterator[WandbDouble]:
         assert served.errors == []
 
 
-def script(place: Path, double: WandbDouble, name: str, more: str = "") -> str:
-    params = overrides(place, "auto", f"{SMALL} {more}")
+def script(base: Path, double: WandbDouble, name: str, more: str = "") -> str:
+    params = overrides(base, "auto", f"{SMALL} {more}")
     done = subprocess.run(
         [sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT,
-        text=True, capture_output=True, timeout=300, env=clean_environment(place, **double.environment),
+        text=True, capture_output=True, timeout=300, env=clean_environment(base, **double.environment),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -86,15 +86,15 @@ def workflow(runner: Path, double: WandbDouble) -> str:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, double: WandbDouble) -> Path:
     """The machine that made everything, online."""
-    place = tmp_path_factory.mktemp("first")
+    base = tmp_path_factory.mktemp("first")
     for name in ("data", "sweep", "evaluate"):
-        said = script(place, double, name)
+        said = script(base, double, name)
         assert "W&B: online" in said
         assert len([line for line in said.splitlines() if line.startswith("W&B")]) == 1, said
-    return place
+    return base
 
 
-def test_all_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
+def test_everything_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) -> None:
     runs = {run.fields["jobType"]: run for run in double.runs(PROJECT)}
     assert set(runs) == {"data", "sweep", "trial", "evaluate"}
     assert [one.collection.name for one in runs["data"].logged] == ["digits_dataset"]
@@ -117,12 +117,12 @@ def test_a_colleague_with_an_empty_store_evaluates(first: Path, double: WandbDou
         if name != "evaluate":
             assert f"{name}: up to date (made before as " in said
     assert "W&B: downloaded " in said or "W&B: online" in said
-    ours, theirs = (json.loads((place / "reports/demo/evaluation.json").read_text()) for place in (first, tmp_path))
+    ours, theirs = (json.loads((base / "reports/demo/evaluation.json").read_text()) for base in (first, tmp_path))
     assert ours == theirs
     assert LocalRegistry(store_of(tmp_path)).aliases(MODEL) == LocalRegistry(store_of(first)).aliases(MODEL)
 
 
-def test_evaluate_alone_works_in_an_empty_store(first: Path, double: WandbDouble, tmp_path: Path) -> None:
+def test_evaluate_works_in_an_empty_store(first: Path, double: WandbDouble, tmp_path: Path) -> None:
     script(tmp_path, double, "evaluate")
     assert (tmp_path / "reports/demo/evaluation.json").exists()
 
@@ -151,6 +151,6 @@ def test_a_fresh_ci_runner_retrains_once(first: Path, double: WandbDouble, tmp_p
     said = script(tmp_path / "two", double, "retrain")
     assert "nothing to do (every failure that digits-feedback" in said
     shutil.rmtree(runner)
-    # What it replaced does not come back on a machine that was not there: the lineage tells that it was in production.
+    # The replaced model is not promoted again on another machine: the lineage shows that it was in production.
     said = script(tmp_path / "three", double, "evaluate")
     assert "gate: keep, production unchanged: it was in production before and was replaced" in said

@@ -1,4 +1,4 @@
-"""W&B goes away while a real stage runs: the stage ends well, soon, and `make sync` brings all of it later.
+"""W&B fails while a real stage runs: the stage succeeds and ends soon, and `make sync` uploads all of it later.
 
 The real scripts, one process each, and the real SDK against a double of the service.
 """
@@ -34,7 +34,7 @@ SMALL = (
     "retrain.control=false"
 )
 STAGES = ("data", "sweep", "evaluate", "simulate", "retrain")
-AWAY: dict[str, Callable[[WandbDouble], object]] = {
+OUTAGES: dict[str, Callable[[WandbDouble], object]] = {
     "refused": lambda double: double.vanish(),
     "silent": lambda double: double.fail(".*", "hang"),
 }
@@ -56,13 +56,13 @@ class Ended:
 class Script:
     """A script that runs."""
 
-    def __init__(self, place: Path, name: str, more: str = "", prefix: tuple[str, ...] = (), **environment: str):
+    def __init__(self, base: Path, name: str, more: str = "", prefix: tuple[str, ...] = (), **environment: str):
         self.began = time.monotonic()
         self.lines: list[tuple[float, str]] = []
-        params = overrides(place, "auto", f"{SMALL} {more}")
+        params = overrides(base, "auto", f"{SMALL} {more}")
         self.process = subprocess.Popen(
             [*prefix, sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(place, **environment),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(base, **environment),
         )  # fmt: skip
         self.reading = threading.Thread(target=self._read, daemon=True)
         self.reading.start()
@@ -84,23 +84,23 @@ class Script:
         return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
 
 
-def record_of(place: Path, job_type: str) -> run_files.RunRecord:
-    (found,) = [record for record in run_files.records(store_of(place)) if record.job_type == job_type]
+def record_of(base: Path, job_type: str) -> run_files.RunRecord:
+    (found,) = [record for record in run_files.records(store_of(base)) if record.job_type == job_type]
     return found
 
 
-def online(place: Path, double: WandbDouble, name: str, more: str) -> Ended:
+def online(base: Path, double: WandbDouble, name: str, more: str) -> Ended:
     """Run a script while the service is there."""
-    ended = Script(place, name, more, **double.environment).end()
+    ended = Script(base, name, more, **double.environment).end()
     assert (ended.code, ended.errors) == (0, ""), ended
     return ended
 
 
-@pytest.mark.parametrize("how", AWAY)
-def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
+@pytest.mark.parametrize("how", OUTAGES)
+def test_every_stage_survives_an_outage_and_sync_uploads_everything(
     tmp_path: Path, double: WandbDouble, how: str
 ) -> None:
-    """In each stage of a turn anew: when its run has started, and a trial's in a sweep."""
+    """In each stage of a turn, once its run has started (in a sweep, the runs of its trials)."""
     port = free_port()
     more = f"serve.port={port}"
     for name in STAGES:
@@ -110,7 +110,7 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
         awaited = {name, "trial"} if name == "sweep" else {name}
         wait_until(lambda: awaited <= {run.fields.get("jobType") for run in double.runs(PROJECT)}, timeout_s=180)  # noqa: B023
         away_s = time.monotonic() - script.began
-        AWAY[how](double)
+        OUTAGES[how](double)
         ended = script.end()
         if name == "simulate":
             Script(tmp_path, "stop", more).end()
@@ -130,16 +130,16 @@ def test_every_stage_survives_w_and_b_that_goes_away_and_sync_brings_all(
         assert (record.finished, record.confirmed) == ("finished", ())
         assert record.summary
     ended = online(tmp_path, double, "sync", more)
-    check_all_is_there(tmp_path, double)
+    check_uploaded(tmp_path, double)
     assert "sync: all is on W&B" in ended.lines[-1][1]
     assert not double.mentions(os.uname().nodename)
     for told in (str(tmp_path), str(ROOT), f"127.0.0.1:{port}"):
         assert not [text for text in double.texts() if told in text], told
 
 
-def check_all_is_there(place: Path, double: WandbDouble) -> None:
-    registry = LocalRegistry(store_of(place))
-    records = list(run_files.records(store_of(place)))
+def check_uploaded(base: Path, double: WandbDouble) -> None:
+    registry = LocalRegistry(store_of(base))
+    records = list(run_files.records(store_of(base)))
     assert {record.job_type for record in records} == {*STAGES, "trial"}
     assert sum(record.job_type == "trial" for record in records) == 2
     runs = double.projects[PROJECT].runs
@@ -167,11 +167,11 @@ def check_all_is_there(place: Path, double: WandbDouble) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("how", ["there", *AWAY])
-def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
+@pytest.mark.parametrize("how", ["there", *OUTAGES])
+def test_signal_ends_a_sweep_soon_during_an_outage(
     tmp_path: Path, double: WandbDouble, how: str, number: signal.Signals
 ) -> None:
-    """State is saved, runs end as they stand, no process is left; with W&B back, make sync ends them there too."""
+    """State is saved, runs end, no process is left; when W&B is back, make sync ends the runs there, too."""
     mark = {"FLYWHEEL_TEST_PLACE": str(tmp_path), **double.environment}
     online(tmp_path, double, "data", "")
     script = Script(tmp_path, "sweep", "sweep.epochs=200 sweep.trials=4", **mark)
@@ -181,7 +181,7 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
 
     wait_until(lambda: len(epochs()) == 2 and min(epochs()) >= 1, timeout_s=180)
     if how != "there":
-        AWAY[how](double)
+        OUTAGES[how](double)
         time.sleep(2)  # so that W&B's process has met it
     signalled_s = time.monotonic() - script.began
     script.process.send_signal(number)
@@ -212,8 +212,7 @@ def test_a_signal_ends_a_sweep_soon_whatever_w_and_b_does(
     assert all(len(runs[record.key].history) >= len(record.rows) for record in cut)
 
 
-# A machine without a network, and one whose cable leads nowhere: what is sent is neither answered nor refused, so that
-# looking up a name takes 10 s.
+# A machine without a network, and one whose packets are neither answered nor refused: looking up a name takes 10 s.
 LOOPBACK_ONLY = "ip link set lo up"
 DEAD_CABLE = (
     f"{LOOPBACK_ONLY} && ip link add out type veth peer name end && ip link set end up && ip link set out up && "
@@ -224,13 +223,13 @@ DEAD_CABLE = (
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
-    """What a command begins with to run in a network of its own, made by the given commands."""
+    """Return the prefix of commands that run in a network of their own, created by the given shell commands."""
     command = ["unshare", "--map-root-user", "--net", "sh", "-c", f"{request.param} && echo made && exec sleep 3600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as keeper:
         assert keeper.stdout is not None
         try:
             if (said := keeper.stdout.readline()) != "made\n":
-                pytest.skip(f"no network of one's own can be made here: {said}")
+                pytest.skip(f"no separate network can be created here: {said}")
             yield "nsenter", "--preserve-credentials", "--user", "--net", "--target", str(keeper.pid)
         finally:
             keeper.kill()
@@ -258,7 +257,7 @@ def test_without_a_network_and_with_a_key_every_stage_completes(tmp_path: Path, 
         assert record.folders
 
 
-def test_a_host_whose_name_nobody_knows_is_left_at_once(tmp_path: Path) -> None:
+def test_unknown_host_leads_to_offline_soon(tmp_path: Path) -> None:
     nowhere = {"WANDB_BASE_URL": "https://wandb.invalid", "WANDB_API_KEY": "0" * 40}
     ended = Script(tmp_path, "data", **nowhere).end()
     assert (ended.code, ended.errors) == (0, ""), ended

@@ -1,7 +1,7 @@
-"""The registry under faults: damage, full and forbidden disks, processes at once, processes that die at any moment.
+"""The registry under faults: damaged files, full and read-only disks, concurrent and killed processes.
 
-Damage is done to real files, full disks are small file systems of their own or a limit on a file's size, and writers
-are child processes that are killed. What every test asks afterwards is in `check_whole`.
+Files are really damaged, full disks are small file systems or a limit on the size of files, and writers are child
+processes that are killed. `check_integrity` is what every test asserts afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Damage = Callable[[Path], None]
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def base() -> Iterator[Path]:
     """A directory that another user can reach: pytest's own are closed to all but their owner."""
     made = Path(tempfile.mkdtemp(prefix="registry-faults-"))
     made.chmod(0o755)
@@ -53,8 +53,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def store(place: Path) -> Path:
-    return place / "store"
+def store(base: Path) -> Path:
+    return base / "store"
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def registry(store: Path) -> Registry:
 
 
 @pytest.fixture
-def small_disk(place: Path) -> Iterator[Path]:
+def small_disk(base: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    disk = place / "disk"
+    disk = base / "disk"
     disk.mkdir()
     if not ROOT or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]).returncode:
         pytest.skip("a small file system cannot be mounted here; the tests with a limit on a file's size still run")
@@ -74,9 +74,7 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(params=["another user", "read-only mount"])
-def read_only(
-    request: pytest.FixtureRequest, store: Path, place: Path
-) -> Iterator[Callable[[Callable[..., Any]], Any]]:
+def read_only(request: pytest.FixtureRequest, store: Path, base: Path) -> Iterator[Callable[[Callable[..., Any]], Any]]:
     """Run a function of the store's path where the store, filled by then, cannot be written."""
     if request.param == "another user":
 
@@ -87,7 +85,7 @@ def read_only(
         yield run
         return
 
-    mount = place / "mount"
+    mount = base / "mount"
     mount.mkdir()
     if not ROOT or subprocess.run(["mount", "--bind", str(store.parent), str(mount)]).returncode:
         pytest.skip("a directory cannot be mounted read-only here; the test with another user still runs")
@@ -102,63 +100,55 @@ def read_only(
 
 
 @pytest.mark.parametrize("position", [0, 70_000, 149_999])
-def test_a_flipped_byte_is_found_by_open_and_verify(registry: Registry, place: Path, position: int) -> None:
-    version = publish(registry, place, "one", extra=150_000)
-    flip(registry.open(version) / "extra", position)
-    for read in (registry.open, registry.verify):
-        with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/extra is damaged"):
-            read(version)
-
-
-@pytest.mark.parametrize("position", [0, 70_000, 149_999])
-def test_a_flipped_byte_that_kept_its_time_stamp_is_found_by_verify(
-    registry: Registry, place: Path, position: int
+def test_flipped_byte_is_found_by_open_and_verify_and_with_old_time_stamp_by_verify(
+    registry: Registry, base: Path, position: int
 ) -> None:
-    version = publish(registry, place, "one", extra=150_000)
+    version = publish(registry, base, "one", extra=150_000)
     path = registry.open(version) / "extra"
     before = path.stat()
     flip(path, position)
+    for read in (registry.open, registry.verify):
+        with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/extra is damaged"):
+            read(version)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(RegistryError, match=r"files/extra is damaged"):
         registry.verify(version)
 
 
-def test_a_flipped_byte_harms_only_the_versions_that_have_the_file(
-    registry: Registry, store: Path, place: Path
-) -> None:
-    one, two = publish(registry, place, "one"), publish(registry, place, "two")
-    other = registry.publish("other", "test", {"a": write(place / "other", "other")})
+def test_flipped_byte_damages_only_the_versions_with_that_file(registry: Registry, store: Path, base: Path) -> None:
+    one, two = publish(registry, base, "one"), publish(registry, base, "two")
+    other = registry.publish("other", "test", {"a": write(base / "other", "other")})
     flip(blob(store, one.files["sub/b"].sha256))
     for damaged in (one, two):
         with pytest.raises(RegistryError, match=r"files/sub/b is damaged"):
             registry.open(damaged)
     assert (registry.open(other) / "a").read_text() == "other"
     for text, damaged in (("one", one), ("two", two)):
-        assert publish(registry, place, text) == damaged
-    check_whole(store, [one, two, other])
+        assert publish(registry, base, text) == damaged
+    check_integrity(store, [one, two, other])
 
 
 @pytest.mark.parametrize("inside", ["a", "sub/b"])
-def test_the_advice_given_for_a_damaged_file_mends_it(
-    registry: Registry, store: Path, place: Path, inside: str
+def test_following_the_advice_for_a_damaged_file_repairs_it(
+    registry: Registry, store: Path, base: Path, inside: str
 ) -> None:
-    version = publish(registry, place, "one")
+    version = publish(registry, base, "one")
     flip(registry.open(version) / inside)
     with pytest.raises(RegistryError) as caught:
         registry.verify(version)
     advice = re.search(r"remove (\S+) and create it again", str(caught.value))
     assert advice
     shutil.rmtree(advice[1])
-    again = publish(registry, place, "one")
+    again = publish(registry, base, "one")
     assert again.ref == version.ref
-    check_whole(store, [again])
+    check_integrity(store, [again])
 
 
 @pytest.mark.parametrize("record", ["", "{", "null", "[]", '{"a": null, "sub/b": [4, 0]}'])
-def test_a_damaged_record_of_what_was_verified_only_costs_reading_again(
-    registry: Registry, store: Path, place: Path, record: str
+def test_damaged_record_of_verified_files_makes_them_be_read_again(
+    registry: Registry, store: Path, base: Path, record: str
 ) -> None:
-    version = publish(registry, place, "one")
+    version = publish(registry, base, "one")
     path = folder_of(store, version) / "verified.json"
     path.write_text(record)
     assert (registry.open(version) / "a").read_text() == "one"
@@ -168,39 +158,39 @@ def test_a_damaged_record_of_what_was_verified_only_costs_reading_again(
         registry.open(version)
 
 
-def test_a_missing_blob_leaves_its_versions_whole_and_comes_back_with_the_next_publish(
-    registry: Registry, store: Path, place: Path
+def test_missing_blob_leaves_its_versions_intact_and_is_restored_by_the_next_publish(
+    registry: Registry, store: Path, base: Path
 ) -> None:
-    one = publish(registry, place, "one")
+    one = publish(registry, base, "one")
     missing = blob(store, one.files["sub/b"].sha256)
     missing.unlink()
-    check_whole(store, [one])
-    two = publish(registry, place, "two")
+    check_integrity(store, [one])
+    two = publish(registry, base, "two")
     assert missing.read_text() == "same"
-    check_whole(store, [one, two])
+    check_integrity(store, [one, two])
 
 
-def test_a_blob_missing_everywhere_is_named_and_mended_by_publishing_again(
-    registry: Registry, store: Path, place: Path
+def test_file_missing_everywhere_is_named_and_restored_by_publishing_again(
+    registry: Registry, store: Path, base: Path
 ) -> None:
-    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+    one, two = publish(registry, base, "one"), publish(registry, base, "two")
     blob(store, one.files["a"].sha256).unlink()
     (folder_of(store, one) / "files" / "a").unlink()
     for read in (registry.open, registry.verify):
         with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/a cannot be read \(No such file or directory"):
             read(one)
     registry.verify(two)
-    assert publish(registry, place, "one") == one
-    check_whole(store, [one, two])
+    assert publish(registry, base, "one") == one
+    check_integrity(store, [one, two])
 
 
 @pytest.mark.parametrize("text", ["", "x", "99\n", "-1\n", "0\n0\n", "\0\0\0"])
-def test_a_damaged_latest_pointer_means_the_newest(registry: Registry, store: Path, place: Path, text: str) -> None:
-    publish(registry, place, "one")
-    two = publish(registry, place, "two")
+def test_damaged_latest_pointer_resolves_to_the_newest(registry: Registry, store: Path, base: Path, text: str) -> None:
+    publish(registry, base, "one")
+    two = publish(registry, base, "two")
     (store / "registry" / "versions" / "thing" / "latest").write_text(text)
     assert registry.resolve("thing") == two
-    assert publish(registry, place, "three").label == "thing:v2"
+    assert publish(registry, base, "three").label == "thing:v2"
 
 
 # -- damaged manifests ---------------------------------------------------------------------------------
@@ -240,34 +230,25 @@ DAMAGES = [truncated, empty, missing, not_an_object, forged_digest, of_another_v
 
 
 @pytest.fixture
-def three(registry: Registry, place: Path) -> list[Version]:
+def three(registry: Registry, base: Path) -> list[Version]:
     """Versions v0, v1 and v2 of `thing`; `other` has one of its own, made of them."""
-    versions = [publish(registry, place, text) for text in ("one", "two", "three")]
+    versions = [publish(registry, base, text) for text in ("one", "two", "three")]
     registry.publish(
-        "other", "test", {"a": write(place / "other", "other")}, inputs={"from": (versions[0].ref, versions[2].ref)}
+        "other", "test", {"a": write(base / "other", "other")}, inputs={"from": (versions[0].ref, versions[2].ref)}
     )
     return versions
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_manifest_is_refused_in_one_sentence_that_names_it(
-    registry: Registry, store: Path, three: list[Version], damage: Damage
+def test_damaged_manifest_is_refused_by_its_path_and_everything_else_works(
+    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[1]))
     for reference in ("thing:v1", three[1].ref):
-        with pytest.raises(RegistryError) as caught:
-            registry.resolve(reference)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in refusal(lambda reference=reference: registry.resolve(reference))
     with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[1])))):
         registry.resolve("thing:v1")
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_other_versions_of_an_artifact_with_a_damaged_manifest_stay_readable(
-    registry: Registry, store: Path, three: list[Version], damage: Damage
-) -> None:
-    damage(manifest_of(store, three[1]))
-    for number in (0, 2):
+    for number in (0, 2):  # the other versions of this artifact
         version = three[number]
         for reference in (f"thing:v{number}", version.ref):
             assert registry.resolve(reference) == version
@@ -276,79 +257,54 @@ def test_other_versions_of_an_artifact_with_a_damaged_manifest_stay_readable(
         assert registry.aliases_of(version) == (["latest"] if number == 2 else [])
     assert registry.resolve("thing") == three[2]
     assert [version.label for version in registry.versions("thing")] == ["thing:v0", "thing:v2"]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_other_artifacts_and_their_lineage_do_not_mind_a_damaged_manifest(
-    registry: Registry, store: Path, three: list[Version], damage: Damage
-) -> None:
-    damage(manifest_of(store, three[1]))
-    other = registry.resolve("other")
+    other = registry.resolve("other")  # another artifact, and its lineage
     registry.verify(other)
     assert registry.collections() == ["other", "thing"]
     assert registry.versions("other") == [other]
     rows = [(0, "", other.ref, other), *((1, "from", three[n].ref, three[n]) for n in (0, 2))]
     assert list(registry.lineage(other)) == rows
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_publishing_goes_on_beside_a_damaged_manifest(
-    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
-) -> None:
-    damage(manifest_of(store, three[1]))
-    assert publish(registry, place, "four").label == "thing:v3"
-    assert publish(registry, place, "one") == three[0]
-    again = publish(registry, place, "two")  # the damaged one: mended in its place or made anew
-    assert registry.resolve(three[1].ref) == again
-    assert registry.resolve("thing") == again
-    registry.verify(again)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_aliases_and_removal_of_others_go_on_beside_a_damaged_manifest(
-    registry: Registry, store: Path, three: list[Version], damage: Damage
-) -> None:
-    damage(manifest_of(store, three[1]))
+    assert publish(registry, base, "four").label == "thing:v3"
+    assert publish(registry, base, "one") == three[0]
     registry.link(three[2], "model", ("best", "production"), reason="x")
     assert registry.resolve("model:production") == three[2]
     registry.remove([three[0]])
     with pytest.raises(RegistryError, match="no version v0"):
         registry.resolve("thing:v0")
-    assert (registry.open(three[2]) / "a").read_text() == "three"
     registry.verify(three[2])
+    again = publish(registry, base, "two")  # the damaged version: repaired, or published again
+    assert registry.resolve(three[1].ref) == registry.resolve("thing") == again
+    registry.verify(again)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_version_does_not_pass_for_an_older_one_nor_hide_it(
-    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
+def test_damaged_newest_manifest_neither_resolves_to_an_older_version_nor_hides_it(
+    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[2]))
     with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[2])))):
         registry.resolve("thing")
     assert registry.resolve(three[1].ref) == three[1]
     assert registry.aliases_of(three[1]) == []
-    assert publish(registry, place, "four").label == "thing:v3"
+    assert publish(registry, base, "four").label == "thing:v3"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_removing_the_folder_of_a_damaged_manifest_mends_the_artifact(
-    registry: Registry, store: Path, place: Path, three: list[Version], damage: Damage
+def test_removing_the_folder_of_a_damaged_manifest_repairs_the_artifact(
+    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[1]))
     shutil.rmtree(folder_of(store, three[1]))
     assert registry.versions("thing") == [three[0], three[2]]
-    again = publish(registry, place, "two")
+    again = publish(registry, base, "two")
     assert (again.ref, again.label) == (three[1].ref, "thing:v3")
-    check_whole(store, [three[0], three[2], again])
+    check_integrity(store, [three[0], three[2], again])
 
 
 @pytest.mark.parametrize(
     "junk", [b"\0" * 40 + b"\n", b"\xff\xfe\n", b'{"at": "2026', b"\n", b"null\n", b"[]\n", b"{}\n", b"7\n"]
 )
-def test_a_line_of_the_audit_log_that_is_no_entry_hides_no_other(
-    registry: Registry, store: Path, place: Path, junk: bytes
-) -> None:
-    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+def test_invalid_line_of_the_audit_log_hides_no_other(registry: Registry, store: Path, base: Path, junk: bytes) -> None:
+    one, two = publish(registry, base, "one"), publish(registry, base, "two")
     registry.link(one, "model", ("production",), reason="first")
     with (store / "audit.jsonl").open("ab") as log:
         log.write(junk)
@@ -358,63 +314,54 @@ def test_a_line_of_the_audit_log_that_is_no_entry_hides_no_other(
     assert registry.registered_models() == ["model"]
 
 
-def test_a_log_cut_anywhere_in_its_last_write_goes_on(registry: Registry, store: Path, place: Path) -> None:
-    one, two = publish(registry, place, "one"), publish(registry, place, "two")
-    registry.link(one, "model", ("production",), reason="first")
-    before, log = registry.history(), store / "audit.jsonl"
-    start = log.stat().st_size
-    registry.link(two, "model", ("best", "production"), reason="second")
-    after = log.read_bytes()
-    for cut in (start, *range(start + 1, len(after), 41), len(after) - 1):
-        log.write_bytes(after[:cut])
-        registry.link(two, "model", ("candidate",), reason="third")
-        history = registry.history()
-        assert history[: len(before)] == before
-        assert (history[-1]["alias"], history[-1]["to"], history[-1]["reason"]) == ("candidate", two.ref, "third")
-
-
-def test_a_log_cut_anywhere_in_its_last_write_shows_that_write_whole_or_not_at_all(
-    registry: Registry, store: Path, place: Path
+def test_audit_log_cut_anywhere_in_its_last_write_shows_all_of_it_or_nothing_and_can_be_appended(
+    registry: Registry, store: Path, base: Path
 ) -> None:
-    one, two, three = (publish(registry, place, text) for text in ("one", "two", "three"))
+    one, two, three = (publish(registry, base, text) for text in ("one", "two", "three"))
     registry.link(one, "model", ("production",), reason="first")
     registry.link(two, "model", ("production",), reason="second")
-    before, earlier = (store / "audit.jsonl").read_bytes(), registry.aliases("model")
+    log = store / "audit.jsonl"
+    before, earlier, history = log.read_bytes(), registry.aliases("model"), registry.history()
     registry.link(three, "model", ("best", "production"), reason="third")
-    after, later = (store / "audit.jsonl").read_bytes(), registry.aliases("model")
-    seen = []
+    after, later = log.read_bytes(), registry.aliases("model")
     for cut in range(len(before), len(after) + 1):
-        (store / "audit.jsonl").write_bytes(after[:cut])
-        seen.append(registry.aliases("model"))
-    assert seen[0] == earlier
-    assert seen[-1] == later
-    assert [aliases for aliases in seen if aliases not in (earlier, later)] == []
+        log.write_bytes(after[:cut])
+        aliases = registry.aliases("model")
+        assert aliases in (earlier, later)
+        assert aliases == earlier or cut >= len(after) - 1  # without its newline, the last line is complete, too
+        if (cut - len(before)) % 41 == 0 or cut == len(after) - 1:
+            registry.link(three, "model", ("candidate",), reason="fourth")
+            found = registry.history()
+            assert found[: len(history)] == history
+            assert (found[-1]["alias"], found[-1]["to"], found[-1]["reason"]) == ("candidate", three.ref, "fourth")
+    log.write_bytes(after)
+    assert registry.aliases("model") == later
 
 
 # -- full disks ----------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_at_any_point_of_a_publish_harms_nothing_and_the_next_one_works(
-    small_disk: Path, place: Path
+def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publish_works(
+    small_disk: Path, base: Path
 ) -> None:
     store, filler, refusals = small_disk / "store", small_disk / "filler", []
     registry = LocalRegistry(store)
-    kept = [publish(registry, place, "first", extra=5_000)]
+    kept = [publish(registry, base, "first", extra=5_000)]
     registry.link(kept[0], "model", ("production",), reason="x")
     for free in range(12):  # a version of these files takes ten pages
         fill(filler, free * PAGE_BYTES)
         try:
-            kept.append(publish(registry, place, f"{free}", extra=5_000 + free))
+            kept.append(publish(registry, base, f"{free}", extra=5_000 + free))
         except RegistryError as error:
             refusals.append(str(error))
         assert (registry.open(kept[0]) / "a").read_text() == "first"
-        check_whole(store, kept)
+        check_integrity(store, kept)
         filler.unlink()
         if len(kept) < free + 2:
-            kept.append(publish(registry, place, f"{free}", extra=5_000 + free))
+            kept.append(publish(registry, base, f"{free}", extra=5_000 + free))
         assert registry.resolve("thing") == kept[-1]
         assert leftovers_in_tmp(store) == []
-        check_whole(store, kept)
+        check_integrity(store, kept)
     assert [version.number for version in kept] == list(range(13))
     assert 5 < len(refusals) < 12
     for refused in refusals:
@@ -422,44 +369,42 @@ def test_a_disk_that_fills_at_any_point_of_a_publish_harms_nothing_and_the_next_
         assert str(small_disk) in refused
 
 
-def test_a_file_larger_than_the_disk_is_refused_and_its_room_comes_back(small_disk: Path, place: Path) -> None:
+def test_file_larger_than_the_disk_is_refused_and_its_space_freed(small_disk: Path, base: Path) -> None:
     store = small_disk / "store"
     registry = LocalRegistry(store)
-    one = publish(registry, place, "one")
+    one = publish(registry, base, "one")
     with pytest.raises(RegistryError, match="No space left on device; free space"):
-        publish(registry, place, "two", extra=3_000_000)
+        publish(registry, base, "two", extra=3_000_000)
     assert registry.versions("thing") == [one]
-    two = publish(registry, place, "three", extra=1_500_000)
+    two = publish(registry, base, "three", extra=1_500_000)
     assert leftovers_in_tmp(store) == []
-    check_whole(store, [one, two])
+    check_integrity(store, [one, two])
 
 
-def test_a_full_disk_can_be_read_and_opened(small_disk: Path, place: Path) -> None:
+def test_versions_on_a_full_disk_can_be_opened(small_disk: Path, base: Path) -> None:
     registry = LocalRegistry(small_disk / "store")
-    version = publish(registry, place, "one")
+    version = publish(registry, base, "one")
     (folder_of(small_disk / "store", version) / "verified.json").unlink()
     fill(small_disk / "filler", 0)
     assert (registry.open(version) / "a").read_text() == "one"
-    check_whole(small_disk / "store", [version])
+    check_integrity(small_disk / "store", [version])
 
 
-def test_a_write_that_fails_half_way_publishes_nothing(registry: Registry, store: Path, place: Path) -> None:
-    one = publish(registry, place, "one")
+def test_failing_write_publishes_nothing(registry: Registry, store: Path, base: Path) -> None:
+    one = publish(registry, base, "one")
     for size in (10_001, 1_500_000, 3_000_000):
-        sources = content(place / f"{size}", f"{size}", extra=size)
+        sources = content(base / f"{size}", f"{size}", extra=size)
         with pytest.raises(RegistryError, match="File too large"):
             in_child(lambda sources=sources: registry.publish("thing", "test", sources), file_limit_bytes=10_000)
         assert registry.versions("thing") == [one]
-    two = publish(registry, place, "two", extra=10_001)
+    two = publish(registry, base, "two", extra=10_001)
     assert two.label == "thing:v1"
     assert leftovers_in_tmp(store) == []
-    check_whole(store, [one, two])
+    check_integrity(store, [one, two])
 
 
-def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
-    registry: Registry, store: Path, place: Path
-) -> None:
-    one, two = publish(registry, place, "one"), publish(registry, place, "two")
+def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Registry, store: Path, base: Path) -> None:
+    one, two = publish(registry, base, "one"), publish(registry, base, "two")
     for version in (one, two, one, two):  # the log outgrows every other file that a move writes
         registry.link(version, "model", ("best", "candidate", "production"), reason="x" * 2_000)
     log = store / "audit.jsonl"
@@ -468,7 +413,7 @@ def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
     def move(store: Path) -> None:
         LocalRegistry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
 
-    elsewhere = place / "elsewhere"
+    elsewhere = base / "elsewhere"
     shutil.copytree(store, elsewhere)
     move(elsewhere)
     needed = (elsewhere / "audit.jsonl").stat().st_size - len(whole)
@@ -483,32 +428,11 @@ def test_an_alias_move_that_does_not_fit_on_the_disk_moves_nothing(
     assert registry.aliases("model") == LocalRegistry(elsewhere).aliases("model") != aliases
 
 
-# -- no permission, no writing, another place ------------------------------------------------------------
+# -- no permission, no writing, another base ------------------------------------------------------------
 
 
-def test_a_store_without_permission_to_write_refuses_every_change_in_one_sentence(
-    registry: Registry, store: Path, place: Path
-) -> None:
-    version = publish(registry, place, "one")
-    registry.link(version, "model", ("best",), reason="x")
-    sources = content(place / "two", "two")
-    close(store)
-    changes: list[Callable[[], object]] = [
-        lambda: registry.publish("thing", "test", sources),
-        lambda: registry.link(version, "model", ("production",), reason="y"),
-        lambda: registry.set_latest(version),
-        lambda: registry.remove([version]),
-    ]
-    for change in changes:
-        message = refusal(lambda change=change: in_child(change, user=NOBODY))
-        assert str(store) in message
-        assert "ermission" in message
-    check_whole(store, [version])
-    assert registry.aliases("model") == {"best": version.ref}
-
-
-def test_a_log_without_permission_to_write_moves_no_alias(registry: Registry, store: Path, place: Path) -> None:
-    version = publish(registry, place, "one")
+def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, store: Path, base: Path) -> None:
+    version = publish(registry, base, "one")
     registry.link(version, "model", ("best",), reason="x")
     for path in (store / "registry").iterdir():  # the lock and what stands beside it are anyone's
         path.chmod(path.stat().st_mode | 0o222)
@@ -521,18 +445,20 @@ def test_a_log_without_permission_to_write_moves_no_alias(registry: Registry, st
     assert registry.aliases("model") == {"best": version.ref}
 
 
-def test_a_store_that_cannot_be_made_is_refused_in_one_sentence(store: Path, place: Path) -> None:
-    sources = content(place / "one", "one")
-    place.chmod(0o555)
+def test_store_that_cannot_be_created_is_refused_in_one_sentence(store: Path, base: Path) -> None:
+    sources = content(base / "one", "one")
+    base.chmod(0o555)
     message = refusal(lambda: in_child(lambda: LocalRegistry(store).publish("thing", "test", sources), user=NOBODY))
     assert str(store) in message
     assert LocalRegistry(store).collections() == []
 
 
-def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(registry: Registry, store: Path, place: Path) -> None:
+def test_unreadable_source_is_not_reported_as_an_error_of_the_store(
+    registry: Registry, store: Path, base: Path
+) -> None:
     store.mkdir(mode=0o777)
     store.chmod(0o777)
-    sources = content(place / "one", "one")
+    sources = content(base / "one", "one")
     (sources / "a").chmod(0)
     message = refusal(lambda: in_child(lambda: registry.publish("thing", "test", sources), user=NOBODY))
     assert str(sources / "a") in message
@@ -540,21 +466,19 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_store(registry: Regis
     assert registry.collections() == []
 
 
-def test_a_manifest_without_permission_to_read_is_not_called_damaged(
-    registry: Registry, store: Path, place: Path
-) -> None:
-    version = publish(registry, place, "one")
+def test_manifest_without_read_permission_is_not_called_damaged(registry: Registry, store: Path, base: Path) -> None:
+    version = publish(registry, base, "one")
     manifest_of(store, version).chmod(0)
     message = refusal(lambda: in_child(lambda: registry.resolve("thing:v0"), user=NOBODY))
     assert str(manifest_of(store, version)) in message
     assert "remove" not in message
 
 
-def test_a_read_only_store_is_read_as_any_other(
-    registry: Registry, store: Path, place: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+def test_read_only_store_can_be_read(
+    registry: Registry, store: Path, base: Path, read_only: Callable[[Callable[[Path], Any]], Any]
 ) -> None:
-    data = publish(registry, place, "data")
-    version = publish(registry, place, "one", name="model-1", inputs={"dataset": data.ref})
+    data = publish(registry, base, "data")
+    version = publish(registry, base, "one", name="model-1", inputs={"dataset": data.ref})
     registry.link(version, "model", ("best",), reason="x")
     (folder_of(store, data) / "verified.json").unlink()
 
@@ -567,17 +491,17 @@ def test_a_read_only_store_is_read_as_any_other(
         assert [ancestor.ref for ancestor in there.lineage(version)] == [version.ref, data.ref]
         assert [entry["reason"] for entry in there.history("model")] == ["x"]
         assert there.aliases_of(version) == ["latest", "model:best"]
-        check_whole(store, [data, version])
+        check_integrity(store, [data, version])
 
     read_only(read)
 
 
-def test_a_read_only_store_refuses_every_change_in_one_sentence(
-    registry: Registry, store: Path, place: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+def test_read_only_store_refuses_every_change_in_one_sentence(
+    registry: Registry, store: Path, base: Path, read_only: Callable[[Callable[[Path], Any]], Any]
 ) -> None:
-    version = publish(registry, place, "one")
+    version = publish(registry, base, "one")
     registry.link(version, "model", ("best",), reason="x")
-    sources = content(place / "two", "two")
+    sources = content(base / "two", "two")
     changes: list[Callable[[Path], object]] = [
         lambda store: LocalRegistry(store).publish("thing", "test", sources),
         lambda store: LocalRegistry(store).link(version, "model", ("production",), reason="y"),
@@ -587,20 +511,21 @@ def test_a_read_only_store_refuses_every_change_in_one_sentence(
     for change in changes:
         message = refusal(lambda change=change: read_only(change))
         assert "/store/registry" in message
-    check_whole(store, [version])
+        assert "ermission denied" in message or "Read-only file system" in message
+    check_integrity(store, [version])
     assert registry.aliases("model") == {"best": version.ref}
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
-def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: Path, place: Path, copied: bool) -> None:
-    data, one = publish(registry, place, "data", name="data"), publish(registry, place, "one")
-    two = publish(registry, place, "two", inputs={"dataset": data.ref})
+def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path, base: Path, copied: bool) -> None:
+    data, one = publish(registry, base, "data", name="data"), publish(registry, base, "one")
+    two = publish(registry, base, "two", inputs={"dataset": data.ref})
     registry.link(one, "model", ("production",), reason="first")
     registry.link(two, "model", ("production",), reason="second")
-    holding = [path for path in store.rglob("*") if path.is_file() and str(place).encode() in path.read_bytes()]
+    holding = [path for path in store.rglob("*") if path.is_file() and str(base).encode() in path.read_bytes()]
     assert holding == []
     history = registry.history()
-    moved = place / "elsewhere" / "deeper"
+    moved = base / "elsewhere" / "deeper"
     if copied:
         shutil.copytree(store, moved)  # other time stamps, and no hard links
         shutil.rmtree(store)
@@ -613,36 +538,36 @@ def test_a_store_in_another_place_is_the_same_store(registry: Registry, store: P
     lineage = there.lineage(there.resolve("model:production"))
     assert [ancestor.ref for ancestor in lineage] == [two.ref, data.ref]
     assert (there.open(two) / "a").read_text() == "two"
-    assert publish(there, place, "one") == one
-    three = publish(there, place, "three")
+    assert publish(there, base, "one") == one
+    three = publish(there, base, "three")
     assert three.label == "thing:v2"
-    check_whole(moved, [data, one, two, three])
+    check_integrity(moved, [data, one, two, three])
     assert not store.exists()
 
 
 # -- processes at once -----------------------------------------------------------------------------------
 
 
-def test_two_processes_that_publish_the_same_at_once_make_one_version(
-    registry: Registry, store: Path, place: Path
+def test_two_processes_that_publish_the_same_content_make_one_version(
+    registry: Registry, store: Path, base: Path
 ) -> None:
     kept = []
     for turn in range(10):
-        sources = content(place / f"{turn}", f"{turn}", extra=200_000)
+        sources = content(base / f"{turn}", f"{turn}", extra=200_000)
         published = at_once(2, lambda who, sources=sources: LocalRegistry(store).publish("thing", "test", sources))
         assert published[0] == published[1]
         assert published[0].label == f"thing:v{turn}"
         kept.append(published[0])
     assert registry.versions("thing") == kept
-    check_whole(store, kept)
+    check_integrity(store, kept)
     for text in (version.files["a"].sha256 for version in kept):
         assert blob(store, text).stat().st_nlink == 2
 
 
-def test_twenty_processes_that_publish_at_once_get_a_number_each_and_readers_see_only_whole_versions(
-    registry: Registry, store: Path, place: Path
+def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_complete_versions(
+    registry: Registry, store: Path, base: Path
 ) -> None:
-    every = {who: content(place / f"{who}", f"{who}", extra=20_000 + who) for who in range(20)}
+    every = {who: content(base / f"{who}", f"{who}", extra=20_000 + who) for who in range(20)}
 
     def work(who: int) -> object:
         if who < 20:
@@ -664,13 +589,11 @@ def test_twenty_processes_that_publish_at_once_get_a_number_each_and_readers_see
     assert registry.versions("thing") == sorted(published, key=lambda version: version.number)
     assert registry.resolve("thing").number == 19
     assert leftovers_in_tmp(store) == []
-    check_whole(store, published)
+    check_integrity(store, published)
 
 
-def test_twenty_processes_that_move_an_alias_at_once_leave_a_chain(
-    registry: Registry, store: Path, place: Path
-) -> None:
-    versions = [publish(registry, place, f"{who}") for who in range(20)]
+def test_twenty_concurrent_alias_moves_leave_a_chain(registry: Registry, store: Path, base: Path) -> None:
+    versions = [publish(registry, base, f"{who}") for who in range(20)]
     at_once(20, lambda who: LocalRegistry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
     moves = [entry for entry in registry.history("model") if entry["alias"] == "production"]
     assert sorted(entry["to"] for entry in moves) == sorted(version.ref for version in versions)
@@ -681,27 +604,27 @@ def test_twenty_processes_that_move_an_alias_at_once_leave_a_chain(
 # -- processes that die ----------------------------------------------------------------------------------
 
 
-def publish_new(registry: Registry, place: Path, step: int) -> object:
-    return publish(registry, place, f"new-{step}")
+def publish_new(registry: Registry, base: Path, step: int) -> object:
+    return publish(registry, base, f"new-{step}")
 
 
-def publish_existing(registry: Registry, place: Path, step: int) -> object:
-    return publish(registry, place, f"kept-{step % 2}")
+def publish_existing(registry: Registry, base: Path, step: int) -> object:
+    return publish(registry, base, f"kept-{step % 2}")
 
 
-def move_latest(registry: Registry, place: Path, step: int) -> object:
+def move_latest(registry: Registry, base: Path, step: int) -> object:
     return registry.set_latest(registry.versions("thing")[step % 2])
 
 
-def move_aliases(registry: Registry, place: Path, step: int) -> object:
+def move_aliases(registry: Registry, base: Path, step: int) -> object:
     return registry.link(registry.versions("thing")[step % 2], "model", ("best", "production"), reason=f"{step}")
 
 
-def remove_spare(registry: Registry, place: Path, step: int) -> object:
+def remove_spare(registry: Registry, base: Path, step: int) -> object:
     return registry.remove(registry.versions("spare")[:1])
 
 
-def open_unverified(registry: Registry, place: Path, step: int) -> object:
+def open_unverified(registry: Registry, base: Path, step: int) -> object:
     return registry.open(registry.versions("thing")[0])
 
 
@@ -710,22 +633,22 @@ ACTIONS = [publish_new, publish_existing, move_latest, move_aliases, remove_spar
 
 @pytest.mark.parametrize("fault", ["killed", "disk full"])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_fault_before_any_step_of_a_change_leaves_the_store_whole(
-    registry: Registry, store: Path, place: Path, action: Callable[[Registry, Path, int], object], fault: str
+def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
+    registry: Registry, store: Path, base: Path, action: Callable[[Registry, Path, int], object], fault: str
 ) -> None:
-    kept = [publish(registry, place, f"kept-{index}") for index in range(2)]
-    publish(registry, place, "spare", name="spare")
+    kept = [publish(registry, base, f"kept-{index}") for index in range(2)]
+    publish(registry, base, "spare", name="spare")
     registry.link(kept[1], "model", ("best", "production"), reason="start")
     for step in range(200):
-        content(place / f"new-{step}", f"new-{step}")
-        publish(registry, place, "spare", name="spare")
+        content(base / f"new-{step}", f"new-{step}")
+        publish(registry, base, "spare", name="spare")
         (folder_of(store, kept[0]) / "verified.json").unlink(missing_ok=True)
         registry.set_latest(kept[0])
         aliases, history = registry.aliases("model"), registry.history()
-        fault_hit, outcome = with_fault(lambda step=step: action(registry, place, step), fault, step, store)
+        fault_hit, outcome = with_fault(lambda step=step: action(registry, base, step), fault, step, store)
 
         found = LocalRegistry(store)
-        check_whole(store, kept)
+        check_integrity(store, kept)
         if action is publish_new and isinstance(outcome, Version):
             assert found.resolve("thing") == outcome
             registry.verify(outcome)
@@ -742,8 +665,8 @@ def test_a_fault_before_any_step_of_a_change_leaves_the_store_whole(
             assert found.aliases("model") == aliases
         assert found.history()[: len(history)] == history
 
-        kept.append(publish(found, place, f"after-{step}"))
-        assert leftovers_in_tmp(store) == []
+        kept.append(publish(found, base, f"after-{step}"))
+        assert leftovers(store) == []
         registry.verify(kept[-1])
         if not fault_hit:
             break
@@ -751,39 +674,19 @@ def test_a_fault_before_any_step_of_a_change_leaves_the_store_whole(
     assert step >= 3  # the faults came
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_the_next_publish_cleans_what_a_writer_killed_before_any_step_left(
-    registry: Registry, store: Path, place: Path, action: Callable[[Registry, Path, int], object]
-) -> None:
-    kept = [publish(registry, place, f"kept-{index}") for index in range(2)]
-    found = []
-    for step in range(200):
-        content(place / f"new-{step}", f"new-{step}")
-        publish(registry, place, "spare", name="spare")
-        (folder_of(store, kept[0]) / "verified.json").unlink(missing_ok=True)
-        fault_hit, _ = with_fault(lambda step=step: action(registry, place, step), "killed", step, store)
-        publish(registry, place, f"after-{step}")
-        found += [path.name for path in leftovers(store)]
-        for path in leftovers(store):
-            path.unlink()
-        if not fault_hit:
-            break
-    assert found == []
-
-
 @pytest.mark.parametrize("fault", ["killed", "disk full"])
-def test_a_fault_before_any_step_of_mending_is_mended_by_publishing_again(
-    registry: Registry, store: Path, place: Path, fault: str
+def test_fault_before_any_step_of_a_repair_is_repaired_by_publishing_again(
+    registry: Registry, store: Path, base: Path, fault: str
 ) -> None:
-    damaged, other = publish(registry, place, "damaged"), publish(registry, place, "other")
+    damaged, other = publish(registry, base, "damaged"), publish(registry, base, "other")
     for step in range(200):
         flip(folder_of(store, damaged) / "files" / "sub" / "b")
-        registry.publish("thing", "test", place / "other")  # the file they share, in `other` too
-        fault_hit, _ = with_fault(lambda: publish(registry, place, "damaged"), fault, step, store)
+        registry.publish("thing", "test", base / "other")  # the file they share, in `other` too
+        fault_hit, _ = with_fault(lambda: publish(registry, base, "damaged"), fault, step, store)
         registry.verify(other)
-        assert publish(registry, place, "damaged") == damaged
+        assert publish(registry, base, "damaged") == damaged
         assert leftovers_in_tmp(store) == []
-        check_whole(store, [damaged, other])
+        check_integrity(store, [damaged, other])
         if not fault_hit:
             break
     assert not fault_hit
@@ -791,17 +694,15 @@ def test_a_fault_before_any_step_of_mending_is_mended_by_publishing_again(
 
 
 @pytest.mark.long
-def test_fifty_kills_at_random_moments_of_a_publish_loop_lose_nothing(
-    registry: Registry, store: Path, place: Path
-) -> None:
+def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Registry, store: Path, base: Path) -> None:
     random = Random(7)
     moments_s = [(index + random.random()) * 0.3 / 50 for index in range(50)]
     random.shuffle(moments_s)
-    shared = [write(place / f"shared-{index}", random.randbytes(1 << (8 + 2 * index))) for index in range(6)]
+    shared = [write(base / f"shared-{index}", random.randbytes(1 << (8 + 2 * index))) for index in range(6)]
     finished: list[Version] = []
     numbers: dict[str, str] = {}
     for turn, moment_s in enumerate(moments_s):
-        fresh = [write(place / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
+        fresh = [write(base / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
 
         def loop(report: Callable[[object], None], turn: int = turn, fresh: list[Path] = fresh) -> None:
             here = LocalRegistry(store)
@@ -816,19 +717,19 @@ def test_fifty_kills_at_random_moments_of_a_publish_loop_lose_nothing(
         finished += [version for version in reported if version not in finished]
         for version in finished:
             assert numbers.setdefault(version.label, version.ref) == version.ref
-        check_whole(store, finished)
-        finished.append(publish(LocalRegistry(store), place, f"after-{turn}"))
+        check_integrity(store, finished)
+        finished.append(publish(LocalRegistry(store), base, f"after-{turn}"))
         assert leftovers_in_tmp(store) == []
-        check_whole(store, finished[-1:])
+        check_integrity(store, finished[-1:])
     assert len(finished) > 100
 
 
 @pytest.mark.long
-def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_table_agreeing(
-    registry: Registry, store: Path, place: Path
+def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_consistent(
+    registry: Registry, store: Path, base: Path
 ) -> None:
     random = Random(11)
-    versions = [publish(registry, place, f"{index}") for index in range(6)]
+    versions = [publish(registry, base, f"{index}") for index in range(6)]
     finished: list[tuple[str, str]] = []
     kills = 0
     while kills < 20 or len(finished) <= 200:  # a slow machine needs more of them
@@ -876,17 +777,17 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_the_log_and_its_tab
 
 
 @pytest.mark.long
-def test_publishing_a_large_file_costs_little_more_than_copying_it_and_computing_its_digests(
-    store: Path, place: Path
+def test_publishing_a_large_file_takes_little_longer_than_copying_it_and_computing_its_digests(
+    store: Path, base: Path
 ) -> None:
     random, ratios = Random(3), []
-    source = place / "large"
+    source = base / "large"
     with source.open("wb") as writing:
         for _ in range(180):
             writing.write(random.randbytes(1_000_000))
 
     def copy_and_digest() -> None:
-        with source.open("rb") as reading, (place / "copy").open("wb") as writing:
+        with source.open("rb") as reading, (base / "copy").open("wb") as writing:
             shutil.copyfileobj(reading, writing, 1 << 20)
             writing.flush()
             os.fsync(writing.fileno())
@@ -899,18 +800,18 @@ def test_publishing_a_large_file_costs_little_more_than_copying_it_and_computing
         published_s.append(seconds(lambda: LocalRegistry(store).publish("large", "test", {"file": source})))
         shutil.rmtree(store)
         parts_s.append(seconds(copy_and_digest))
-        (place / "copy").unlink()
+        (base / "copy").unlink()
     ratios = [statistics.median(published_s) / statistics.median(parts_s)]
     print(f"publish {published_s}, copy and digests {parts_s}, ratio {ratios[0]:.2f}")
     assert ratios[0] <= 1.5
 
 
 @pytest.mark.long
-def test_opening_a_large_version_reads_none_of_it(registry: Registry, place: Path) -> None:
+def test_opening_a_large_version_reads_none_of_it(registry: Registry, base: Path) -> None:
     counters = Path("/proc/self/io")
     if not counters.exists():
         pytest.skip("no /proc/self/io here")
-    version = registry.publish("large", "test", {"file": write(place / "large", os.urandom(180_000_000))})
+    version = registry.publish("large", "test", {"file": write(base / "large", os.urandom(180_000_000))})
     before = bytes_read(counters)
     opened_s = min(seconds(lambda: registry.open(version)) for _ in range(5))
     assert bytes_read(counters) - before < 1_000_000
@@ -936,8 +837,8 @@ def content(folder: Path, text: str, extra: int = 0) -> Path:
     return folder
 
 
-def publish(registry: Registry, place: Path, text: str, *, name: str = "thing", extra: int = 0, **more: Any) -> Version:
-    return registry.publish(name, "test", content(place / text, text, extra), **more)
+def publish(registry: Registry, base: Path, text: str, *, name: str = "thing", extra: int = 0, **more: Any) -> Version:
+    return registry.publish(name, "test", content(base / text, text, extra), **more)
 
 
 def folder_of(store: Path, version: Version) -> Path:
@@ -963,7 +864,7 @@ def flip(path: Path, position: int = 0) -> None:
     path.chmod(0o444)
 
 
-def check_whole(store: Path, finished: list[Version]) -> None:
+def check_integrity(store: Path, finished: list[Version]) -> None:
     """Every version there is, is listed, once, and whole to the last byte; so is all that was finished."""
     registry = LocalRegistry(store)
     listed = {version.label: version for name in registry.collections() for version in registry.versions(name)}

@@ -22,7 +22,7 @@ ALIASES = st.lists(st.sampled_from(MODEL_ALIASES), max_size=3).map(tuple)
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """What was published, linked and removed, in plain lists and dicts, next to the registry."""
+    """Publish, link and remove in the registry and in a model made of lists and dicts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.registry = LocalRegistry(self.folder / "store")
 
     @invariant()
-    def every_version_is_whole(self) -> None:
+    def every_version_is_complete(self) -> None:
         assert self.registry.collections() == sorted(name for name, versions in self.versions.items() if versions)
         for name, versions in self.versions.items():
             assert self.registry.versions(name) == versions
@@ -141,13 +141,13 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert self.registry.resolve(version.label) == self.registry.resolve(version.ref) == version
 
     @invariant()
-    def latest_is_what_was_published_or_set_last(self) -> None:
+    def latest_is_the_version_published_or_set_last(self) -> None:
         for name, versions in self.versions.items():
             if versions:
                 assert self.registry.resolve(name) == self.registry.resolve(f"{name}:latest") == self.latest[name]
 
     @invariant()
-    def aliases_are_where_they_were_moved(self) -> None:
+    def aliases_point_where_they_were_moved(self) -> None:
         assert self.registry.registered_models() == sorted(model for model, links in self.links.items() if links)
         for model, links in self.links.items():
             assert self.registry.aliases(model) == self.aliases[model]
@@ -161,7 +161,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert sorted(self.registry.aliases_of(version)) == sorted(latest + pointing)
 
     @invariant()
-    def the_history_is_complete_and_each_move_begins_where_the_last_ended(self) -> None:
+    def history_is_complete_and_each_move_starts_where_the_last_one_ended(self) -> None:
         assert self.registry.history() == self.history
         where: dict[tuple[str, str], str] = {}
         for entry in self.history:

@@ -1,8 +1,8 @@
 """A double of the W&B service on loopback: what wandb 0.31 needs for our operations, and faults on demand.
 
-There is no GraphQL parser: a request is answered by its operation's name with more fields than were asked for, which
-both clients (Go and pydantic) accept. State is in memory. What it cannot do is what the real service decides by itself
-(quotas, permissions, races between servers): tests against it say what the real SDK does, not what W&B does.
+There is no GraphQL parser: a request is answered by its operation's name with more fields than were requested, which
+both clients (Go and pydantic) accept. State is in memory. Quotas, permissions and races between servers are missing:
+tests against it show how the real SDK behaves, not the service.
 
     with WandbDouble() as wandb:
         environment.update(wandb.environment)
@@ -21,7 +21,6 @@ import json
 import re
 import socket
 import threading
-import time
 import traceback
 import urllib.parse
 from collections import Counter
@@ -110,7 +109,7 @@ class Run:
 
 @dataclass(eq=False)
 class Collection:
-    """Versions of a name, or (`portfolio`) links to versions of others; `aliases` name them by their place."""
+    """Versions of a name, or (`portfolio`) links to versions of others; `aliases` map names to indices."""
 
     project: Project
     name: str
@@ -136,7 +135,7 @@ class Collection:
             "artifactCollection": where,
         }  # fmt: skip
 
-    def place(self, alias: str) -> int | None:
+    def index_of(self, alias: str) -> int | None:
         if re.fullmatch(r"v\d+", alias):
             return int(alias[1:]) if int(alias[1:]) < len(self.members) else None
         return self.aliases.get(alias)
@@ -147,18 +146,18 @@ class Collection:
             self.aliases["latest"] = len(self.members) - 1
         return self.members.index(artifact)
 
-    def membership(self, place: int) -> Json:
-        named = [self.alias(name) for name, at in self.aliases.items() if at == place]
+    def membership(self, index: int) -> Json:
+        named = [self.alias(name) for name, at in self.aliases.items() if at == index]
         return {
-            "__typename": "ArtifactCollectionMembership", "id": ident(f"{self.name}:{place}"), "versionIndex": place,
+            "__typename": "ArtifactCollectionMembership", "id": ident(f"{self.name}:{index}"), "versionIndex": index,
             "createdAt": NOW, "aliases": named, "artifactCollection": self.node(),
-            "artifact": self.members[place].node(),
+            "artifact": self.members[index].node(),
         }  # fmt: skip
 
 
 @dataclass(eq=False)
 class Artifact:
-    """A version: its manifest once it is committed."""
+    """A version; `contents` is its manifest once it is committed."""
 
     collection: Collection
     given: Json
@@ -177,20 +176,20 @@ class Artifact:
 
     def node(self) -> Json:
         home = self.collection
-        place = home.members.index(self) if self in home.members else None
+        index = home.members.index(self) if self in home.members else None
         return {
             "__typename": "Artifact", "id": self.id, "state": self.state, "digest": self.digest,
-            "digestAlgorithm": "MANIFEST_MD5", "artifactSequence": home.node(), "versionIndex": place,
+            "digestAlgorithm": "MANIFEST_MD5", "artifactSequence": home.node(), "versionIndex": index,
             "artifactType": {"name": home.type}, "description": self.given.get("description"),
             "metadata": self.given.get("metadata"), "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [],
             "historyStep": None, "size": sum(entry.get("size", 0) for entry in self.contents.values()),
             "commitHash": f"{self.number:020d}", "fileCount": len(self.contents), "createdAt": NOW, "updatedAt": NOW,
-            "aliases": [home.alias(name) for name, at in home.aliases.items() if at == place],
+            "aliases": [home.alias(name) for name, at in home.aliases.items() if at == index],
         }  # fmt: skip
 
 
 class WandbDouble:
-    """The service. `operations` counts what was asked; `fail`, `vanish` and `meanwhile` make trouble."""
+    """The service. `operations` counts requests; `fail`, `vanish` and `meanwhile` inject faults."""
 
     def __init__(self) -> None:
         self.projects: dict[str, Project] = {}
@@ -198,8 +197,8 @@ class WandbDouble:
         self.blobs: dict[str, bytes] = {}
         self.clients: dict[str, Artifact] = {}
         self.operations: Counter[str] = Counter()
-        self.errors: list[str] = []  # of the double itself: a test that sees one is no test
-        self.bodies: list[bytes] = []  # all that was sent here
+        self.errors: list[str] = []  # of the double itself: tests assert that there are none
+        self.bodies: list[bytes] = []  # of all requests
         self._faults: list[tuple[re.Pattern[str], int | str, list[int]]] = []
         self._hooks: list[tuple[re.Pattern[str], Callable[[], object]]] = []
         self._lock = threading.RLock()
@@ -209,7 +208,7 @@ class WandbDouble:
         self._port = 0
         self.listen()
 
-    # -- life cycle and trouble ------------------------------------------------------------------------
+    # -- life cycle and faults - ------------------------------------------------------------------------
 
     def __enter__(self) -> WandbDouble:
         return self
@@ -251,7 +250,7 @@ class WandbDouble:
         self._faults.append((re.compile(pattern), how, [times]))
 
     def mend(self) -> None:
-        """No more trouble."""
+        """End all faults."""
         self._faults.clear()
 
     def meanwhile(self, pattern: str, action: Callable[[], object]) -> None:
@@ -259,7 +258,7 @@ class WandbDouble:
         self._hooks.append((re.compile(pattern), action))
 
     def fault(self, name: str) -> int | str | None:
-        """Return what is to go wrong with a request, and run the hooks that wait for it."""
+        """Return the fault to inject into a request, after running the hooks that wait for it."""
         for hook in [hook for hook in self._hooks if hook[0].fullmatch(name)]:
             self._hooks.remove(hook)
             hook[1]()
@@ -271,16 +270,16 @@ class WandbDouble:
                 return how
         return None
 
-    # -- what tests look at ----------------------------------------------------------------------------
+    # -- for assertions -------------------------------------------------------------------------------
 
     def texts(self) -> Iterator[str]:
-        """Yield all that was sent here and is text: in weights and pictures a short name stands by chance."""
+        """Yield the requests that are text: weights and pictures may contain a short name by chance."""
         for body in list(self.bodies):
             with contextlib.suppress(UnicodeDecodeError):
                 yield body.decode()
 
     def mentions(self, host: str) -> list[str]:
-        """Return where a host stands in what was sent, as a word or in an address: by chance it stands in base64."""
+        """Return the context of each mention of a host, as a word or in an address: base64 may contain it by chance."""
         found = re.compile(rf"(?:(?<![\w+/])|(?<=//)){re.escape(host)}(?![\w+/=])")
         return [text[max(0, at.start() - 300) :][:600] for text in self.texts() for at in found.finditer(text)]
 
@@ -297,7 +296,7 @@ class WandbDouble:
     def aliases(self, project: str, name: str) -> dict[str, str]:
         """Return alias -> digest."""
         home = self.collection(project, name)
-        return {alias: home.members[place].digest for alias, place in home.aliases.items()}
+        return {alias: home.members[index].digest for alias, index in home.aliases.items()}
 
     # -- GraphQL ---------------------------------------------------------------------------------------
 
@@ -318,8 +317,8 @@ class WandbDouble:
     def find(self, project: Project | None, reference: str) -> tuple[Collection, int] | None:
         name, _, alias = reference.partition(":")
         home = project.collections.get(name) if project else None
-        place = home.place(alias or "latest") if home else None
-        return None if home is None or place is None else (home, place)
+        index = home.index_of(alias or "latest") if home else None
+        return None if home is None or index is None else (home, index)
 
     def run(self, given: Json) -> Run | None:
         project = self.project(given.get("project") or given.get("projectName"))
@@ -511,8 +510,8 @@ class WandbDouble:
             return {"project": {"artifactType": {"artifactCollection": None}} if project else None}
         nodes = [artifact.node() for artifact in reversed(home.members)]
         page = edges(nodes)
-        for place, edge in zip(range(len(nodes) - 1, -1, -1), page["edges"], strict=True):
-            edge["version"] = f"v{place}"
+        for index, edge in zip(range(len(nodes) - 1, -1, -1), page["edges"], strict=True):
+            edge["version"] = f"v{index}"
         return {"project": {"artifactType": {"artifactCollection": {**home.node(), "artifacts": page}}}}
 
     def op_ArtifactTypeArtifactCollections(self, given: Json) -> Json:
@@ -534,21 +533,21 @@ class WandbDouble:
         project, name = self.project(given["projectName"], create=True), given["artifactPortfolioName"]
         artifact = self.artifacts.get(given.get("artifactID") or "") or self.clients.get(given.get("clientID") or "")
         if artifact is None or artifact.state != "COMMITTED":
-            raise Refused("what is to be linked is not committed")
+            raise Refused("the artifact is not committed")
         assert project is not None
         home = project.collections.setdefault(name, Collection(project, name, artifact.collection.type, True))
-        place = home.add(artifact)
-        home.aliases.update({alias["alias"]: place for alias in given.get("aliases") or []})
-        return {"result": {"versionIndex": place, "artifactMembership": home.membership(place)}}
+        index = home.add(artifact)
+        home.aliases.update({alias["alias"]: index for alias in given.get("aliases") or []})
+        return {"result": {"versionIndex": index, "artifactMembership": home.membership(index)}}
 
     def op_AddAliases(self, given: Json) -> Json:
-        for home, alias, place in self.targets(given["input"]):
-            home.aliases[alias] = place
+        for home, alias, index in self.targets(given["input"]):
+            home.aliases[alias] = index
         return {"result": {"success": True}}
 
     def op_DeleteAliases(self, given: Json) -> Json:
-        for home, alias, place in self.targets(given["input"]):
-            if home.aliases.get(alias) == place:
+        for home, alias, index in self.targets(given["input"]):
+            if home.aliases.get(alias) == index:
                 del home.aliases[alias]
         return {"result": {"success": True}}
 
@@ -588,13 +587,13 @@ class WandbDouble:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server whose clients may go without a word."""
+    """A server whose clients may disconnect at any time."""
 
     allow_reuse_address = True
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: what goes wrong inside the double is in its `errors`."""
+        """Ignore: failures of the double itself are in its `errors`."""
 
 
 def handler(double: WandbDouble) -> type[http.server.BaseHTTPRequestHandler]:
@@ -686,9 +685,3 @@ def handler(double: WandbDouble) -> type[http.server.BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
     return Handler
-
-
-if __name__ == "__main__":  # for a look by hand
-    with WandbDouble() as served:
-        print(served.url, flush=True)
-        time.sleep(3600)

@@ -20,11 +20,11 @@ from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.runs import Tracker
 logging.getLogger("flywheel").setLevel("INFO")
 logging.getLogger("flywheel").addHandler(logging.StreamHandler(sys.stdout))
-place = Path(os.environ["PLACE"])
+base = Path(os.environ["BASE"])
 params = params_file.load(profile="demo", overrides=os.environ["OVERRIDES"])
 
 def publish(registry, name, text, **kwargs):
-    folder = place / "in" / f"{name}-{text[:9]}"
+    folder = base / "in" / f"{name}-{text[:9]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "a").write_text(text)
     (folder / "b").write_text("same")
@@ -42,35 +42,35 @@ class Done:
     wall_s: float
 
 
-def clean_environment(place: Path, **environment: str) -> dict[str, str]:
+def clean_environment(base: Path, **environment: str) -> dict[str, str]:
     """Return an environment without a developer's keys, whose home is a folder that does not exist."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return {**inherited, "HOME": str(place / "home"), "TMPDIR": os.environ.get("TMPDIR", "/tmp"), **environment}
+    return {**inherited, "HOME": str(base / "home"), "TMPDIR": os.environ.get("TMPDIR", "/tmp"), **environment}
 
 
-def store_of(place: Path) -> Path:
-    return place / "store" / "demo"
+def store_of(base: Path) -> Path:
+    return base / "store" / "demo"
 
 
-def overrides(place: Path, wandb: str = "online", more: str = "") -> str:
-    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+def overrides(base: Path, wandb: str = "online", more: str = "") -> str:
+    paths = f"paths.store={base}/store paths.reports={base}/reports paths.cache={base}/cache"
     return f"{paths} tracking.wandb={wandb} {more}"
 
 
-def start(place: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> subprocess.Popen[str]:
+def start(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> subprocess.Popen[str]:
     """Start a process that runs code after HEAD."""
-    place.mkdir(parents=True, exist_ok=True)
+    base.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-c", HEAD + code], cwd=ROOT, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=clean_environment(place, PLACE=str(place), OVERRIDES=overrides(place, wandb, more), **environment),
+        env=clean_environment(base, BASE=str(base), OVERRIDES=overrides(base, wandb, more), **environment),
     )  # fmt: skip
 
 
-def python(place: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> Done:
+def python(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> Done:
     """Run code after HEAD. Fails when it hangs."""
     began = time.monotonic()
-    process = start(place, code, wandb, more, **environment)
+    process = start(base, code, wandb, more, **environment)
     try:
         out, errors = process.communicate(timeout=120)
     finally:

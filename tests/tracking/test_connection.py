@@ -1,10 +1,9 @@
-"""How a process is connected: without a prompt, within 3 s, by the environment and netrc alone."""
+"""The mode is chosen without a prompt, within 3 s, from the environment and netrc alone."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,18 +16,12 @@ from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError
 KEY = "0" * 40
 
 
-@pytest.fixture
-def double() -> Iterator[WandbDouble]:
-    with WandbDouble() as served:
-        yield served
-
-
 def test_without_a_key_auto_is_offline() -> None:
     assert choose_mode("auto")[0] == choose_mode("online")[0] == "offline"
     assert "no API key" in choose_mode("auto").why
 
 
-def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_decides_before_keys_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     for value, mode in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
         monkeypatch.setenv("WANDB_MODE", value)
@@ -38,7 +31,7 @@ def test_the_environment_decides_before_keys_and_networks(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://"])
-def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_invalid_address_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     assert choose_mode("auto")[0] == "offline"
@@ -50,9 +43,7 @@ def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert choose_mode("disabled")[:2] == ("disabled", "tracking.wandb")
 
 
-def test_with_a_key_and_a_host_that_knows_it_auto_is_online(
-    monkeypatch: pytest.MonkeyPatch, double: WandbDouble
-) -> None:
+def test_auto_is_online_with_a_key_that_the_host_knows(monkeypatch: pytest.MonkeyPatch, double: WandbDouble) -> None:
     for name, value in double.environment.items():
         monkeypatch.setenv(name, value)
     assert choose_mode("auto") == ("online", "127.0.0.1 answers", ENTITY)
@@ -60,7 +51,7 @@ def test_with_a_key_and_a_host_that_knows_it_auto_is_online(
     assert choose_mode("online").entity == "team"
 
 
-def test_a_redirect_takes_the_key_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_not_sent_to_the_target_of_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, str | None]] = []
 
     class Redirecting(BaseHTTPRequestHandler):
@@ -103,7 +94,7 @@ def test_a_redirect_takes_the_key_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
         ("refused", "127.0.0.1 does not answer"),
     ],
 )
-def test_a_host_that_does_not_want_us_is_left_at_once(
+def test_host_that_refuses_or_does_not_answer_leads_to_offline_soon(
     monkeypatch: pytest.MonkeyPatch, double: WandbDouble, how: int | str, why: str
 ) -> None:
     for name, value in double.environment.items():
@@ -116,7 +107,7 @@ def test_a_host_that_does_not_want_us_is_left_at_once(
     assert time.monotonic() - began < PROBE_TIMEOUT_S + 10
 
 
-def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, double: WandbDouble) -> None:
+def test_key_in_netrc_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, double: WandbDouble) -> None:
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -124,27 +115,27 @@ def test_a_key_in_netrc_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert choose_mode("auto").name == "online"
 
 
-def test_patience_ends_while_nothing_moves_and_not_while_something_does(params: Params) -> None:
+def test_stall_budget_is_used_up_only_while_nothing_moves(params: Params) -> None:
     connection = Connection(params)
-    connection.stall_budget_s = 1.5
+    connection.stall_budget_s = 0.6
     moved = iter(range(0, 10**9, 10**6))
     done = threading.Event()
-    threading.Timer(3, done.set).start()
+    threading.Timer(1.5, done.set).start()
     assert connection.wait(done, count_bytes=lambda: next(moved))
-    assert connection.stall_budget_s == 1.5
+    assert connection.stall_budget_s == 0.6
     assert not connection.wait(threading.Event(), count_bytes=lambda: 0)
-    assert not connection.wait(threading.Event())  # spent once and for all
+    assert not connection.wait(threading.Event())  # the budget stays used up
     with pytest.raises(WandbError, match="does not answer"):
         connection.run(lambda: time.sleep(60))
 
 
-def test_what_an_action_raises_is_raised(params: Params) -> None:
+def test_error_of_an_action_is_raised(params: Params) -> None:
     assert Connection(params).run(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         Connection(params).run(lambda: 1 // 0)
 
 
-def test_trouble_is_said_once_and_ends_being_online(params: Params, said: list[str]) -> None:
+def test_first_error_is_logged_once(params: Params, said: list[str]) -> None:
     connection = Connection(params)
     connection.give_up("one\ntwo", "going on")
     connection.give_up("three", "going on")

@@ -1,4 +1,4 @@
-"""Pictures and tables are kept in files of our own, and what W&B has of them is compared by digest and size."""
+"""Pictures and tables are saved in the store, and W&B's are compared by digest and size."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SIZES = {"media/images/gate.png": 5, "media/table/right.json": 7, "media/table/c
 TABLES = ["run-1-right", "run-1-confusion_table"]
 
 
-@pytest.mark.parametrize("medium", [PICTURE, TABLE, MATRIX])
-def test_what_is_there_is_whole(medium: MediaFile) -> None:
-    assert media.is_complete(medium, SUMMARY, SIZES, TABLES)
+@pytest.mark.parametrize("one", [PICTURE, TABLE, MATRIX])
+def test_uploaded_media_are_complete(one: MediaFile) -> None:
+    assert media.is_complete(one, SUMMARY, SIZES, TABLES)
 
 
 @pytest.mark.parametrize(
-    ("medium", "summary", "sizes", "tables"),
+    ("one", "summary", "sizes", "tables"),
     [
         (PICTURE, {}, SIZES, TABLES),
         (PICTURE, SUMMARY, {}, TABLES),
@@ -44,13 +44,13 @@ def test_what_is_there_is_whole(medium: MediaFile) -> None:
         (MATRIX, SUMMARY, SIZES, TABLES[:1]),
     ],
 )
-def test_what_lacks_anything_is_not(
-    medium: MediaFile, summary: dict[str, Any], sizes: dict[str, int], tables: list[str]
+def test_media_without_any_one_part_are_incomplete(
+    one: MediaFile, summary: dict[str, Any], sizes: dict[str, int], tables: list[str]
 ) -> None:
-    assert not media.is_complete(medium, summary, sizes, tables)
+    assert not media.is_complete(one, summary, sizes, tables)
 
 
-def test_a_picture_takes_no_room_until_its_report_is_replaced_and_stays_then(tmp_path: Path) -> None:
+def test_saved_picture_is_a_link_until_its_report_is_replaced(tmp_path: Path) -> None:
     report = tmp_path / "reports" / "gate.png"
     files.write_text(report, "first")
     kept = media.path(tmp_path, media.save_picture(tmp_path, report))
@@ -62,7 +62,7 @@ def test_a_picture_takes_no_room_until_its_report_is_replaced_and_stays_then(tmp
         media.save_picture(tmp_path, tmp_path / "absent.png")
 
 
-def test_a_table_is_shown_as_it_was(tmp_path: Path) -> None:
+def test_table_is_uploaded_as_it_was(tmp_path: Path) -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     kept = media.save_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", np.float32(0.5)]])
     assert kept == media.save_table(tmp_path, "right", ["image", "class", "confidence"], [[pixels, "seven", 0.5]])

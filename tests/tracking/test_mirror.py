@@ -1,4 +1,4 @@
-"""The store with W&B behind it: what one machine published, another with an empty store reads, or gets one sentence."""
+"""The mirror: a machine with an empty store reads what another one published, or gets one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,32 @@ def tell(*references):
 """
 
 
-@pytest.fixture
-def one(tmp_path: Path, double: WandbDouble) -> Path:
-    done = python(tmp_path / "one", ONE, **double.environment)
+@pytest.fixture(scope="module")
+def service() -> Iterator[WandbDouble]:
+    with WandbDouble() as served:
+        yield served
+        assert served.errors == []
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, service: WandbDouble) -> Path:
+    """The machine that published."""
+    base = tmp_path_factory.mktemp("one")
+    done = python(base, ONE, **service.environment)
     assert (done.code, done.errors, len(done.lines)) == (0, "", 1), done
-    return tmp_path / "one"
+    return base
 
 
-def other(one: Path, double: WandbDouble, code: str, wandb: str = "online") -> Done:
-    done = python(one.parent / "other", OTHER + code, wandb=wandb, **double.environment)
+@pytest.fixture
+def double(service: WandbDouble) -> Iterator[WandbDouble]:
+    """The service that all tests of this module share; faults end with their test."""
+    yield service
+    service.mend()
+
+
+def other(base: Path, double: WandbDouble, code: str, wandb: str = "online") -> Done:
+    """Run code on a machine that starts with an empty store."""
+    done = python(base, OTHER + code, wandb=wandb, **double.environment)
     assert done.errors == ""
     return done
 
@@ -64,18 +82,18 @@ def told(done: Done) -> dict[str, list[Any]]:
     return {row[0]: row[1:] for line in done.lines if line.startswith("[") for row in [json.loads(line)]}
 
 
-def test_every_name_and_all_that_belongs_to_a_version_is_known_elsewhere(one: Path, double: WandbDouble) -> None:
+def test_another_machine_resolves_every_name_and_asks_once(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     here = LocalRegistry(store_of(one))
     data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
     names = ["digits_dataset", "digits_dataset:latest", data.ref, f"{MODEL}:best", f"{MODEL}:production", first.ref]
     names += ["model-c:v0", "model-c"]  # which no alias names
     lineage = f"""
 tell(*{names!r}, "{MODEL}:candidate", "absent", "digits_dataset:v7")
-print("lineage", [ref for _, _, ref, version in registry.lineage(registry.resolve("{second.ref}")) if version])
+print("lineage", [a.ref for a in registry.lineage(registry.resolve("{second.ref}")) if a.version])
 print("versions", [version.ref for version in registry.versions("digits_dataset")])
 print(json.dumps(registry.aliases("{MODEL}")))
 """
-    done = other(one, double, lineage)
+    done = other(tmp_path, double, lineage)
     found = told(done)
     assert found["digits_dataset"] == found[data.ref] == [data.ref, "images", {"fingerprint": "f", "n": [1, None]}, {}]
     assert found[f"{MODEL}:best"] == found[first.ref] == [first.ref, "weights of a", {}, {"dataset": [data.ref]}]
@@ -86,39 +104,35 @@ print(json.dumps(registry.aliases("{MODEL}")))
     assert done.lines[-3] == f"lineage {[second.ref, data.ref, first.ref, data.ref]}"
     assert done.lines[-2] == f"versions {[version.ref for version in here.versions('digits_dataset')]}"
     assert json.loads(done.lines[-1]) == here.aliases(MODEL)
-    there = LocalRegistry(store_of(one.parent / "other"))
+    there = LocalRegistry(store_of(tmp_path))
     for name in ("digits_dataset", "model-a", "model-b"):
         assert there.resolve(name).files == here.resolve(name).files
         there.verify(there.resolve(name))
-    assert not (store_of(one.parent / "other") / "wandb" / "artifacts").exists()  # no second copy in a cache
-
-
-def test_what_is_here_is_not_asked_for(one: Path, double: WandbDouble) -> None:
-    other(one, double, 'tell("digits_dataset", "model-a")')
+    assert not (store_of(tmp_path) / "wandb" / "artifacts").exists()  # no second copy in a cache
     before = double.operations.total()
-    assert len(told(other(one, double, 'tell("digits_dataset:latest", "model-a:v0")'))) == 2
+    assert len(told(other(tmp_path, double, 'tell("digits_dataset:latest", "model-a:v0")'))) == 2
     assert double.operations.total() == before
 
 
-def test_offline_nothing_is_asked(one: Path, double: WandbDouble) -> None:
+def test_offline_nothing_is_requested(double: WandbDouble, tmp_path: Path) -> None:
     before = double.operations.total()
-    done = other(one, double, 'tell("digits_dataset")', wandb="offline")
-    assert done.lines == [f"RegistryError: no artifact digits_dataset in {store_of(one.parent / 'other')}/registry"]
+    done = other(tmp_path, double, 'tell("digits_dataset")', wandb="offline")
+    assert done.lines == [f"RegistryError: no artifact digits_dataset in {store_of(tmp_path)}/registry"]
     assert double.operations.total() == before
 
 
-def test_a_blob_that_arrives_damaged_is_named_and_not_kept(one: Path, double: WandbDouble) -> None:
+def test_damaged_download_is_named_and_not_kept(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     double.fail("GET blob", "corrupt", times=1)
     ref = LocalRegistry(store_of(one)).resolve("model-a").ref
-    done = other(one, double, f"tell({ref!r})")
+    done = other(tmp_path, double, f"tell({ref!r})")
     assert "arrived damaged from W&B; nothing was kept, try again" in done.lines[-1]
-    blobs = store_of(one.parent / "other") / "registry" / "blobs"
+    blobs = store_of(tmp_path) / "registry" / "blobs"
     assert [path for path in blobs.rglob("*") if path.is_file()] == []
-    done = other(one, double, 'tell("model-a")')
+    done = other(tmp_path, double, 'tell("model-a")')
     assert told(done)["model-a"][1] == "weights of a"
 
 
-def test_a_file_that_was_lost_here_comes_back(one: Path, double: WandbDouble) -> None:
+def test_lost_file_is_downloaded_again(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     version = LocalRegistry(store_of(one)).resolve("model-a")
     (LocalRegistry(store_of(one)).open(version) / "a").unlink()
     done = python(one, OTHER + 'tell("model-a")', **double.environment)
@@ -127,48 +141,28 @@ def test_a_file_that_was_lost_here_comes_back(one: Path, double: WandbDouble) ->
 
 @pytest.mark.parametrize("how", [500, "hang", "drop"])
 @pytest.mark.long
-def test_a_service_that_fails_while_files_are_fetched_is_one_sentence(
-    one: Path, double: WandbDouble, how: int | str
-) -> None:
+def test_failing_download_is_one_sentence(one: Path, double: WandbDouble, tmp_path: Path, how: int | str) -> None:
     double.fail("GET blob", how)
-    done = other(one, double, 'tell("digits_dataset")')
+    done = other(tmp_path, double, 'tell("digits_dataset")')
     assert done.code == 0
     assert done.lines[-1].startswith("RegistryError: digits_dataset:v1 is not here and W&B does not give it")
 
 
-@pytest.mark.long
-def test_aliases_that_moved_there_follow_and_those_that_moved_in_both_places_are_said(
-    one: Path, double: WandbDouble
-) -> None:
-    other(one, double, 'registry.refresh(); tell("model-a")')
-    move = """
-registry = Mirror(params)
-run = Tracker(params, registry).start("promote", "back", {})
-registry.link(registry.resolve("model-a"), params.registered_model, ("production",), reason="back")
-run.finish()
-"""
-    assert len(python(one, move, **double.environment).lines) == 1
+def test_versions_logged_before_inputs_had_roles_are_read(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     here = LocalRegistry(store_of(one))
-    assert double.aliases(REGISTRY, MODEL)["production"] == here.resolve("model-a").digest
-    follow = f'registry.refresh(); print(registry.resolve("{MODEL}:production").name)'
-    assert other(one, double, follow).lines[-1] == "model-a"
-    there = LocalRegistry(store_of(one.parent / "other"))
-    there.link(there.resolve("model-b"), MODEL, ("production",), reason="here")
-    theirs = """
-registry = Mirror(params)
-run = Tracker(params, registry).start("promote", "new", {})
-new = publish(registry, "model-c", "weights of c")
-run.made(new)
-registry.link(new, params.registered_model, ("production",), reason="there")
-run.finish()
-"""
-    assert len(python(one, theirs, **double.environment).lines) == 1
-    done = other(one, double, follow)
-    assert done.lines[-1] == "model-b"
-    assert f"W&B: {MODEL}:production was moved both here and on W&B; make sync shows both" in done.lines
+    data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
+    (logged,) = double.collection(PROJECT, "model-b").members
+    now = logged.given["metadata"]
+    metadata = json.loads(now)
+    assert metadata["flywheel"]["inputs"] == {"dataset": [data.ref], "parent": [first.ref]}
+    metadata["flywheel"]["inputs"] = [data.ref, first.ref]  # as older code logged them
+    logged.given["metadata"] = json.dumps(metadata)
+    done = other(tmp_path, double, f'tell("{second.ref}")')
+    logged.given["metadata"] = now
+    assert told(done)[second.ref] == [second.ref, "weights of b", {}, {"dataset": [data.ref], "parent": [first.ref]}]
 
 
-def test_nothing_stays_locked_when_w_and_b_is_asked_for_aliases_that_nobody_has(tmp_path: Path) -> None:
+def test_linking_asks_for_aliases_before_it_takes_the_writers_lock(tmp_path: Path) -> None:
     """Linking asks where aliases are, before the writer's lock is taken: asking writes too."""
     with WandbDouble() as double:
         code = """
@@ -180,7 +174,7 @@ print(registry.resolve(f"{params.registered_model}:best").label)
 
 
 @pytest.mark.long
-def test_the_contract_holds_online(tmp_path: Path) -> None:
+def test_contract_of_the_registry_holds_online(tmp_path: Path) -> None:
     """All of test_contract.py, in a process whose registry has W&B behind it."""
     with WandbDouble() as double:
         settings = {name.replace("WANDB", "CONTRACT"): value for name, value in double.environment.items()}
@@ -195,10 +189,43 @@ def test_the_contract_holds_online(tmp_path: Path) -> None:
         assert double.errors == []
 
 
-def test_manifests_without_files_take_next_to_nothing(one: Path, double: WandbDouble) -> None:
-    other(one, double, "registry.refresh()")
-    store = store_of(one.parent / "other")
+def test_manifests_without_files_take_little_space(one: Path, double: WandbDouble, tmp_path: Path) -> None:
+    other(tmp_path, double, "registry.refresh()")
+    store = store_of(tmp_path)
     known = LocalRegistry(store)
     assert known.collections() == ["digits_dataset", "model-a", "model-b"]
     assert all(known.missing_file(version) for name in known.collections() for version in known.versions(name))
     assert files.size_of(store / "registry") < 20_000
+
+
+@pytest.mark.long
+def test_aliases_moved_on_w_and_b_are_followed_and_those_moved_in_both_are_named(
+    one: Path, double: WandbDouble, tmp_path: Path
+) -> None:
+    """The last test of this module: it moves aliases that the others read."""
+    other(tmp_path, double, 'registry.refresh(); tell("model-a")')
+    move = """
+registry = Mirror(params)
+run = Tracker(params, registry).start("promote", "back", {})
+registry.link(registry.resolve("model-a"), params.registered_model, ("production",), reason="back")
+run.finish()
+"""
+    assert len(python(one, move, **double.environment).lines) == 1
+    here = LocalRegistry(store_of(one))
+    assert double.aliases(REGISTRY, MODEL)["production"] == here.resolve("model-a").digest
+    follow = f'registry.refresh(); print(registry.resolve("{MODEL}:production").name)'
+    assert other(tmp_path, double, follow).lines[-1] == "model-a"
+    there = LocalRegistry(store_of(tmp_path))
+    there.link(there.resolve("model-b"), MODEL, ("production",), reason="here")
+    theirs = """
+registry = Mirror(params)
+run = Tracker(params, registry).start("promote", "new", {})
+new = publish(registry, "model-c", "weights of c")
+run.made(new)
+registry.link(new, params.registered_model, ("production",), reason="there")
+run.finish()
+"""
+    assert len(python(one, theirs, **double.environment).lines) == 1
+    done = other(tmp_path, double, follow)
+    assert done.lines[-1] == "model-b"
+    assert f"W&B: {MODEL}:production was moved both here and on W&B; make sync shows both" in done.lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,16 +76,8 @@ class Mirror(Registry):
 
     # -- local only: runs upload the versions they made, `make sync` the rest ---------------------------
 
-    def publish(
-        self,
-        name: str,
-        type: str,
-        contents: Path | Mapping[str, Path],
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        inputs: Mapping[str, str | Sequence[str]] | None = None,
-    ) -> Version:
-        return self.local.publish(name, type, contents, metadata=metadata, inputs=inputs)
+    def publish(self, *args: Any, **kwargs: Any) -> Version:
+        return self.local.publish(*args, **kwargs)
 
     def set_latest(self, version: Version) -> None:
         self.local.set_latest(version)
