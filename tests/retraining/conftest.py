@@ -1,4 +1,4 @@
-"""A store with drifted digits, a model trained on them for real, and the failures it has."""
+"""A store with a made data set, a model with made answers in production, and the failures it has."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import made_models
 import numpy as np
-import parents
 import pytest
 
 from flywheel.data import dataset
-from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
@@ -19,44 +18,46 @@ from flywheel.registry import LocalRegistry, Registry, Version
 from flywheel.traffic import feedback
 
 ROOT = Path(__file__).parents[2]
-# Images of half the demo's size, for time; by SGD, which leaves more to the failures than Muon does (docs/log.md).
 OVERRIDES = (
-    "data.image_size=16 tracking.wandb=disabled retrain.epochs=2 retrain.control=false "
+    "data.image_size=8 tracking.wandb=disabled retrain.epochs=1 retrain.control=false "
     "recipe.optimizer=sgd recipe.learning_rate=0.05 recipe.momentum=0.9 recipe.warmup_fraction=0.2"
 )
+WRONG = (1, 3, 4, 5)  # the groups of images that production fails
 
 
-def load(place: Path, overrides: str = "") -> Params:
-    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+def load(root: Path, overrides: str = "") -> Params:
+    paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
     return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store after data, a training of eight epochs, and its promotion."""
-    place = tmp_path_factory.mktemp("trained")
-    params = load(place)
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store with the data set and the model in production."""
+    root = tmp_path_factory.mktemp("built")
+    params = load(root)
     registry = LocalRegistry(params.store)
-    data_stage.run(params, registry)
-    parents.produce(params, registry, place / "model", epochs=8)
-    return place
+    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
+    model = made_models.model(wrong=WRONG)
+    version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": data.ref})
+    registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
+    return root
 
 
 @pytest.fixture
-def place(trained: Path, tmp_path: Path) -> Path:
+def root(built: Path, tmp_path: Path) -> Path:
     """A copy of that store."""
-    shutil.copytree(trained / "store", tmp_path / "store")
+    shutil.copytree(built / "store", tmp_path / "store")
     return tmp_path
 
 
 @pytest.fixture
-def make(place: Path) -> Callable[[str], Params]:
-    return lambda overrides: load(place, overrides)
+def make(root: Path) -> Callable[[str], Params]:
+    return lambda overrides: load(root, overrides)
 
 
 @pytest.fixture
-def params(place: Path) -> Params:
-    return load(place)
+def params(root: Path) -> Params:
+    return load(root)
 
 
 @pytest.fixture
@@ -69,24 +70,20 @@ def opened(registry: Registry) -> Dataset:
     return dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
 
 
-@pytest.fixture(scope="session")
-def failed(trained: Path) -> list[int]:
-    """Which simulation images the trained model gets wrong."""
-    from flywheel.models import classifier
-
-    registry = LocalRegistry(load(trained).store)
-    opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+@pytest.fixture
+def failed(opened: Dataset) -> list[int]:
+    """Which simulation images production gets wrong."""
     split = opened.split("simulation")
-    model = classifier.load(registry.open(registry.resolve("model-1")))
-    return [int(i) for i in np.flatnonzero(model.predict(split.images).argmax(axis=1) != split.labels)]
+    predicted = made_models.predicted(split.labels, made_models.groups(split.images), WRONG)
+    return np.flatnonzero(predicted != split.labels).tolist()
 
 
 @pytest.fixture
 def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[[Sequence[int]], Version]:
     """Publish simulation images as failures, as simulate does."""
 
-    def publish(places: Sequence[int]) -> Version:
-        listed = feedback.examples(opened, opened.indices["simulation"][list(places)])
+    def publish(indices: Sequence[int]) -> Version:
+        listed = feedback.examples(opened, opened.indices["simulation"][list(indices)])
         inputs = {"dataset": [registry.resolve("digits_dataset").ref], "model": [registry.resolve("model-1").ref]}
         version, _ = feedback.publish(params, registry, listed, inputs, {})
         assert version is not None
