@@ -52,7 +52,7 @@ def measure(trials: int) -> dict[str, Any]:
         state = SweepState(params, journal)
         parts: dict[str, float] = {}
         state.searcher.propose = timed(state.searcher.propose, "propose", parts)  # type: ignore[method-assign]
-        journal._append = timed(journal._append, "journal", parts)  # type: ignore[method-assign]
+        journal.append = timed(journal.append, "journal", parts)  # type: ignore[method-assign]
         recorder = Recorder(state, CheckpointStore(f"{folder}/trials"), Tracker(params, LocalRegistry(params.store)))
         with cluster.connected():
             slots = cluster.Slots(params.sweep)

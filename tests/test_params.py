@@ -97,7 +97,7 @@ def test_a_range_replaces_a_range_and_leaves_the_other_params_of_the_space(make_
         ("sweep.initial_trials=[{weight_decay: 5}]", "or must be less than or equal to 1 (got 5)"),
         (
             "sweep.initial_trials=[{learning_rate: 5}]",
-            "sweep.initial_trials[0].learning_rate: 5 lies outside sweep.space.learning_rate",
+            "sweep.initial_trials[0].learning_rate: 5 is outside sweep.space.learning_rate",
         ),
         ("sweep.initial_trials=[{rate: 5}]", "sweep.initial_trials[0].rate: unknown key"),
         ("recipe.architecture=resnet", "recipe.architecture: must be 'standard', 'upsample', 'modified'"),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 # Real trials on small random images. `around` records which GPUs a trial sees, and raises torch's error for a GPU
 # without memory where the batch size is 62. It is sent to the workers by value.
 SWEEP = """
-import os, sys
+import logging, os, sys
 from pathlib import Path
 import numpy as np
 from flywheel.params import file as params_file
@@ -38,6 +38,7 @@ from flywheel.tracking.runs import Tracker
 from flywheel.training.loop import TrainingData
 
 folder, overrides = Path(sys.argv[1]), sys.argv[2]
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
 def around(config, data, store, interval_s):
     import torch

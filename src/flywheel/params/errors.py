@@ -1,4 +1,4 @@
-"""How a mistake in params.yaml is put into words: one line, printable and short, whatever stands in the file."""
+"""Describe a mistake in params.yaml in one line, printable and short for any content of the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_SHOWN = 100  # letters of a name or value
 
 
 class KeyedError(ValueError):
-    """What is wrong with a key that a check over several keys found."""
+    """An error that a check over several keys found in one of them."""
 
     def __init__(self, key: tuple[str, ...], reason: str):
         super().__init__(reason)
@@ -20,7 +20,7 @@ class KeyedError(ValueError):
 def nearest(key: str, valid: Iterable[str], section: str = "", elsewhere: Iterable[str] = ()) -> str:
     """Return `; did you mean section.x?` for the valid key that is nearest, else the list of valid keys.
 
-    `elsewhere` are full keys of other sections: one that ends in `key` was meant, in the wrong place.
+    `elsewhere` are full keys of other sections; one that ends in `key` is suggested, too.
     """
     prefix = f"{section}." if section else ""
     close = [f"{prefix}{name}" for name in difflib.get_close_matches(key, list(valid), n=1, cutoff=0.75)]
@@ -35,13 +35,13 @@ def dotted(key: Iterable[str]) -> str:
 
 
 def show(name: object) -> str:
-    """Return a name as it may stand in a sentence: on one line, printable and short."""
+    """Return a name for a message: on one line, printable and short."""
     text = str(name)
     return _cut(text if text.isprintable() else ascii(text))
 
 
 def show_value(value: object) -> str:
-    """Return a value as it may stand in a sentence: text in quotes, lists as in YAML."""
+    """Return a value for a message: text in quotes, lists as in YAML."""
     try:
         return _cut(repr(list(value) if isinstance(value, tuple) else value))
     except ValueError:  # an integer of more digits than Python prints
@@ -53,12 +53,12 @@ def _cut(text: str) -> str:
 
 
 def either(reasons: Iterable[str]) -> str:
-    """Return in one sentence what keeps a value from being any of the things that it may be."""
+    """Join the reasons why a value is none of several allowed kinds into one sentence."""
     return ", or ".join(dict.fromkeys(reasons))
 
 
 def explain(error: Any) -> str:
-    """Return what is wrong with a value, from one entry of ValidationError.errors()."""
+    """Return the reason for one entry of ValidationError.errors()."""
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "missing":
         return "is missing"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StorePaths:
-    """Where everything of one profile lies below `root`, which is `<paths.store>/<profile>`."""
+    """The paths of all files of one profile below `root`, which is `<paths.store>/<profile>`."""
 
     root: Path
 
@@ -28,7 +28,7 @@ class StorePaths:
         return self.root / "receipts"
 
     def receipt(self, stage: str) -> Path:
-        """What a stage last did, and its fingerprint."""
+        """The record of the last run of a stage, with its fingerprint."""
         return self.receipts / f"{stage}.json"
 
     @property
@@ -46,7 +46,7 @@ class StorePaths:
         return self.root / "logs"
 
     def log(self, stage: str) -> Path:
-        """What a stage printed, with times."""
+        """The messages of a stage, with times."""
         return self.logs / f"{stage}.log"
 
     @property
@@ -60,7 +60,7 @@ class StorePaths:
 
     @property
     def trials(self) -> Path:
-        """Checkpoints of trials while a sweep runs, unless paths.checkpoints names another place."""
+        """Checkpoints of trials while a sweep runs, unless paths.checkpoints is set."""
         return self.root / "trials"
 
     @property

@@ -64,7 +64,7 @@ Architecture = Literal["standard", "upsample", "modified", "compact"]  # the nam
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
 
-# What `weight_decay: auto` stands for. AdamW's is a share of the rate, SGD's and Adam's a term of the loss.
+# The values of `weight_decay: auto`. AdamW's is a fraction of the learning rate, SGD's and Adam's a term of the loss.
 WEIGHT_DECAY = {"sgd": 5e-4, "adam": 5e-4, "muon": 0.1}
 
 
@@ -92,7 +92,7 @@ class RecipeDefaults(Section):
     seed: Seed = Field(description="seed of the initial weights, the image order and the augmentation")
 
     def identity(self) -> dict[str, Any]:
-        """Return the params that change the result; for `auto` the numbers that it stands for."""
+        """Return the params that change the result; with the numbers of `auto`."""
         result = super().identity()
         if self.weight_decay == "auto":
             result["weight_decay"] = dict(WEIGHT_DECAY)
@@ -100,7 +100,7 @@ class RecipeDefaults(Section):
 
 
 class Recipe(RecipeDefaults):
-    """A complete recipe, with a number for each `auto`: what a training follows and what a model records."""
+    """A complete recipe with a number for each `auto`, as a training uses it and a model records it."""
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(description="applied to weights, not to biases and norms")
     epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over the training images")
@@ -139,7 +139,7 @@ class Range(_SimpleDomain):
         return tuple(int(bound) if bound == int(bound) else bound for bound in (self.low, self.high))
 
     def contains(self, value: Scalar) -> bool:
-        """Return whether a value lies in the range."""
+        """Return whether a value is in the range."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
 
@@ -374,7 +374,7 @@ class Params(Section):
                 domain = self.sweep.space.get(name)
                 within = domain.of(values.get("architecture", self.recipe.architecture)) if domain else None
                 if within is not None and not within.contains(value):
-                    reason = f"{show_value(value)} lies outside sweep.space.{name}"
+                    reason = f"{show_value(value)} is outside sweep.space.{name}"
                     raise KeyedError(("sweep", "initial_trials", f"[{index}]", name), reason)
         return self
 

@@ -1,4 +1,4 @@
-"""The search for the best recipe: space, searcher, trials on Ray Tune, and the journal that is the truth."""
+"""The search for the best recipe: trials on Ray Tune, recorded in a journal that makes a sweep resumable."""
 
 from flywheel import FlywheelError
 

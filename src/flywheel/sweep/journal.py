@@ -88,36 +88,25 @@ class Journal:
         """The name of the sweep."""
         return self.path.stem
 
-    def begin(self, **details: Any) -> None:
-        """Record that this process starts to work on the sweep."""
-        self._append(None, "begin", **details)
+    def append(self, event: str, trial: str | None = None, **details: Any) -> None:
+        """Record an event of a trial, or of the sweep as a whole."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": at})
 
     def start(self, trial: Trial) -> None:
         """Record that a trial was proposed."""
-        self._append(
-            trial.id, "start", number=trial.number, config=trial.config, bayesian=trial.bayesian, point=trial.point
+        self.append(
+            "start", trial.id, number=trial.number, config=trial.config, bayesian=trial.bayesian, point=trial.point
         )
-
-    def run(self, trial: Trial) -> None:
-        """Record that a trial started to run."""
-        self._append(trial.id, "run")
 
     def epoch(self, trial: Trial, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of an epoch, the trial's time so far and its machine."""
         at = {"time_s": round(trial.time_s, 3), "machine": trial.machine, "node": trial.node}
-        self._append(trial.id, "epoch", epoch=epoch, metrics=dict(metrics), **at)
+        self.append("epoch", trial.id, epoch=epoch, metrics=dict(metrics), **at)
 
     def end(self, trial: Trial) -> None:
         """Record that a trial finished, was stopped or failed."""
-        self._append(trial.id, trial.status, time_s=round(trial.time_s, 3), error=trial.error, machine=trial.machine)
-
-    def again(self, trial: Trial) -> None:
-        """Record that a failed trial will run again."""
-        self._append(trial.id, "again")
-
-    def done(self, **details: Any) -> None:
-        """Record that the best model of the sweep was published."""
-        self._append(None, "done", **details)
+        self.append(trial.status, trial.id, time_s=round(trial.time_s, 3), error=trial.error, machine=trial.machine)
 
     def read(self) -> SweepRecord:
         """Replay the journal. Events of a trial whose start event is torn are ignored."""
@@ -144,10 +133,6 @@ class Journal:
                 if kind == "epoch":
                     results.append((name, event["epoch"], event["metrics"][METRIC]))
         return SweepRecord(sorted(trials.values(), key=lambda trial: trial.number), begun, results, elapsed_s, done)
-
-    def _append(self, trial: str | None, event: str, **details: Any) -> None:
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": at})
 
 
 def ranking(trials: Iterable[Trial], include_running: bool = False) -> list[Trial]:

@@ -70,9 +70,9 @@ def _draw_param(
     for kind, colour in colours.items():
         members = [trial for trial in trials if str(trial["architecture"]) == kind]
         offset = 0.0 if numeric else 0.12 * (list(colours).index(kind) - (len(colours) - 1) / 2)
-        places = [trial[name] if numeric else options.index(trial[name]) + offset for trial in members]
+        positions = [trial[name] if numeric else options.index(trial[name]) + offset for trial in members]
         heights = [100 * trial["accuracy"] for trial in members]
-        axis.scatter(places, heights, color=colour, s=36, alpha=0.85, label=kind, zorder=3)
+        axis.scatter(positions, heights, color=colour, s=36, alpha=0.85, label=kind, zorder=3)
     if logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))

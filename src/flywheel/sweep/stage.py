@@ -101,7 +101,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
     journal = resumed.journal
     if resumed.record:
         began -= resumed.record.elapsed_s
-    journal.begin(identity=_identity(defined), code=defined.code)
+    journal.append("begin", identity=_identity(defined), code=defined.code)
     state = SweepState(params, journal, resumed.retry_failed)
     if state.trials and not state.is_complete:
         log.info(
@@ -137,7 +137,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
         }
         versions = _publish(defined, best, metrics)
         run.made(*versions)
-        journal.done(model=versions[0].ref, trials=state.ended)
+        journal.append("done", model=versions[0].ref, trials=state.ended)
         if state.is_complete:
             store.remove()
         outcome = adopt(params, registry, versions, {**metrics, **_metrics_of(best[0][0])})

@@ -1,4 +1,4 @@
-"""The state of a sweep, without Ray: which trial runs next, and what a result or the end of a trial changes.
+"""The state of a sweep, without Ray: it chooses the next trial and takes the results and ends of trials.
 
 The state is rebuilt by replaying the journal: the searcher gets every result, the rungs of ASHA are filled, and trials
 that had not ended are queued.
@@ -61,7 +61,7 @@ class SweepState:
     def on_trial_start(self, trial: Trial) -> None:
         """Record that a trial started."""
         trial.runs += 1
-        self.journal.run(trial)
+        self.journal.append("run", trial.id)
 
     def on_trial_result(self, trial: Trial, epoch: int, metrics: Mapping[str, Any]) -> bool:
         """Record the metrics of an epoch and return whether the trial should stop."""
@@ -98,7 +98,7 @@ class SweepState:
             self.trials[trial.id] = trial
             if trial.status == "failed" and retry_failed:
                 trial.status, trial.error = "running", None
-                self.journal.again(trial)
+                self.journal.append("again", trial.id)
             accuracies = {epoch["epoch"]: epoch[METRIC] for epoch in trial.epochs}
             trial.number = self.searcher.restore(trial.point, trial.status, accuracies, trial.accuracy)
             if trial.status == "running":

@@ -59,7 +59,7 @@ def sweep(params: Params, registry: Registry) -> None:
     version = registry.resolve(params.dataset_name)
     images = TrainingData.of(dataset.open_directory(registry.open(version)))
     journal = Journal(params.store / "journal" / "sweep-1.jsonl")
-    journal.begin(identity={"sweep": params.sweep.identity()}, code={})
+    journal.append("begin", identity={"sweep": params.sweep.identity()}, code={})
     for number, (position, batch_size) in enumerate(((0.7, 64), (0.1, 128), (0.9, 32), (0.4, 64))):
         point = {"learning_rate": position, "batch_size": batch_size, "optimizer": "sgd", "architecture": "compact"}
         recipe = to_recipe(params, point)
