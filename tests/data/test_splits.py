@@ -1,4 +1,4 @@
-"""Splits: every content in one split only, every class held out alike, and sides that never change."""
+"""Splits: each content in one split only, the same fraction of every class held out, and sides that never change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flywheel.data import DataError, splits
 from flywheel.data.splits import PRECEDENCE, SPLITS
 
-steady = settings(derandomize=True, deadline=None, max_examples=200)
+steady = settings(derandomize=True, deadline=None, max_examples=100)
 
 
 # Disjoint by content
@@ -54,29 +54,20 @@ def test_the_test_images_come_first_and_the_training_images_last() -> None:
 
 @steady
 @given(overlapping())
-def test_every_content_stays_in_the_first_split_that_has_it(
+def test_each_content_stays_in_the_first_split_that_has_it_and_duplicates_are_counted(
     case: tuple[dict[str, NDArray[np.int64]], list[int]],
 ) -> None:
     named, contents = case
     stays = expected(named, contents)
     assume(all(stays.values()))
-    kept, _ = splits.disjoint(named, hashes_of(contents))
+    kept, duplicates = splits.disjoint(named, hashes_of(contents))
     assert tuple(kept) == SPLITS
     assert {name: index.tolist() for name, index in kept.items()} == {name: stays[name] for name in SPLITS}
     for index in kept.values():
         assert index.dtype == np.int64
-    places = Counter(content for index in kept.values() for content in {contents[i] for i in index})
-    assert set(places.values()) == {1}
-    assert set(places) == {contents[i] for index in named.values() for i in index}  # nothing is lost altogether
-
-
-@steady
-@given(overlapping())
-def test_what_was_dropped_and_what_is_double_is_counted(case: tuple[dict[str, NDArray[np.int64]], list[int]]) -> None:
-    named, contents = case
-    stays = expected(named, contents)
-    assume(all(stays.values()))
-    _, duplicates = splits.disjoint(named, hashes_of(contents))
+    found = Counter(content for index in kept.values() for content in {contents[i] for i in index})
+    assert set(found.values()) == {1}
+    assert set(found) == {contents[i] for index in named.values() for i in index}  # no content is lost
     across: Counter[str] = Counter()
     for name in PRECEDENCE:
         for i in set(named[name].tolist()) - set(stays[name]):
@@ -125,7 +116,7 @@ def test_exactly_the_fraction_is_held_out_of_every_class(labels: list[int], frac
 
 
 @steady
-@given(labelled, st.floats(0.02, 0.5))
+@given(labelled, st.floats(0.02, 0.2))
 def test_too_few_images_for_every_class_are_one_clear_error(labels: list[int], fraction: float) -> None:
     count = max(round(len(labels) * fraction), 1)
     assume(count < len(set(labels)))
@@ -174,19 +165,8 @@ def test_a_hash_is_sha256_of_the_pixels(images: NDArray[np.uint8]) -> None:
     assert hashes.dtype == np.uint8
     assert hashes.shape == (len(images), 32)
     assert [row.tobytes() for row in hashes] == [hashlib.sha256(image.tobytes()).digest() for image in images]
-
-
-def test_a_hash_does_not_depend_on_the_memory_layout() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(splits.content_hashes(channels_first), splits.content_hashes(images))
-
-
-def test_one_pixel_makes_another_hash() -> None:
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    images[1, 7, 7, 2] = 1
-    first, second = splits.content_hashes(images)
-    assert first.tobytes() != second.tobytes()
+    np.testing.assert_array_equal(splits.content_hashes(channels_first), hashes)  # in any memory layout
 
 
 # Sides
