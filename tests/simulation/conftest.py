@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import made_models
 import pytest
 
 from flywheel.data import dataset, images
-from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
@@ -23,14 +23,14 @@ from flywheel.pipeline.server_record import Served
 from flywheel.registry import LocalRegistry, Registry, Version
 
 ROOT = Path(__file__).parents[2]
-OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
+OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
 
 class Server:
     """Knows every image by its pixels and answers its true class, except for those it is told to get wrong.
 
     `fault` is asked before each prediction, with the number of the request (from 1) and how often this image was
-    sent (from 1); what it returns is called with the handler in place of answering.
+    sent (from 1); what it returns is called with the handler in root of answering.
     """
 
     def __init__(self, opened: Dataset):
@@ -53,9 +53,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http.server_port}"
 
-    def fail(self, opened: Dataset, places: Any) -> None:
-        """Get the simulation images at these places wrong, and no others."""
-        self.wrong = {opened.hashes[opened.indices["simulation"][place]].tobytes() for place in places}
+    def fail(self, opened: Dataset, indices: Any) -> None:
+        """Get these simulation images wrong, and no others."""
+        self.wrong = {opened.hashes[opened.indices["simulation"][i]].tobytes() for i in indices}
 
     def close(self) -> None:
         self.http.shutdown()
@@ -63,16 +63,16 @@ class Server:
         self.thread.join()
 
     def answer(self, body: bytes, number: int, request_id: str) -> dict[str, Any]:
-        pixels = images.decode(body, 16)
+        pixels = images.decode(body, 8)
         key = hashlib.sha256(pixels.tobytes()).digest()
         label = self.truth[key]  # PNG loses nothing, so every image is known
-        said = (label + 1) % len(self.names) if key in self.wrong else label
+        predicted = (label + 1) % len(self.names) if key in self.wrong else label
         rest = 0.1 / (len(self.names) - 1)
         return {
-            "label": self.names[said],
-            "class_id": said,
+            "label": self.names[predicted],
+            "class_id": predicted,
             "confidence": 0.9,
-            "probabilities": {name: 0.9 if i == said else rest for i, name in enumerate(self.names)},
+            "probabilities": {name: 0.9 if i == predicted else rest for i, name in enumerate(self.names)},
             "model": self.model(number),
             "request_id": request_id,
         }
@@ -119,37 +119,37 @@ class Server:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the digits' data set and two models in the registry."""
-    place = tmp_path_factory.mktemp("built")
-    params = load(place)
+    """A store with a made data set (150 simulation images) and two models in the registry."""
+    root = tmp_path_factory.mktemp("built")
+    params = load(root)
     registry = LocalRegistry(params.store)
-    data_stage.run(params, registry)
+    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
     for name in ("model-1", "model-2"):
-        (place / name).write_text(name)
-        registry.publish(name, "model", {"a": place / name}, inputs={"dataset": registry.resolve("digits_dataset").ref})
-    return place
+        (root / name).write_text(name)
+        registry.publish(name, "model", {"a": root / name}, inputs={"dataset": data.ref})
+    return root
 
 
-def load(place: Path, overrides: str = "") -> Params:
-    paths = f"paths.store={place}/store paths.reports={place}/reports paths.cache={place}/cache"
+def load(root: Path, overrides: str = "") -> Params:
+    paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
     return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
 
 
 @pytest.fixture
-def place(built: Path, tmp_path: Path) -> Path:
+def root(built: Path, tmp_path: Path) -> Path:
     """A copy of the built store."""
     shutil.copytree(built / "store", tmp_path / "store")
     return tmp_path
 
 
 @pytest.fixture
-def params(place: Path) -> Params:
-    return load(place)
+def params(root: Path) -> Params:
+    return load(root)
 
 
 @pytest.fixture
-def make(place: Path) -> Callable[[str], Params]:
-    return lambda overrides: load(place, overrides)
+def make(root: Path) -> Callable[[str], Params]:
+    return lambda overrides: load(root, overrides)
 
 
 @pytest.fixture

@@ -19,24 +19,24 @@ from flywheel.params import Params
 from flywheel.registry import Registry
 
 ROOT = Path(__file__).parents[2]
-OVERRIDES = "data.image_size=16 tracking.wandb=disabled simulate.concurrency=4"
+OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
 
-def command(place: Path) -> list[str]:
-    paths = f"paths.store={place}/store paths.reports={place}/reports"
+def command(root: Path) -> list[str]:
+    paths = f"paths.store={root}/store paths.reports={root}/reports"
     return [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", f"{paths} {OVERRIDES}"]
 
 
-def run(place: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(place), cwd=ROOT, capture_output=True, text=True, timeout=120)
+def run(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(root), cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @contextlib.contextmanager
-def simulating(place: Path, server: Any) -> Iterator[subprocess.Popen[str]]:
+def simulating(root: Path, server: Any) -> Iterator[subprocess.Popen[str]]:
     """A simulation in the middle of its traffic, which the server keeps from going on."""
     server.fault = lambda number, tries: (lambda handler: time.sleep(20)) if number > 100 else None
     process = subprocess.Popen(
-        command(place), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command(root), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
@@ -71,17 +71,17 @@ def published(params: Params, registry: Registry) -> list[str]:
     ],
 )
 def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everything(
-    place: Path, params: Params, registry: Registry, opened: Dataset, server: Any, number: int, code: int
+    root: Path, params: Params, registry: Registry, opened: Dataset, server: Any, number: int, code: int
 ) -> None:
-    server.fail(opened, range(0, 500, 10))
-    with simulating(place, server) as process:
+    server.fail(opened, range(0, 150, 3))
+    with simulating(root, server) as process:
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)  # it does not wait for the answers that hang
     assert process.returncode == code
     if number == signal.SIGINT:
         assert errors == "interrupted: finished work is kept; run the same command again\n"
     assert published(params, registry) == []
-    again = run(place)
+    again = run(root)
     assert again.returncode == 0, again.stderr
     assert "feedback: 50 failures, 50 new; digits-feedback:v0 lists 50 of all turns" in again.stdout
     assert published(params, registry) == [
@@ -89,15 +89,15 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
     ]  # fmt: skip
 
 
-def test_a_second_simulation_at_once_exits_75_and_names_the_first(place: Path, server: Any) -> None:
-    with simulating(place, server) as process:
-        second = run(place)
+def test_a_second_simulation_at_once_exits_75_and_names_the_first(root: Path, server: Any) -> None:
+    with simulating(root, server) as process:
+        second = run(root)
         assert second.returncode == 75
         assert second.stderr == f"error: another run holds simulate (pid {process.pid}); wait for it to end\n"
         assert process.poll() is None
 
 
-def test_without_a_server_the_script_says_one_sentence(place: Path) -> None:
-    result = run(place)
+def test_without_a_server_the_script_says_one_sentence(root: Path) -> None:
+    result = run(root)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "error: nothing serves profile demo; run make serve PROFILE=demo\n"

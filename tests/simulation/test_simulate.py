@@ -133,27 +133,27 @@ def test_each_version_that_answered_is_counted(make: Make, server: Server, run: 
     assert report.models == {"model-1:v0": 15, "model-2:v0": 25}
 
 
-def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, place: Path) -> None:
+def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, root: Path) -> None:
     """In a process of its own, since wandb reads its environment once a process."""
-    server.fail(opened, range(500))
+    server.fail(opened, range(103))
     overrides = (
-        f"paths.store={place}/store paths.reports={place}/reports data.image_size=16 tracking.wandb=offline "
+        f"paths.store={root}/store paths.reports={root}/reports data.image_size=8 tracking.wandb=offline "
         "simulate.table_rows=7"
     )
     command = [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", overrides]
     shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "W&B table of 7 of 47 right predictions" in shown
-    (table,) = (place / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
+    (table,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
     assert len(content["data"]) == 7
     simulation = opened.indices["simulation"]
-    failed = {int(opened.ids[simulation[i]]) for i in range(500)}
+    failed = {int(opened.ids[simulation[i]]) for i in range(103)}
     for row in content["data"]:
         assert row[0] not in failed
         assert row[2] == row[3]
         assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
-    (recorded,) = run_files.records(place / "store" / "demo")
+    (recorded,) = run_files.records(root / "store" / "demo")
     assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 
@@ -220,7 +220,7 @@ def test_without_failures_there_is_no_version_and_no_error(
 
 
 def test_images_that_an_ancestor_was_trained_on_are_seen(
-    params: Params, registry: Registry, opened: Dataset, dataset_version: Version, server: Server, run: Any, place: Path
+    params: Params, registry: Registry, opened: Dataset, dataset_version: Version, server: Server, run: Any, root: Path
 ) -> None:
     """A retrained model's grandparent was trained on the first feedback: its train side is seen, its holdout not."""
     train, holdout = sides(opened, "train", 20), sides(opened, "holdout", 9)
@@ -228,8 +228,8 @@ def test_images_that_an_ancestor_was_trained_on_are_seen(
     first = registry.resolve(run(params).feedback.partition("@")[0])
     parent = {"dataset": dataset_version.ref, "feedback": first.ref}
     for text in ("child", "grandchild"):
-        (place / text).write_text(text)
-        made = registry.publish("retrained-model", "model", {"a": place / text}, inputs=parent)
+        (root / text).write_text(text)
+        made = registry.publish("retrained-model", "model", {"a": root / text}, inputs=parent)
         parent = {"dataset": dataset_version.ref, "parent": made.ref}
     server.model = lambda number: "retrained-model:v1"
     server.fail(opened, holdout)
@@ -334,9 +334,9 @@ def test_a_server_that_keeps_refusing_is_asked_a_bounded_number_of_times(make: M
 def test_too_many_errors_end_it_early_and_publish_nothing(
     make: Make, registry: Registry, opened: Dataset, server: Server, run: Any
 ) -> None:
-    server.fail(opened, range(300))
+    server.fail(opened, range(100))
     server.fault = lambda number, tries: busy() if number > 40 else None
-    params = make("simulate.max_error_fraction=0.02 simulate.max_attempts=2")
+    params = make("simulate.max_error_fraction=0.07 simulate.max_attempts=2")
     with pytest.raises(SimulationError, match=r"got no answer .status_503 11., more than") as caught:
         run(params)
     assert "nothing was published; the last reason: 503 the model is loading" in str(caught.value)

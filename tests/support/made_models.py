@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from flywheel.data import build
 from flywheel.data import dataset as datasets
-from flywheel.data.dataset import Dataset
+from flywheel.data.dataset import Dataset, Split
 from flywheel.data.sources import SourceImages
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
@@ -104,12 +104,14 @@ def dataset(
 ) -> Dataset:
     """Return a data set of made images, without drift; splits, sides and hashes as the stage `data` makes them."""
     random = np.random.default_rng(seed)
-    size, counts = params.data.image_size, (train, test + simulation)
-    labels = [np.arange(count) % classes for count in counts]
-    shown = [random.choice(len(GROUPS), count, p=GROUPS) for count in counts]
-    first, second = (images(labels[i], shown[i], size=size, seed=2 * seed + i) for i in range(2))
-    source = SourceImages(DIGITS[:classes], first, labels[0], np.arange(train), second, labels[1],
-                          np.arange(counts[1]), test)  # fmt: skip
+
+    def split(count: int, number: int) -> Split:
+        labels = np.arange(count) % classes
+        shown = random.choice(len(GROUPS), count, p=GROUPS)
+        pixels = images(labels, shown, size=params.data.image_size, seed=2 * seed + number)
+        return Split(pixels, labels, np.arange(count))
+
+    source = SourceImages(DIGITS[:classes], split(train, 0), split(test + simulation, 1), test)
     none = params.data.drift.model_copy(update=dict.fromkeys(type(params.data.drift).model_fields, 0.0))
     return build.build(source, params.data.model_copy(update={"drift": none}))
 

@@ -99,7 +99,7 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
         "n_holdout": int(holdout.sum()),
         "requests_per_s": round(len(correct) / result.wall_s, 1),
         "latency_ms": {f"p{rank}": round(float(np.percentile(latency_ms, rank)), 2) for rank in PERCENTILES},
-        "wall_s": round(result.wall_s, 2),
+        "wall_s": round(result.wall_s, 3),
         "retries": sum(one.attempts - 1 for part in (result.predictions, result.failures) for one in part),
         "errors": dict(sorted(Counter(failure.kind for failure in result.failures).items())),
         "models": dict(sorted(Counter(one.model for one in result.predictions).items())),
