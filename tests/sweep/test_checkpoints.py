@@ -89,13 +89,17 @@ def test_a_killed_writer_leaves_the_old_or_the_new_state(tmp_path: Path, random:
 
 @pytest.fixture
 def data(random: np.random.Generator) -> TrainingData:
-    images = random.integers(0, 255, (96, 16, 16, 3)).astype(np.uint8)
-    labels = (np.arange(96) % 2).astype(np.int64)
+    images = random.integers(0, 255, (48, 16, 16, 3)).astype(np.uint8)
+    labels = (np.arange(48) % 2).astype(np.int64)
     return TrainingData(images, labels, images[:40], labels[:40], ("a", "b"), (0.4,) * 3, (0.3,) * 3)
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("harm", ["nothing", "state", "weights", "recipe", "code"])
+@pytest.mark.parametrize(
+    ("store", "harm"),
+    [("uri", "nothing"), *(("directory", harm) for harm in ("nothing", "state", "weights", "recipe", "code"))],
+    indirect=["store"],
+)
 def test_a_trial_continues_from_an_intact_state_and_starts_anew_otherwise(
     make_params: Make, data: TrainingData, store: CheckpointStore, folder: Path, harm: str
 ) -> None:

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flywheel.params import WEIGHT_DECAY, Choices, Params, Range
+from flywheel.params import file as params_file
 from flywheel.sweep.searcher import position_of, to_point, to_recipe, value_at
 
 Make = Callable[..., Params]
+DEMO = params_file.load(profile="demo")
 PER_ARCHITECTURE = (
     "sweep.space.learning_rate={per_architecture: {compact: {log_uniform: [0.01, 0.1]}, others: {uniform: [1, 2]}}} "
     "sweep.space.batch_size={per_architecture: {compact: [8, 16], others: 64}} "
@@ -50,11 +52,8 @@ def test_ranges_of_whole_numbers_give_whole_numbers(make_params: Make) -> None:
 
 @given(st.floats(0.002, 0.2), st.sampled_from([32, 64, 128]), st.sampled_from(["compact", "standard"]))
 def test_an_initial_trial_has_exactly_its_values(rate: float, batch: int, architecture: str) -> None:
-    from flywheel.params import file as params_file
-
-    made = params_file.load(profile="demo")
-    first = {"learning_rate": rate, "batch_size": batch, "architecture": architecture}
-    recipe = to_recipe(made, to_point(made, first))
+    initial = {"learning_rate": rate, "batch_size": batch, "architecture": architecture}
+    recipe = to_recipe(DEMO, to_point(DEMO, initial))
     assert recipe.learning_rate == pytest.approx(rate, rel=1e-11)
     assert (recipe.batch_size, recipe.architecture) == (batch, architecture)
 
