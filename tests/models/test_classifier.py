@@ -147,8 +147,13 @@ def test_a_model_computes_in_the_precision_of_its_recipe(tmp_path: Path) -> None
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert devices.resolve_precision("auto", CPU) == "bfloat16"
+    for limit, precision in (("AVX512_CORE_BF16", "bfloat16"), ("AVX512_CORE", "float32"), ("avx2", "float32")):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert devices.resolve_precision("auto", CPU) == precision
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert devices.resolve_precision("auto", CPU) == "float32"
     assert devices.resolve_precision("bfloat16", CPU) == "bfloat16"

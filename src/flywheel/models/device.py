@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from flywheel.models import ModelError
 
 BFLOAT16_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86 and ARM
+# Values of ONEDNN_MAX_CPU_ISA with which oneDNN, which computes torch's bfloat16, emulates it ten times slower.
+ONEDNN_EMULATES_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def pick(cuda: bool = True) -> torch.device:
@@ -20,10 +23,10 @@ def pick(cuda: bool = True) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has hardware for bfloat16."""
+    """Return whether a device has hardware for bfloat16, and uses it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
+    if device.type == "cpu" and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in ONEDNN_EMULATES_BFLOAT16:
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in BFLOAT16_CPU_FEATURES)
     return False
