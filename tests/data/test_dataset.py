@@ -99,7 +99,9 @@ def test_a_data_set_holds_every_image_of_the_source_under_its_id(
     np.testing.assert_array_equal(built.hashes, splits.content_hashes(built.images))
 
 
-def test_the_description_is_of_this_data_set(source: SourceImages, make_data: Callable[..., parameters.Data]) -> None:
+def test_the_description_counts_the_splits_and_names_the_params(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
     data = make_data("data.validation_fraction=0.25 data.seed=3")
     built = build(dataclasses.replace(source, skipped=("train/a/b.png: empty",)), data)
     description = built.description
@@ -250,7 +252,7 @@ def test_pickles_are_never_loaded(saved: tuple[Dataset, Path], tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "dataset.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text"])
-def test_a_damaged_directory_is_one_error_that_says_what_to_type(
+def test_a_damaged_directory_is_one_error_with_the_command_to_run(
     name: str, damage: str, saved: tuple[Dataset, Path]
 ) -> None:
     path = saved[1] / name
@@ -354,7 +356,7 @@ def test_drift_is_drawn_by_the_params_seed_and_the_source_ids(
     np.testing.assert_array_equal(build(source, data).split("simulation").images, expected)
 
 
-def test_values_are_held_between_black_and_white_and_do_not_wrap_around() -> None:
+def test_values_are_clipped_and_do_not_wrap_around() -> None:
     ends = np.zeros((2, 32, 32, 3), np.uint8)
     ends[1] = 255
     black, white = corrupted(ends, "noise", 1)
@@ -362,7 +364,7 @@ def test_values_are_held_between_black_and_white_and_do_not_wrap_around() -> Non
     assert white.min() > 155
 
 
-def test_sides_are_of_the_images_as_production_sees_them(digits: Callable[..., Dataset]) -> None:
+def test_sides_are_drawn_by_the_drifted_images(digits: Callable[..., Dataset]) -> None:
     built = digits()
     np.testing.assert_array_equal(
         built.holdout, splits.is_holdout(splits.content_hashes(built.split("simulation").images))
@@ -383,7 +385,7 @@ def test_every_kind_has_an_effect_that_grows_with_severity(kind: str, noise_pict
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drift_keeps_the_form_of_images_and_the_images_it_was_given(kind: str, smooth_pictures: Pictures) -> None:
+def test_drift_keeps_shape_and_type_and_does_not_change_its_input(kind: str, smooth_pictures: Pictures) -> None:
     before = smooth_pictures.copy()
     changed = corrupted(smooth_pictures, kind, 5)
     assert changed.shape == smooth_pictures.shape
@@ -444,7 +446,7 @@ def test_blur_smooths_and_keeps_the_mean(noise_pictures: Callable[..., Pictures]
     assert abs(changed.mean() - pictures.mean()) < 1.5
 
 
-def test_blur_is_of_the_same_share_of_any_image() -> None:
+def test_blur_scales_with_the_image_size() -> None:
     sharp = {size: np.zeros((1, size, size, 3), np.uint8) for size in (32, 128)}
     for size, images in sharp.items():
         images[:, :, size // 2 :] = 255

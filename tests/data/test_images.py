@@ -49,7 +49,7 @@ def test_lossy_formats_at_native_size_are_close(encode: Encode, smooth_pictures:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 90), (90, 1), (7, 9), (16, 16), (100, 75), (33, 200)])
-def test_any_other_size_becomes_the_square(encode: Encode, kind: str, width: int, height: int) -> None:
+def test_any_other_size_is_scaled_to_the_square(encode: Encode, kind: str, width: int, height: int) -> None:
     colour = (200, 100, 50)
     decoded = decode(encode(Image.new("RGB", (width, height), colour), kind), 16)
     assert decoded.shape == (16, 16, 3)
@@ -57,7 +57,7 @@ def test_any_other_size_becomes_the_square(encode: Encode, kind: str, width: int
     np.testing.assert_allclose(decoded, np.broadcast_to(colour, decoded.shape), atol=6)  # JPEG is a little off
 
 
-def test_what_exceeds_the_square_is_cropped_at_the_centre(encode: Encode, noise_pictures: Pictures) -> None:
+def test_a_longer_side_is_cropped_at_the_centre(encode: Encode, noise_pictures: Pictures) -> None:
     (middle, left, right) = noise_pictures(3, 8)
     np.testing.assert_array_equal(decode(encode(np.concatenate([left, middle, right], axis=1)), 8), middle)
     np.testing.assert_array_equal(decode(encode(np.concatenate([left, middle, right], axis=0)), 8), middle)
@@ -151,7 +151,7 @@ def test_a_photo_taken_upright_is_turned_before_it_is_cropped(encode: Encode) ->
     ),
     size=st.integers(8, 20),
 )
-def test_arrays_and_files_go_the_same_way(encode: Encode, pixels: NDArray[np.uint8], size: int) -> None:
+def test_arrays_and_files_give_the_same_image(encode: Encode, pixels: NDArray[np.uint8], size: int) -> None:
     np.testing.assert_array_equal(images.from_array(pixels, size), decode(encode(pixels), size))
 
 

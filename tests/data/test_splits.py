@@ -201,7 +201,7 @@ def test_about_thirty_in_a_hundred_are_holdout() -> None:
         ("ffffffff", False),  # 95
     ],
 )
-def test_a_side_is_for_ever(start: str, holdout: bool) -> None:
+def test_the_rule_of_the_sides_never_changes(start: str, holdout: bool) -> None:
     """Another rule would move images that a model was trained on to the side by which models are judged."""
     for filler in (0, 255):
         row = np.frombuffer(bytes.fromhex(start) + bytes([filler]) * 28, np.uint8)[None]

@@ -41,7 +41,7 @@ def test_every_architecture_gives_probabilities_for_any_image_size(name: str, si
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
-def test_the_params_know_the_architectures_there_are() -> None:
+def test_the_params_name_the_same_architectures() -> None:
     assert set(ARCHITECTURES) == set(params.ARCHITECTURES)
 
 
@@ -118,7 +118,7 @@ def test_the_seed_decides_the_weights_and_leaves_torchs_own_generator_alone() ->
     assert not torch.equal(one[first], other[first])
 
 
-def test_predicting_does_not_depend_on_how_many_come_at_once(images: np.ndarray) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(images: np.ndarray) -> None:
     model = make()
     alone = np.concatenate([model.predict(image[None]) for image in images])
     np.testing.assert_allclose(model.predict(images), alone, atol=1e-5)
@@ -201,7 +201,7 @@ def test_compact_halves_its_maps_until_one_pixel_is_left(size: int, sides: list[
     assert torch.equal(Halve()(pixels[..., :1, :1]), pixels[..., :1, :1])
 
 
-def test_a_fresh_compact_is_nearly_undecided(images: np.ndarray) -> None:
+def test_an_untrained_compact_is_nearly_undecided(images: np.ndarray) -> None:
     fresh = make("compact").train()
     logits = fresh(torch.from_numpy(images)).detach()
     assert 0.01 < logits.std() < 0.3  # nine times as much without its small first weights

@@ -1,4 +1,4 @@
-"""From probabilities and labels to the numbers of evaluation.json. The only metric function."""
+"""Accuracy, calibration and confusions from probabilities and labels, as evaluation.json holds them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the expected calibration error and, for each bin of confidence that is not empty, what makes it up.
+    """Return the expected calibration error and, for each non-empty bin of confidence, its means and count.
 
     Bins of equal width over [0, 1] (Naeini et al., AAAI 2015; Guo et al., arXiv 1706.04599): lists `confidence`
     and `accuracy` (means), `count`.
@@ -93,7 +93,7 @@ def confident_mistakes(
     class_names: Sequence[str],
     most: int = MOST_MISTAKES,
 ) -> list[dict[str, Any]]:
-    """Return the mistakes by confidence, the most confident first. `ids` (n,) int64 tell the images in their split."""
+    """Return the mistakes by confidence, the most confident first. `ids` (n,) int64 are reported."""
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     return [
@@ -111,7 +111,7 @@ def most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list
     """Return the pairs (true class, predicted class) with the most mistakes, most first."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
-    pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in order]
+    pairs = [divmod(int(index), len(matrix)) for index in order]
     return [
         {"label": class_names[true], "prediction": class_names[predicted], "count": int(wrong[true, predicted])}
         for true, predicted in pairs

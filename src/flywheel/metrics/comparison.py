@@ -1,4 +1,4 @@
-"""Two models on the same images: is one better, worse, or is the difference within chance?"""
+"""Paired comparison of two models on the same images: differences with intervals, and a test."""
 
 from __future__ import annotations
 
