@@ -41,14 +41,16 @@ PAGE_BYTES = 4096
 Damage = Callable[[Path], None]
 
 
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A directory that another user can reach: pytest's own are closed to all but their owner."""
+@pytest.fixture(autouse=True)
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current directory, which another user can reach: pytest's own are closed to all but their owner."""
     made = Path(tempfile.mkdtemp(prefix="registry-faults-"))
     made.chmod(0o755)
+    monkeypatch.chdir(made)
     yield made
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
+    monkeypatch.undo()
     shutil.rmtree(made)
 
 
@@ -101,9 +103,9 @@ def read_only(request: pytest.FixtureRequest, store: Path, base: Path) -> Iterat
 
 @pytest.mark.parametrize("position", [0, 70_000, 149_999])
 def test_flipped_byte_is_found_by_open_and_verify_and_with_old_time_stamp_by_verify(
-    registry: Registry, base: Path, position: int
+    registry: Registry, position: int
 ) -> None:
-    version = publish(registry, base, "one", extra=150_000)
+    version = publish(registry, "one", extra=150_000)
     path = registry.open(version) / "extra"
     before = path.stat()
     flip(path, position)
@@ -116,7 +118,7 @@ def test_flipped_byte_is_found_by_open_and_verify_and_with_old_time_stamp_by_ver
 
 
 def test_flipped_byte_damages_only_the_versions_with_that_file(registry: Registry, store: Path, base: Path) -> None:
-    one, two = publish(registry, base, "one"), publish(registry, base, "two")
+    one, two = publish(registry, "one"), publish(registry, "two")
     other = registry.publish("other", "test", {"a": write(base / "other", "other")})
     flip(blob(store, one.files["sub/b"].sha256))
     for damaged in (one, two):
@@ -124,31 +126,29 @@ def test_flipped_byte_damages_only_the_versions_with_that_file(registry: Registr
             registry.open(damaged)
     assert (registry.open(other) / "a").read_text() == "other"
     for text, damaged in (("one", one), ("two", two)):
-        assert publish(registry, base, text) == damaged
+        assert publish(registry, text) == damaged
     check_integrity(store, [one, two, other])
 
 
 @pytest.mark.parametrize("inside", ["a", "sub/b"])
-def test_following_the_advice_for_a_damaged_file_repairs_it(
-    registry: Registry, store: Path, base: Path, inside: str
-) -> None:
-    version = publish(registry, base, "one")
+def test_following_the_advice_for_a_damaged_file_repairs_it(registry: Registry, store: Path, inside: str) -> None:
+    version = publish(registry, "one")
     flip(registry.open(version) / inside)
     with pytest.raises(RegistryError) as caught:
         registry.verify(version)
     advice = re.search(r"remove (\S+) and create it again", str(caught.value))
     assert advice
     shutil.rmtree(advice[1])
-    again = publish(registry, base, "one")
+    again = publish(registry, "one")
     assert again.ref == version.ref
     check_integrity(store, [again])
 
 
 @pytest.mark.parametrize("record", ["", "{", "null", "[]", '{"a": null, "sub/b": [4, 0]}'])
 def test_damaged_record_of_verified_files_makes_them_be_read_again(
-    registry: Registry, store: Path, base: Path, record: str
+    registry: Registry, store: Path, record: str
 ) -> None:
-    version = publish(registry, base, "one")
+    version = publish(registry, "one")
     path = folder_of(store, version) / "verified.json"
     path.write_text(record)
     assert (registry.open(version) / "a").read_text() == "one"
@@ -159,38 +159,36 @@ def test_damaged_record_of_verified_files_makes_them_be_read_again(
 
 
 def test_missing_blob_leaves_its_versions_intact_and_is_restored_by_the_next_publish(
-    registry: Registry, store: Path, base: Path
+    registry: Registry, store: Path
 ) -> None:
-    one = publish(registry, base, "one")
+    one = publish(registry, "one")
     missing = blob(store, one.files["sub/b"].sha256)
     missing.unlink()
     check_integrity(store, [one])
-    two = publish(registry, base, "two")
+    two = publish(registry, "two")
     assert missing.read_text() == "same"
     check_integrity(store, [one, two])
 
 
-def test_file_missing_everywhere_is_named_and_restored_by_publishing_again(
-    registry: Registry, store: Path, base: Path
-) -> None:
-    one, two = publish(registry, base, "one"), publish(registry, base, "two")
+def test_file_missing_everywhere_is_named_and_restored_by_publishing_again(registry: Registry, store: Path) -> None:
+    one, two = publish(registry, "one"), publish(registry, "two")
     blob(store, one.files["a"].sha256).unlink()
     (folder_of(store, one) / "files" / "a").unlink()
     for read in (registry.open, registry.verify):
         with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/a cannot be read \(No such file or directory"):
             read(one)
     registry.verify(two)
-    assert publish(registry, base, "one") == one
+    assert publish(registry, "one") == one
     check_integrity(store, [one, two])
 
 
 @pytest.mark.parametrize("text", ["", "x", "99\n", "-1\n", "0\n0\n", "\0\0\0"])
-def test_damaged_latest_pointer_resolves_to_the_newest(registry: Registry, store: Path, base: Path, text: str) -> None:
-    publish(registry, base, "one")
-    two = publish(registry, base, "two")
+def test_damaged_latest_pointer_resolves_to_the_newest(registry: Registry, store: Path, text: str) -> None:
+    publish(registry, "one")
+    two = publish(registry, "two")
     (store / "registry" / "versions" / "thing" / "latest").write_text(text)
     assert registry.resolve("thing") == two
-    assert publish(registry, base, "three").label == "thing:v2"
+    assert publish(registry, "three").label == "thing:v2"
 
 
 # -- damaged manifests ---------------------------------------------------------------------------------
@@ -232,7 +230,7 @@ DAMAGES = [truncated, empty, missing, not_an_object, forged_digest, of_another_v
 @pytest.fixture
 def three(registry: Registry, base: Path) -> list[Version]:
     """Versions v0, v1 and v2 of `thing`; `other` has one of its own, made of them."""
-    versions = [publish(registry, base, text) for text in ("one", "two", "three")]
+    versions = [publish(registry, text) for text in ("one", "two", "three")]
     registry.publish(
         "other", "test", {"a": write(base / "other", "other")}, inputs={"from": (versions[0].ref, versions[2].ref)}
     )
@@ -241,7 +239,7 @@ def three(registry: Registry, base: Path) -> list[Version]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_manifest_is_refused_by_its_path_and_everything_else_works(
-    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
+    registry: Registry, store: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[1]))
     for reference in ("thing:v1", three[1].ref):
@@ -263,39 +261,39 @@ def test_damaged_manifest_is_refused_by_its_path_and_everything_else_works(
     assert registry.versions("other") == [other]
     rows = [(0, "", other.ref, other), *((1, "from", three[n].ref, three[n]) for n in (0, 2))]
     assert list(registry.lineage(other)) == rows
-    assert publish(registry, base, "four").label == "thing:v3"
-    assert publish(registry, base, "one") == three[0]
+    assert publish(registry, "four").label == "thing:v3"
+    assert publish(registry, "one") == three[0]
     registry.link(three[2], "model", ("best", "production"), reason="x")
     assert registry.resolve("model:production") == three[2]
     registry.remove([three[0]])
     with pytest.raises(RegistryError, match="no version v0"):
         registry.resolve("thing:v0")
     registry.verify(three[2])
-    again = publish(registry, base, "two")  # the damaged version: repaired, or published again
+    again = publish(registry, "two")  # the damaged version: repaired, or published again
     assert registry.resolve(three[1].ref) == registry.resolve("thing") == again
     registry.verify(again)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_newest_manifest_neither_resolves_to_an_older_version_nor_hides_it(
-    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
+    registry: Registry, store: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[2]))
     with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[2])))):
         registry.resolve("thing")
     assert registry.resolve(three[1].ref) == three[1]
     assert registry.aliases_of(three[1]) == []
-    assert publish(registry, base, "four").label == "thing:v3"
+    assert publish(registry, "four").label == "thing:v3"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_removing_the_folder_of_a_damaged_manifest_repairs_the_artifact(
-    registry: Registry, store: Path, base: Path, three: list[Version], damage: Damage
+    registry: Registry, store: Path, three: list[Version], damage: Damage
 ) -> None:
     damage(manifest_of(store, three[1]))
     shutil.rmtree(folder_of(store, three[1]))
     assert registry.versions("thing") == [three[0], three[2]]
-    again = publish(registry, base, "two")
+    again = publish(registry, "two")
     assert (again.ref, again.label) == (three[1].ref, "thing:v3")
     check_integrity(store, [three[0], three[2], again])
 
@@ -303,8 +301,8 @@ def test_removing_the_folder_of_a_damaged_manifest_repairs_the_artifact(
 @pytest.mark.parametrize(
     "junk", [b"\0" * 40 + b"\n", b"\xff\xfe\n", b'{"at": "2026', b"\n", b"null\n", b"[]\n", b"{}\n", b"7\n"]
 )
-def test_invalid_line_of_the_audit_log_hides_no_other(registry: Registry, store: Path, base: Path, junk: bytes) -> None:
-    one, two = publish(registry, base, "one"), publish(registry, base, "two")
+def test_invalid_line_of_the_audit_log_hides_no_other(registry: Registry, store: Path, junk: bytes) -> None:
+    one, two = publish(registry, "one"), publish(registry, "two")
     registry.link(one, "model", ("production",), reason="first")
     with (store / "audit.jsonl").open("ab") as log:
         log.write(junk)
@@ -315,9 +313,9 @@ def test_invalid_line_of_the_audit_log_hides_no_other(registry: Registry, store:
 
 
 def test_audit_log_cut_anywhere_in_its_last_write_shows_all_of_it_or_nothing_and_can_be_appended(
-    registry: Registry, store: Path, base: Path
+    registry: Registry, store: Path
 ) -> None:
-    one, two, three = (publish(registry, base, text) for text in ("one", "two", "three"))
+    one, two, three = (publish(registry, text) for text in ("one", "two", "three"))
     registry.link(one, "model", ("production",), reason="first")
     registry.link(two, "model", ("production",), reason="second")
     log = store / "audit.jsonl"
@@ -341,24 +339,22 @@ def test_audit_log_cut_anywhere_in_its_last_write_shows_all_of_it_or_nothing_and
 # -- full disks ----------------------------------------------------------------------------------------
 
 
-def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publish_works(
-    small_disk: Path, base: Path
-) -> None:
+def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publish_works(small_disk: Path) -> None:
     store, filler, refusals = small_disk / "store", small_disk / "filler", []
     registry = LocalRegistry(store)
-    kept = [publish(registry, base, "first", extra=5_000)]
+    kept = [publish(registry, "first", extra=5_000)]
     registry.link(kept[0], "model", ("production",), reason="x")
     for free in range(12):  # a version of these files takes ten pages
         fill(filler, free * PAGE_BYTES)
         try:
-            kept.append(publish(registry, base, f"{free}", extra=5_000 + free))
+            kept.append(publish(registry, f"{free}", extra=5_000 + free))
         except RegistryError as error:
             refusals.append(str(error))
         assert (registry.open(kept[0]) / "a").read_text() == "first"
         check_integrity(store, kept)
         filler.unlink()
         if len(kept) < free + 2:
-            kept.append(publish(registry, base, f"{free}", extra=5_000 + free))
+            kept.append(publish(registry, f"{free}", extra=5_000 + free))
         assert registry.resolve("thing") == kept[-1]
         assert leftovers_in_tmp(store) == []
         check_integrity(store, kept)
@@ -369,42 +365,42 @@ def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publis
         assert str(small_disk) in refused
 
 
-def test_file_larger_than_the_disk_is_refused_and_its_space_freed(small_disk: Path, base: Path) -> None:
+def test_file_larger_than_the_disk_is_refused_and_its_space_freed(small_disk: Path) -> None:
     store = small_disk / "store"
     registry = LocalRegistry(store)
-    one = publish(registry, base, "one")
+    one = publish(registry, "one")
     with pytest.raises(RegistryError, match="No space left on device; free space"):
-        publish(registry, base, "two", extra=3_000_000)
+        publish(registry, "two", extra=3_000_000)
     assert registry.versions("thing") == [one]
-    two = publish(registry, base, "three", extra=1_500_000)
+    two = publish(registry, "three", extra=1_500_000)
     assert leftovers_in_tmp(store) == []
     check_integrity(store, [one, two])
 
 
-def test_versions_on_a_full_disk_can_be_opened(small_disk: Path, base: Path) -> None:
+def test_versions_on_a_full_disk_can_be_opened(small_disk: Path) -> None:
     registry = LocalRegistry(small_disk / "store")
-    version = publish(registry, base, "one")
+    version = publish(registry, "one")
     (folder_of(small_disk / "store", version) / "verified.json").unlink()
     fill(small_disk / "filler", 0)
     assert (registry.open(version) / "a").read_text() == "one"
     check_integrity(small_disk / "store", [version])
 
 
-def test_failing_write_publishes_nothing(registry: Registry, store: Path, base: Path) -> None:
-    one = publish(registry, base, "one")
+def test_failing_write_publishes_nothing(registry: Registry, store: Path) -> None:
+    one = publish(registry, "one")
     for size in (10_001, 1_500_000, 3_000_000):
-        sources = content(base / f"{size}", f"{size}", extra=size)
+        sources = content(f"{size}", extra=size)
         with pytest.raises(RegistryError, match="File too large"):
             in_child(lambda sources=sources: registry.publish("thing", "test", sources), file_limit_bytes=10_000)
         assert registry.versions("thing") == [one]
-    two = publish(registry, base, "two", extra=10_001)
+    two = publish(registry, "two", extra=10_001)
     assert two.label == "thing:v1"
     assert leftovers_in_tmp(store) == []
     check_integrity(store, [one, two])
 
 
 def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Registry, store: Path, base: Path) -> None:
-    one, two = publish(registry, base, "one"), publish(registry, base, "two")
+    one, two = publish(registry, "one"), publish(registry, "two")
     for version in (one, two, one, two):  # the log outgrows every other file that a move writes
         registry.link(version, "model", ("best", "candidate", "production"), reason="x" * 2_000)
     log = store / "audit.jsonl"
@@ -428,11 +424,11 @@ def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Regist
     assert registry.aliases("model") == LocalRegistry(elsewhere).aliases("model") != aliases
 
 
-# -- no permission, no writing, another base ------------------------------------------------------------
+# -- no permission, read-only, moved -------------------------------------------------------------------
 
 
-def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, store: Path, base: Path) -> None:
-    version = publish(registry, base, "one")
+def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, store: Path) -> None:
+    version = publish(registry, "one")
     registry.link(version, "model", ("best",), reason="x")
     for path in (store / "registry").iterdir():  # the lock and what stands beside it are anyone's
         path.chmod(path.stat().st_mode | 0o222)
@@ -446,19 +442,17 @@ def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, s
 
 
 def test_store_that_cannot_be_created_is_refused_in_one_sentence(store: Path, base: Path) -> None:
-    sources = content(base / "one", "one")
+    sources = content("one")
     base.chmod(0o555)
     message = refusal(lambda: in_child(lambda: LocalRegistry(store).publish("thing", "test", sources), user=NOBODY))
     assert str(store) in message
     assert LocalRegistry(store).collections() == []
 
 
-def test_unreadable_source_is_not_reported_as_an_error_of_the_store(
-    registry: Registry, store: Path, base: Path
-) -> None:
+def test_unreadable_source_is_not_reported_as_an_error_of_the_store(registry: Registry, store: Path) -> None:
     store.mkdir(mode=0o777)
     store.chmod(0o777)
-    sources = content(base / "one", "one")
+    sources = content("one")
     (sources / "a").chmod(0)
     message = refusal(lambda: in_child(lambda: registry.publish("thing", "test", sources), user=NOBODY))
     assert str(sources / "a") in message
@@ -466,8 +460,8 @@ def test_unreadable_source_is_not_reported_as_an_error_of_the_store(
     assert registry.collections() == []
 
 
-def test_manifest_without_read_permission_is_not_called_damaged(registry: Registry, store: Path, base: Path) -> None:
-    version = publish(registry, base, "one")
+def test_manifest_without_read_permission_is_not_called_damaged(registry: Registry, store: Path) -> None:
+    version = publish(registry, "one")
     manifest_of(store, version).chmod(0)
     message = refusal(lambda: in_child(lambda: registry.resolve("thing:v0"), user=NOBODY))
     assert str(manifest_of(store, version)) in message
@@ -475,10 +469,10 @@ def test_manifest_without_read_permission_is_not_called_damaged(registry: Regist
 
 
 def test_read_only_store_can_be_read(
-    registry: Registry, store: Path, base: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+    registry: Registry, store: Path, read_only: Callable[[Callable[[Path], Any]], Any]
 ) -> None:
-    data = publish(registry, base, "data")
-    version = publish(registry, base, "one", name="model-1", inputs={"dataset": data.ref})
+    data = publish(registry, "data")
+    version = publish(registry, "one", name="model-1", inputs={"dataset": data.ref})
     registry.link(version, "model", ("best",), reason="x")
     (folder_of(store, data) / "verified.json").unlink()
 
@@ -497,11 +491,11 @@ def test_read_only_store_can_be_read(
 
 
 def test_read_only_store_refuses_every_change_in_one_sentence(
-    registry: Registry, store: Path, base: Path, read_only: Callable[[Callable[[Path], Any]], Any]
+    registry: Registry, store: Path, read_only: Callable[[Callable[[Path], Any]], Any]
 ) -> None:
-    version = publish(registry, base, "one")
+    version = publish(registry, "one")
     registry.link(version, "model", ("best",), reason="x")
-    sources = content(base / "two", "two")
+    sources = content("two")
     changes: list[Callable[[Path], object]] = [
         lambda store: LocalRegistry(store).publish("thing", "test", sources),
         lambda store: LocalRegistry(store).link(version, "model", ("production",), reason="y"),
@@ -518,8 +512,8 @@ def test_read_only_store_refuses_every_change_in_one_sentence(
 
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
 def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path, base: Path, copied: bool) -> None:
-    data, one = publish(registry, base, "data", name="data"), publish(registry, base, "one")
-    two = publish(registry, base, "two", inputs={"dataset": data.ref})
+    data, one = publish(registry, "data", name="data"), publish(registry, "one")
+    two = publish(registry, "two", inputs={"dataset": data.ref})
     registry.link(one, "model", ("production",), reason="first")
     registry.link(two, "model", ("production",), reason="second")
     holding = [path for path in store.rglob("*") if path.is_file() and str(base).encode() in path.read_bytes()]
@@ -538,8 +532,8 @@ def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path
     lineage = there.lineage(there.resolve("model:production"))
     assert [ancestor.ref for ancestor in lineage] == [two.ref, data.ref]
     assert (there.open(two) / "a").read_text() == "two"
-    assert publish(there, base, "one") == one
-    three = publish(there, base, "three")
+    assert publish(there, "one") == one
+    three = publish(there, "three")
     assert three.label == "thing:v2"
     check_integrity(moved, [data, one, two, three])
     assert not store.exists()
@@ -548,12 +542,10 @@ def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path
 # -- processes at once -----------------------------------------------------------------------------------
 
 
-def test_two_processes_that_publish_the_same_content_make_one_version(
-    registry: Registry, store: Path, base: Path
-) -> None:
+def test_two_processes_that_publish_the_same_content_make_one_version(registry: Registry, store: Path) -> None:
     kept = []
     for turn in range(10):
-        sources = content(base / f"{turn}", f"{turn}", extra=200_000)
+        sources = content(f"{turn}", extra=200_000)
         published = at_once(2, lambda who, sources=sources: LocalRegistry(store).publish("thing", "test", sources))
         assert published[0] == published[1]
         assert published[0].label == f"thing:v{turn}"
@@ -565,9 +557,9 @@ def test_two_processes_that_publish_the_same_content_make_one_version(
 
 
 def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_complete_versions(
-    registry: Registry, store: Path, base: Path
+    registry: Registry, store: Path
 ) -> None:
-    every = {who: content(base / f"{who}", f"{who}", extra=20_000 + who) for who in range(20)}
+    every = {who: content(f"{who}", extra=20_000 + who) for who in range(20)}
 
     def work(who: int) -> object:
         if who < 20:
@@ -592,8 +584,8 @@ def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_comp
     check_integrity(store, published)
 
 
-def test_twenty_concurrent_alias_moves_leave_a_chain(registry: Registry, store: Path, base: Path) -> None:
-    versions = [publish(registry, base, f"{who}") for who in range(20)]
+def test_twenty_concurrent_alias_moves_leave_a_chain(registry: Registry, store: Path) -> None:
+    versions = [publish(registry, f"{who}") for who in range(20)]
     at_once(20, lambda who: LocalRegistry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
     moves = [entry for entry in registry.history("model") if entry["alias"] == "production"]
     assert sorted(entry["to"] for entry in moves) == sorted(version.ref for version in versions)
@@ -604,27 +596,27 @@ def test_twenty_concurrent_alias_moves_leave_a_chain(registry: Registry, store: 
 # -- processes that die ----------------------------------------------------------------------------------
 
 
-def publish_new(registry: Registry, base: Path, step: int) -> object:
-    return publish(registry, base, f"new-{step}")
+def publish_new(registry: Registry, step: int) -> object:
+    return publish(registry, f"new-{step}")
 
 
-def publish_existing(registry: Registry, base: Path, step: int) -> object:
-    return publish(registry, base, f"kept-{step % 2}")
+def publish_existing(registry: Registry, step: int) -> object:
+    return publish(registry, f"kept-{step % 2}")
 
 
-def move_latest(registry: Registry, base: Path, step: int) -> object:
+def move_latest(registry: Registry, step: int) -> object:
     return registry.set_latest(registry.versions("thing")[step % 2])
 
 
-def move_aliases(registry: Registry, base: Path, step: int) -> object:
+def move_aliases(registry: Registry, step: int) -> object:
     return registry.link(registry.versions("thing")[step % 2], "model", ("best", "production"), reason=f"{step}")
 
 
-def remove_spare(registry: Registry, base: Path, step: int) -> object:
+def remove_spare(registry: Registry, step: int) -> object:
     return registry.remove(registry.versions("spare")[:1])
 
 
-def open_unverified(registry: Registry, base: Path, step: int) -> object:
+def open_unverified(registry: Registry, step: int) -> object:
     return registry.open(registry.versions("thing")[0])
 
 
@@ -634,18 +626,18 @@ ACTIONS = [publish_new, publish_existing, move_latest, move_aliases, remove_spar
 @pytest.mark.parametrize("fault", ["killed", "disk full"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
-    registry: Registry, store: Path, base: Path, action: Callable[[Registry, Path, int], object], fault: str
+    registry: Registry, store: Path, action: Callable[[Registry, int], object], fault: str
 ) -> None:
-    kept = [publish(registry, base, f"kept-{index}") for index in range(2)]
-    publish(registry, base, "spare", name="spare")
+    kept = [publish(registry, f"kept-{index}") for index in range(2)]
+    publish(registry, "spare", name="spare")
     registry.link(kept[1], "model", ("best", "production"), reason="start")
     for step in range(200):
-        content(base / f"new-{step}", f"new-{step}")
-        publish(registry, base, "spare", name="spare")
+        content(f"new-{step}")
+        publish(registry, "spare", name="spare")
         (folder_of(store, kept[0]) / "verified.json").unlink(missing_ok=True)
         registry.set_latest(kept[0])
         aliases, history = registry.aliases("model"), registry.history()
-        fault_hit, outcome = with_fault(lambda step=step: action(registry, base, step), fault, step, store)
+        fault_hit, outcome = with_fault(lambda step=step: action(registry, step), fault, step, store)
 
         found = LocalRegistry(store)
         check_integrity(store, kept)
@@ -665,7 +657,7 @@ def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
             assert found.aliases("model") == aliases
         assert found.history()[: len(history)] == history
 
-        kept.append(publish(found, base, f"after-{step}"))
+        kept.append(publish(found, f"after-{step}"))
         assert leftovers(store) == []
         registry.verify(kept[-1])
         if not fault_hit:
@@ -678,13 +670,13 @@ def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
 def test_fault_before_any_step_of_a_repair_is_repaired_by_publishing_again(
     registry: Registry, store: Path, base: Path, fault: str
 ) -> None:
-    damaged, other = publish(registry, base, "damaged"), publish(registry, base, "other")
+    damaged, other = publish(registry, "damaged"), publish(registry, "other")
     for step in range(200):
         flip(folder_of(store, damaged) / "files" / "sub" / "b")
         registry.publish("thing", "test", base / "other")  # the file they share, in `other` too
-        fault_hit, _ = with_fault(lambda: publish(registry, base, "damaged"), fault, step, store)
+        fault_hit, _ = with_fault(lambda: publish(registry, "damaged"), fault, step, store)
         registry.verify(other)
-        assert publish(registry, base, "damaged") == damaged
+        assert publish(registry, "damaged") == damaged
         assert leftovers_in_tmp(store) == []
         check_integrity(store, [damaged, other])
         if not fault_hit:
@@ -718,7 +710,7 @@ def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Regi
         for version in finished:
             assert numbers.setdefault(version.label, version.ref) == version.ref
         check_integrity(store, finished)
-        finished.append(publish(LocalRegistry(store), base, f"after-{turn}"))
+        finished.append(publish(LocalRegistry(store), f"after-{turn}"))
         assert leftovers_in_tmp(store) == []
         check_integrity(store, finished[-1:])
     assert len(finished) > 100
@@ -726,10 +718,10 @@ def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Regi
 
 @pytest.mark.long
 def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_consistent(
-    registry: Registry, store: Path, base: Path
+    registry: Registry, store: Path
 ) -> None:
     random = Random(11)
-    versions = [publish(registry, base, f"{index}") for index in range(6)]
+    versions = [publish(registry, f"{index}") for index in range(6)]
     finished: list[tuple[str, str]] = []
     kills = 0
     while kills < 20 or len(finished) <= 200:  # a slow machine needs more of them
@@ -828,8 +820,9 @@ def write(path: Path, data: str | bytes) -> Path:
     return path
 
 
-def content(folder: Path, text: str, extra: int = 0) -> Path:
+def content(text: str, extra: int = 0) -> Path:
     """A directory of files: `a` with the text, `sub/b` the same for all, `extra` of a size if one is asked for."""
+    folder = Path.cwd() / text
     write(folder / "a", text)
     write(folder / "sub" / "b", "same")
     if extra:
@@ -837,8 +830,8 @@ def content(folder: Path, text: str, extra: int = 0) -> Path:
     return folder
 
 
-def publish(registry: Registry, base: Path, text: str, *, name: str = "thing", extra: int = 0, **more: Any) -> Version:
-    return registry.publish(name, "test", content(base / text, text, extra), **more)
+def publish(registry: Registry, text: str, *, name: str = "thing", extra: int = 0, **more: Any) -> Version:
+    return registry.publish(name, "test", content(text, extra), **more)
 
 
 def folder_of(store: Path, version: Version) -> Path:

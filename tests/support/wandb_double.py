@@ -195,7 +195,6 @@ class WandbDouble:
         self.projects: dict[str, Project] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.blobs: dict[str, bytes] = {}
-        self.clients: dict[str, Artifact] = {}
         self.operations: Counter[str] = Counter()
         self.errors: list[str] = []  # of the double itself: tests assert that there are none
         self.bodies: list[bytes] = []  # of all requests
@@ -337,8 +336,6 @@ class WandbDouble:
             }
         }  # fmt: skip
 
-    op_GetViewer = op_GetDefaultEntity = op_Viewer
-
     def op_ServerFeaturesQuery(self, given: Json) -> Json:
         return {"serverInfo": {"features": [{"name": name, "isEnabled": True} for name in FEATURES]}}
 
@@ -348,8 +345,6 @@ class WandbDouble:
     def op_FetchOrgInfoFromEntity(self, given: Json) -> Json:
         organization = {"name": "org", "orgEntity": {"name": ENTITY}}
         return {"entity": {"organization": organization, "user": {"organizations": [organization]}}}
-
-    op_FetchOrgEntityFromEntity = op_FetchOrgInfoFromEntity
 
     def op_UpsertBucket(self, given: Json) -> Json:
         if given.get("name"):
@@ -373,7 +368,7 @@ class WandbDouble:
         project, run = self.project(given.get("project")), self.run(given)
         return {"project": {**project.node(), "run": run.node() if run else None} if project else None}
 
-    op_RunState = op_RunFullHistory = op_RunHistoryKeys = op_Run
+    op_RunFullHistory = op_Run
 
     def op_CreateRunFiles(self, given: Json) -> Json:
         run = self.run(given)
@@ -420,7 +415,6 @@ class WandbDouble:
             self.name_it(artifact, given)
         if run and artifact not in run.logged:
             run.logged.append(artifact)
-        self.clients[given.get("clientID") or ""] = artifact
         return {"createArtifact": {"artifact": artifact.node()}}
 
     def name_it(self, artifact: Artifact, given: Json) -> None:
@@ -469,10 +463,6 @@ class WandbDouble:
         artifact = self.artifacts.get(given["id"])
         return {"artifact": artifact.node() if artifact else None}
 
-    def op_ClientIDMapping(self, given: Json) -> Json:
-        artifact = self.clients.get(given["clientID"])
-        return {"clientIDMapping": {"serverID": artifact.id} if artifact else None}
-
     def op_ArtifactMembershipByName(self, given: Json) -> Json:
         project = self.project(given["project"])
         found = self.find(project, given["name"])
@@ -483,7 +473,7 @@ class WandbDouble:
         where = {"directUrl": self.address(f"manifest/{given['id']}")}
         return {"artifact": {"currentManifest": {"__typename": "ArtifactManifest", "id": given["id"], "file": where}}}
 
-    def op_GetArtifactMembershipFileUrls(self, given: Json) -> Json:
+    def op_ArtifactMembershipFiles(self, given: Json) -> Json:
         project = self.project(given["project"])
         found = self.find(project, f"{given['collection']}:{given['alias']}")
         if project is None or found is None:
@@ -501,8 +491,6 @@ class WandbDouble:
         member = {"files": edges(files)}
         return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": member}}}
 
-    op_ArtifactMembershipFiles = op_GetArtifactMembershipFileUrls
-
     def op_ProjectArtifacts(self, given: Json) -> Json:
         project = self.project(given["project"])
         home = project.collections.get(given["collection"]) if project else None
@@ -513,12 +501,6 @@ class WandbDouble:
         for index, edge in zip(range(len(nodes) - 1, -1, -1), page["edges"], strict=True):
             edge["version"] = f"v{index}"
         return {"project": {"artifactType": {"artifactCollection": {**home.node(), "artifacts": page}}}}
-
-    def op_ArtifactTypeArtifactCollections(self, given: Json) -> Json:
-        project = self.project(given["project"])
-        homes = project.collections.values() if project else ()
-        nodes = [home.node() for home in homes if home.type == given["type"]]
-        return {"project": {"artifactType": {"artifactCollections": edges(nodes)}} if project else None}
 
     def op_UseArtifact(self, given: Json) -> Json:
         run, artifact = self.run(given), self.artifacts[given["artifactID"]]
@@ -531,7 +513,7 @@ class WandbDouble:
     def op_LinkArtifact(self, given: Json) -> Json:
         given = given["input"]
         project, name = self.project(given["projectName"], create=True), given["artifactPortfolioName"]
-        artifact = self.artifacts.get(given.get("artifactID") or "") or self.clients.get(given.get("clientID") or "")
+        artifact = self.artifacts.get(given.get("artifactID") or "")
         if artifact is None or artifact.state != "COMMITTED":
             raise Refused("the artifact is not committed")
         assert project is not None
@@ -539,27 +521,6 @@ class WandbDouble:
         index = home.add(artifact)
         home.aliases.update({alias["alias"]: index for alias in given.get("aliases") or []})
         return {"result": {"versionIndex": index, "artifactMembership": home.membership(index)}}
-
-    def op_AddAliases(self, given: Json) -> Json:
-        for home, alias, index in self.targets(given["input"]):
-            home.aliases[alias] = index
-        return {"result": {"success": True}}
-
-    def op_DeleteAliases(self, given: Json) -> Json:
-        for home, alias, index in self.targets(given["input"]):
-            if home.aliases.get(alias) == index:
-                del home.aliases[alias]
-        return {"result": {"success": True}}
-
-    def targets(self, given: Json) -> Iterator[tuple[Collection, str, int]]:
-        for alias in given["aliases"]:
-            project = self.project(alias.get("projectName"))
-            assert project is not None
-            home = project.collections[alias["artifactCollectionName"]]
-            yield home, alias["alias"], home.members.index(self.artifacts[given["artifactID"]])
-
-    def op_UpdateArtifact(self, given: Json) -> Json:
-        return {"result": {"artifact": self.artifacts[given["input"]["artifactID"]].node()}}
 
     def op_RunInputArtifacts(self, given: Json) -> Json:
         run = self.run(given)

@@ -24,7 +24,7 @@ from flywheel.tracking import transfer
 from flywheel.tracking.connection import Connection, WandbError, as_wandb_error, wandb_processes
 from flywheel.tracking.run_files import RunRecord
 
-API_TIMEOUT_S = 10
+API_TIMEOUT_S, START_TIMEOUT_S, FINISH_TIMEOUT_S = 10, 10, 10
 UPLOAD_TIMEOUT_S = 24 * 3600  # of one artifact; the connection's stall budget ends a stalled one much earlier
 METADATA_KEY = "flywheel"
 
@@ -146,7 +146,13 @@ class Remote:
         return _found(lambda: self.api.run(self.path(key)), "Could not find")
 
     def init_run(
-        self, record: RunRecord, *, mode: str, start_timeout_s: int, finish_timeout_s: int, **more: Any
+        self,
+        record: RunRecord,
+        mode: str,
+        *,
+        start_timeout_s: int = START_TIMEOUT_S,
+        finish_timeout_s: int = FINISH_TIMEOUT_S,
+        resume: str | None = None,
     ) -> Any:
         """Start the W&B run of a record, or resume it with `resume="allow"`. Raises what wandb raises."""
         import wandb
@@ -154,15 +160,18 @@ class Remote:
         settings = wandb.Settings(
             init_timeout=start_timeout_s, finish_timeout=finish_timeout_s, finish_timeout_raises=True
         )
-        run = {"id": record.key, "job_type": record.job_type, "name": record.name, "group": record.group}
         return wandb.init(
             entity=self.connection.mode.entity or None,
             project=self.connection.project,
+            id=record.key,
+            job_type=record.job_type,
+            name=record.name,
+            group=record.group,
             config=dict(record.config),
+            resume=resume,  # type: ignore[arg-type]
             mode=mode,  # type: ignore[arg-type]  # explicit, since wandb reads WANDB_MODE once a process
             reinit="create_new",
             settings=settings,
-            **(run | more),
         )
 
     def add_inputs(self, run_key: str, refs: Sequence[str]) -> list[str]:

@@ -26,7 +26,6 @@ from flywheel.tracking.remote import kill_wandb
 from flywheel.tracking.run_files import STEP, MediaFile, RunFile, RunRecord, plain
 from flywheel.tracking.verify import missing_parts
 
-START_TIMEOUT_S, FINISH_TIMEOUT_S = 10, 10
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is W&B's code for Ctrl-C
 OFFLINE = "continuing offline; make sync uploads the rest"
 IN_REPORTS = "results are in the reports"
@@ -110,9 +109,9 @@ class Run:
 
     # -- in the tracker's thread ------------------------------------------------------------------------
 
-    def start_on_wandb(self, start: Callable[[], tuple[Any, str]]) -> None:
+    def start_on_wandb(self, record: RunRecord) -> None:
         """Start W&B's run and record its folder."""
-        self._run, folder = start()
+        self._run, folder = self._tracker.init_on_wandb(record)
         if self._run is not None and self._file is not None:
             self._file.append("folder", path=folder, url=None if self._run.offline else self._run.url)
 
@@ -201,7 +200,7 @@ class Tracker:
         file = RunFile(self.params.store, id or secrets.token_hex(4))
         record = file.start(job_type, name, self.group, config)
         run = Run(self, file)
-        self.enqueue(lambda: run.start_on_wandb(lambda: self._init(record)))
+        self.enqueue(lambda: run.start_on_wandb(record))
         return run
 
     def enqueue(self, job: Callable[[], None]) -> None:
@@ -224,6 +223,19 @@ class Tracker:
                 self._count_pending(-1)
 
         return guarded
+
+    def init_on_wandb(self, record: RunRecord) -> tuple[Any, str]:
+        """Start W&B's run, offline if it does not start online. Returns it and its folder, below W&B's."""
+        mode, init_run = self.connection.mode.name, self.registry.remote.init_run
+        try:
+            run = init_run(record, mode)
+        except Exception as error:
+            self.connection.give_up(error, OFFLINE)
+            if mode != "online":
+                return None, ""
+            # Another id, because wandb's process keeps the first; `make sync` uploads it under the first.
+            run = init_run(replace(record, key=f"{record.key}-offline"), "offline")
+        return run, str(Path(run.settings.sync_dir).relative_to(self.params.store_paths.wandb))
 
     def wait(self, hurry: bool = False) -> None:
         """Wait until no job is pending. On a timeout, W&B's process is killed; its recorded data stays on disk."""
@@ -261,20 +273,3 @@ class Tracker:
         with self._lock:
             self._pending += change
             self._idle.clear() if self._pending else self._idle.set()
-
-    def _init(self, record: RunRecord) -> tuple[Any, str]:
-        """Start W&B's run, offline if it does not start online. Returns it and its folder, below W&B's."""
-        mode = self.connection.mode.name
-        try:
-            run = self._start(record, mode)
-        except Exception as error:
-            self.connection.give_up(error, OFFLINE)
-            if mode != "online":
-                return None, ""
-            # Another id, because wandb's process keeps the first; `make sync` uploads it under the first.
-            run = self._start(replace(record, key=f"{record.key}-offline"), "offline")
-        return run, str(Path(run.settings.sync_dir).relative_to(self.params.store_paths.wandb))
-
-    def _start(self, record: RunRecord, mode: str) -> Any:
-        timeouts = {"start_timeout_s": START_TIMEOUT_S, "finish_timeout_s": FINISH_TIMEOUT_S}
-        return self.registry.remote.init_run(record, mode=mode, **timeouts)
