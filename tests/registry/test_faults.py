@@ -404,7 +404,7 @@ def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Regist
     for version in (one, two, one, two):  # the log outgrows every other file that a move writes
         registry.link(version, "model", ("best", "candidate", "production"), reason="x" * 2_000)
     log = store / "audit.jsonl"
-    aliases, history, whole = registry.aliases("model"), registry.history(), log.read_bytes()
+    aliases, history, content_before = registry.aliases("model"), registry.history(), log.read_bytes()
 
     def move(store: Path) -> None:
         LocalRegistry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
@@ -412,13 +412,13 @@ def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Regist
     elsewhere = base / "elsewhere"
     shutil.copytree(store, elsewhere)
     move(elsewhere)
-    needed = (elsewhere / "audit.jsonl").stat().st_size - len(whole)
+    needed = (elsewhere / "audit.jsonl").stat().st_size - len(content_before)
     for room in (0, 1, needed // 3, needed // 2, needed - needed // 5, needed - 1):
         with pytest.raises((RegistryError, OSError)):
-            in_child(lambda: move(store), file_limit_bytes=len(whole) + room)
+            in_child(lambda: move(store), file_limit_bytes=len(content_before) + room)
         assert registry.aliases("model") == aliases
         assert registry.history() == history
-        log.write_bytes(whole)
+        log.write_bytes(content_before)
     move(store)
     assert registry.history()[: len(history)] == history
     assert registry.aliases("model") == LocalRegistry(elsewhere).aliases("model") != aliases
@@ -742,8 +742,8 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_con
         finished += reported
         log = (store / "audit.jsonl").read_bytes() if (store / "audit.jsonl").exists() else b""
         assert log.startswith(lines_before)
-        whole = log[: log.rfind(b"\n") + 1].splitlines()
-        lines = [json.loads(line) for line in whole]  # not one torn line but, perhaps, the last
+        complete = log[: log.rfind(b"\n") + 1].splitlines()
+        lines = [json.loads(line) for line in complete]  # only the last line may be cut
         entries = [entry for line in lines for entry in (line if isinstance(line, list) else [line])]
         found = LocalRegistry(store)
         assert found.history() == entries
@@ -858,7 +858,7 @@ def flip(path: Path, position: int = 0) -> None:
 
 
 def check_integrity(store: Path, finished: list[Version]) -> None:
-    """Every version there is, is listed, once, and whole to the last byte; so is all that was finished."""
+    """Assert that every version folder is listed once and intact to the last byte, and all of `finished` is there."""
     registry = LocalRegistry(store)
     listed = {version.label: version for name in registry.collections() for version in registry.versions(name)}
     folders = (store / "registry" / "versions").glob("*/v*")
