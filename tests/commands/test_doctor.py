@@ -175,7 +175,9 @@ def test_a_full_disk_in_the_middle_of_a_stage_says_what_to_do(tmp_path: Path) ->
     """No file may grow past 100 kB: the arrays of the data set do."""
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     limited += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    overrides = f"paths.store={tmp_path}/store paths.reports={tmp_path}/reports tracking.wandb=disabled"
+    overrides = (
+        f"paths.store={tmp_path}/store paths.reports={tmp_path}/reports tracking.wandb=disabled data.image_size=16"
+    )
     arguments = ["scripts/data.py", "--profile", "demo", "--set", overrides]
     full = subprocess.run(
         [sys.executable, "-c", limited, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
