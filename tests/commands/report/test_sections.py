@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from flywheel import files
-from flywheel.commands.report import facts, importance, judging, lineage, searching, standing
+from flywheel.commands.report import evaluation, facts, gate, lineage, overview, sweep
 from flywheel.commands.report.lineage import Node
 from flywheel.commands.report.markup import Html, join, points, table, tag, text
+from flywheel.gate.report import GateReport
 from flywheel.sweep.journal import SweepRecord, Trial
 from flywheel.tracking import run_files
 
@@ -42,7 +43,7 @@ def test_a_minus_is_a_minus() -> None:
 
 
 def test_the_matrix_shades_by_the_part_of_the_true_class() -> None:
-    shown = judging.matrix([[8, 2], [0, 0]], ["cat", "dog"])
+    shown = evaluation.matrix([[8, 2], [0, 0]], ["cat", "dog"])
     assert 'class="right dark" style="--shade:80%">8' in shown
     assert 'class="wrong dark" style="--shade:100%">2' in shown  # 20 % mistakes are the end of the scale
     assert shown.count('class="none"') == 2
@@ -50,26 +51,25 @@ def test_the_matrix_shades_by_the_part_of_the_true_class() -> None:
 
 def test_a_matrix_of_many_classes_is_left_to_its_file() -> None:
     names = [str(i) for i in range(31)]
-    assert "31 classes" in judging.matrix([[0] * 31] * 31, names)
+    assert "31 classes" in evaluation.matrix([[0] * 31] * 31, names)
 
 
 def test_an_interval_lies_where_it_should() -> None:
-    shown = judging.drawn(0.0, -0.5, 0.5, (-1.0, 1.0), -0.25)
-    middle = judging.WIDTH / 2
-    quarter = (judging.WIDTH - 8) / 4
+    shown = gate.drawn(0.0, -0.5, 0.5, (-1.0, 1.0), -0.25)
+    middle = gate.WIDTH / 2
+    quarter = (gate.WIDTH - 8) / 4
     assert f'x1="{middle}" x2="{middle}"' in shown  # zero
     assert f'x1="{middle - quarter}" x2="{middle + quarter}"' in shown
     assert 'class="limit"' in shown
-    assert 'class="zero"' not in judging.drawn(0.5, 0.4, 0.6, (0.4, 0.6))
+    assert 'class="zero"' not in gate.drawn(0.5, 0.4, 0.6, (0.4, 0.6))
 
 
 def test_a_gate_that_compared_nothing_says_why() -> None:
-    report = {
-        "candidate": "a@1", "production": None, "decision": "keep", "reasons": ["it is in production already"],
-        "checks": {}, "best_ever": None, "overall": None, "best_ever_difference": None, "per_class": {},
-        "holdout": None, "reported": {}, "labels": {"a@1": "a:v0"}, "rules": {},
-    }  # fmt: skip
-    shown = join(*judging.gate(report, {}))
+    report = GateReport(
+        candidate="a@1", production=None, decision="keep", reasons=("it is in production already",),
+        labels={"a@1": "a:v0"},
+    )  # fmt: skip
+    shown = join(*gate.gate(report, {}))
     assert "production stays" in shown
     assert "<table" not in shown
     assert "it is in production already" in shown
@@ -78,7 +78,7 @@ def test_a_gate_that_compared_nothing_says_why() -> None:
 def test_a_failed_rule_is_said_in_words_not_by_colour_alone(wheel: Any) -> None:
     report = files.read_json(wheel.params.reports / "gate.json")
     report["checks"]["test"] = False
-    shown = join(*judging.gate(report, {}))
+    shown = join(*gate.gate(GateReport.model_validate(report), {}))
     assert "✕ fail" in shown
     assert "✓ pass" in shown
 
@@ -100,19 +100,19 @@ def record(accuracies: list[float], **choices: list[Any]) -> SweepRecord:
 def test_the_param_that_decides_is_found() -> None:
     rates = [i / 19 for i in range(20)]
     kinds = ["a", "b"] * 10
-    found = importance.importance(record([0.5 + 0.4 * rate for rate in rates], rate=rates, kind=kinds))
+    found = sweep.importance(record([0.5 + 0.4 * rate for rate in rates], rate=rates, kind=kinds))
     assert found is not None
     assert next(iter(found)) == "rate"
     assert found["rate"] > 0.8
     assert sum(found.values()) == pytest.approx(1)
-    found = importance.importance(record([0.9 if kind == "a" else 0.4 for kind in kinds], rate=rates, kind=kinds))
+    found = sweep.importance(record([0.9 if kind == "a" else 0.4 for kind in kinds], rate=rates, kind=kinds))
     assert found is not None
     assert next(iter(found)) == "kind"
 
 
 def test_importance_is_the_same_each_time() -> None:
     whole = record([0.1, 0.5, 0.4, 0.9, 0.7], rate=[0.1, 0.4, 0.5, 0.9, 0.8], kind=["a", "b", "a", "b", "b"])
-    assert importance.importance(whole) == importance.importance(whole)
+    assert sweep.importance(whole) == sweep.importance(whole)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_importance_is_the_same_each_time() -> None:
     ids=["few", "alike", "one point", "none", "empty"],
 )
 def test_importance_is_not_told_of_too_little(whole: SweepRecord) -> None:
-    assert importance.importance(whole) is None
-    assert "Not told" in join(*searching.importances(None, len(whole.trials)))
+    assert sweep.importance(whole) is None
+    assert "Not told" in join(*sweep.importances(None, ()))
 
 
 # -- lineage ----------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_drawing_has_a_box_a_version_and_a_line_an_input() -> None:
 
 def test_a_long_history_is_cut_to_the_newest_and_says_so() -> None:
     nodes = chain(20)
-    shown = join(*standing.lineage(nodes[-24:], len(nodes) - 24, "make sweep PROFILE=demo"))
+    shown = join(*overview.lineage(nodes[-24:], len(nodes) - 24, "make sweep PROFILE=demo"))
     assert shown.count("<rect") == 24
     assert f"{len(nodes) - 24} older versions are not drawn" in shown
     assert "make lineage PROFILE=demo" in shown
@@ -175,7 +175,7 @@ def test_a_long_history_is_cut_to_the_newest_and_says_so() -> None:
 
 def test_forced_moves_are_marked_and_many_are_cut() -> None:
     move = facts.Move("2026-11-23T10:00:00.000+00:00", "ann", "production", None, "m:v0", "why", True)
-    shown = join(*standing.history([move, replace(move, forced=False)] * 20, "make evaluate"))
+    shown = join(*overview.history([move, replace(move, forced=False)] * 20, "make evaluate"))
     assert shown.count("forced") == 15
     assert "and 10 earlier" in shown
 
@@ -197,7 +197,7 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
     assert [(run.key, bool(run.confirmed), run.url) for run in found] == [
         ("def", False, None), ("ghi", False, None), ("abc", True, url)
     ]  # fmt: skip
-    shown = join(*standing.runs(found, "make sync"))
+    shown = join(*overview.runs(found, "make sync"))
     assert "2 of 3 are in the store only; <code>make sync</code> uploads them." in shown
     assert f'<a href="{url}">abc</a>' in shown
     assert "in the store only" in shown
@@ -210,16 +210,16 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
 
 def test_a_rollback_shows_the_accuracy_of_what_serves(wheel: Any) -> None:
     """Of a model that no report tells of, the audit log knows the accuracy and the data set the number of images."""
-    parts: dict[str, facts.Part] = {name: facts.Absent("gone", "make") for name in facts.REPORTS}
-    evaluation = files.read_json(wheel.params.reports / "evaluation.json")
-    accuracy, n, interval = facts._accuracy(wheel.params, wheel.registry, parts, evaluation["model"])
-    assert (accuracy, n) == (evaluation["accuracy"], evaluation["n"])
-    assert interval == pytest.approx(evaluation["interval"])
-    assert facts._accuracy(wheel.params, wheel.registry, parts, "unknown@0") == (None, None, None)
+    reports: dict[str, Any] = {name: facts.Absent("gone", "make") for name in facts.REPORTS}
+    known = files.read_json(wheel.params.reports / "evaluation.json")
+    accuracy, n, interval = facts._accuracy(wheel.params, wheel.registry, reports, known["model"])
+    assert (accuracy, n) == (known["accuracy"], known["n"])
+    assert interval == pytest.approx(known["interval"])
+    assert facts._accuracy(wheel.params, wheel.registry, reports, "unknown@0") == (None, None, None)
 
 
 def test_a_forced_model_is_marked() -> None:
     known = facts.Production("m:v0", None, None, None, "2026-11-23T10:00:00", "ann", "labels mended", True)
-    shown = join(*standing.production(known, "digits-classifier", "make evaluate"))
+    shown = join(*overview.production(known, "digits-classifier", "make evaluate"))
     assert "forced past the gate" in shown
     assert "not recorded" in shown

@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from flywheel import files
 from flywheel.commands import status
 from flywheel.commands.report import thumbnails
-from flywheel.commands.report.importance import importance
 from flywheel.commands.report.lineage import Node, ordered
+from flywheel.commands.report.sweep import importance
+from flywheel.evaluation.report import EvaluationReport
+from flywheel.gate.report import GateReport
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
+from flywheel.retraining.report import RetrainReport
+from flywheel.simulation.report import SimulationReport
 from flywheel.sweep.journal import Journal
+from flywheel.sweep.report import SweepReport
 from flywheel.tracking import run_files
 from flywheel.tracking.run_files import RunRecord
 
-# Report file -> the command that writes it.
-REPORTS = {
-    "sweep": "make sweep",
-    "evaluation": "make evaluate",
-    "gate": "make evaluate",
-    "simulation": "make serve simulate",
-    "retrain": "make retrain",
+# Report file -> its model and the command that writes it.
+REPORTS: dict[str, tuple[type[BaseModel], str]] = {
+    "sweep": (SweepReport, "make sweep"),
+    "evaluation": (EvaluationReport, "make evaluate"),
+    "gate": (GateReport, "make evaluate"),
+    "simulation": (SimulationReport, "make serve simulate"),
+    "retrain": (RetrainReport, "make retrain"),
 }
 MAX_NODES = 24  # of the drawn lineage; older ones are counted
 
@@ -36,9 +42,6 @@ class Absent:
 
     reason: str
     command: str
-
-
-Part = Mapping[str, Any] | Absent
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Facts:
     registered_model: str
     stages: tuple[tuple[str, str, str], ...]
     production: Production | None
-    parts: Mapping[str, Part]
+    reports: Mapping[str, BaseModel | Absent]
     labels: Mapping[str, str]
     importance: Mapping[str, float] | None
     images: Mapping[str, Mapping[int, str]]
@@ -94,23 +97,24 @@ class Facts:
 
 def gather(params: Params, registry: Registry) -> Facts:
     """Read everything. A report that is missing or damaged becomes an Absent."""
-    parts = {name: _report(params, name) for name in REPORTS}
+    reports = {name: _report(params, name) for name in REPORTS}
     receipts = _receipts(params)
-    refs = _refs(list(parts.values())) | {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
+    refs = _refs([report.model_dump() for report in reports.values() if isinstance(report, BaseModel)])
+    refs |= {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
     nodes = _nodes(params, registry)
-    sweep = parts["sweep"]
-    record = None if isinstance(sweep, Absent) else Journal(_journal(params, sweep)).read()
+    sweep = reports["sweep"]
+    record = Journal(params.store_paths.journal(sweep.sweep_id)).read() if isinstance(sweep, SweepReport) else None
     return Facts(
         profile=params.profile,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         registered_model=params.registered_model,
-        stages=tuple(_stages(params, registry, parts["simulation"])),
-        production=_production(params, registry, parts),
-        parts=parts,
+        stages=tuple(_stages(params, registry, reports["simulation"])),
+        production=_production(params, registry, reports),
+        reports=reports,
         labels={ref: registry.label(ref) for ref in refs},
         importance=importance(record) if record else None,
         images={
-            name: _images(registry, parts[name], split)
+            name: _images(registry, reports[name], split)
             for name, split in (("evaluation", "test"), ("simulation", "simulation"))
         },
         nodes=tuple(nodes[-MAX_NODES:]),
@@ -121,36 +125,28 @@ def gather(params: Params, registry: Registry) -> Facts:
     )
 
 
-def _stages(params: Params, registry: Registry, simulation: Part) -> Iterator[tuple[str, str, str]]:
+def _stages(params: Params, registry: Registry, simulation: BaseModel | Absent) -> Iterator[tuple[str, str, str]]:
     """Yield (stage, state, reason) as `make status` does, and for the last simulation."""
     for row in status.states(params, registry):
         if row[0] == "retrain":
-            if isinstance(simulation, Absent):
-                yield "simulate", "not yet", "make simulate sends the simulation images to the server"
+            if isinstance(simulation, SimulationReport):
+                yield "simulate", "done", f"last at {simulation.at}"
             else:
-                yield "simulate", "done", f"last at {simulation.get('at', 'an unknown time')}"
+                yield "simulate", "not yet", "make simulate sends the simulation images to the server"
         yield row
 
 
-def _report(params: Params, name: str) -> Part:
-    path = params.reports / f"{name}.json"
-    command = f"{REPORTS[name]} PROFILE={params.profile}"
+def _report(params: Params, name: str) -> BaseModel | Absent:
+    model, command = REPORTS[name]
+    path, command = params.reports / f"{name}.json", f"{command} PROFILE={params.profile}"
     try:
-        found = files.read_json(path)
+        return model.model_validate(files.read_json(path))
     except FileNotFoundError:
         return Absent("Not yet; type", command)
-    except (OSError, ValueError) as error:
-        return Absent(f"{path} cannot be read ({error}); written anew by", _again(name, params.profile))
-    return (
-        found
-        if isinstance(found, dict)
-        else Absent(f"{path} holds no JSON object; written anew by", _again(name, params.profile))
-    )
-
-
-def _again(name: str, profile: str) -> str:
-    force = "" if name == "simulation" else " FORCE=1"
-    return f"{REPORTS[name]} PROFILE={profile}{force}"
+    except (OSError, ValueError) as error:  # also pydantic.ValidationError
+        reason = " ".join(str(error).split())[:200]
+        force = "" if name == "simulation" else " FORCE=1"
+        return Absent(f"{path} cannot be read ({reason}); written again by", command + force)
 
 
 def _receipts(params: Params) -> dict[str, Mapping[str, Any]]:
@@ -165,10 +161,6 @@ def _receipts(params: Params) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _journal(params: Params, sweep: Mapping[str, Any]) -> Path:
-    return params.store_paths.journal(str(sweep.get("sweep_id")))
-
-
 def _refs(value: object) -> set[str]:
     """Return every ref, name@digest, in a report."""
     if isinstance(value, Mapping):
@@ -178,41 +170,37 @@ def _refs(value: object) -> set[str]:
     return {value} if isinstance(value, str) and value.count("@") == 1 and " " not in value else set()
 
 
-def _images(registry: Registry, part: Part, split: str) -> dict[int, str]:
-    if isinstance(part, Absent) or not isinstance(part.get("worst"), list):
+def _images(registry: Registry, report: BaseModel | Absent, split: str) -> dict[int, str]:
+    if not isinstance(report, EvaluationReport | SimulationReport):
         return {}
-    return thumbnails.read(registry, str(part.get("dataset")), split, [one["id"] for one in part["worst"]])
+    return thumbnails.read(registry, report.dataset, split, [mistake.id for mistake in report.worst])
 
 
-def _production(params: Params, registry: Registry, parts: Mapping[str, Part]) -> Production | None:
+def _production(params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent]) -> Production | None:
     ref = registry.aliases(params.registered_model).get("production")
     if ref is None:
         return None
     entry = [e for e in registry.history(params.registered_model) if e["alias"] == "production"][-1]
-    accuracy, n, interval = _accuracy(params, registry, parts, ref)
+    accuracy, n, interval = _accuracy(params, registry, reports, ref)
     return Production(
         registry.label(ref), accuracy, n, interval, entry["at"], entry["who"], entry["reason"], entry["forced"]
     )
 
 
 def _accuracy(
-    params: Params, registry: Registry, parts: Mapping[str, Part], ref: str
+    params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent], ref: str
 ) -> tuple[float | None, int | None, tuple[float, float] | None]:
     """Return a model's test accuracy, the number of images and the interval.
 
     They are in a report of the model, otherwise in the audit log and the data set that it names.
     """
-    evaluation, retrain = parts["evaluation"], parts["retrain"]
-    scored: Mapping[str, Any] | None = None
-    if not isinstance(evaluation, Absent) and evaluation.get("model") == ref:
-        scored = evaluation
-    elif not isinstance(retrain, Absent) and retrain.get("candidate") == ref:
-        scored = retrain["after"]["test"]
-    elif not isinstance(retrain, Absent) and retrain.get("parent") == ref:
-        scored = retrain["before"]["test"]
-    if scored is not None:
-        low, high = scored["interval"]
-        return scored["accuracy"], scored["n"], (low, high)
+    match reports["evaluation"], reports["retrain"]:
+        case EvaluationReport(model=model) as scored, _ if model == ref:
+            return scored.accuracy, scored.n, scored.interval
+        case _, RetrainReport(candidate=candidate) as retrained if candidate == ref:
+            return retrained.after.test.accuracy, retrained.after.test.n, retrained.after.test.interval
+        case _, RetrainReport(parent=parent) as retrained if parent == ref:
+            return retrained.before.test.accuracy, retrained.before.test.n, retrained.before.test.interval
     for entry in reversed(registry.history(params.registered_model)):
         record = entry["gate"] or {}
         accuracy, dataset = (record.get("accuracy") or {}).get(ref), record.get("dataset")

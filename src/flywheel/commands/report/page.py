@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flywheel import files
-from flywheel.commands.report import facts, judging, searching, standing, traffic
-from flywheel.commands.report.facts import REPORTS, Absent, Facts
+from flywheel.commands.report import evaluation, facts, gate, overview, simulation, sweep
+from flywheel.commands.report.facts import Absent, Facts
 from flywheel.commands.report.markup import Html, join, missing, section, tag
 from flywheel.params import Params
 from flywheel.registry import Registry
-from flywheel.sweep.report import SweepReport
 
 HERE = Path(__file__).parent
 NAME = "index.html"
-OLDER = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration)
 
 
 def write(params: Params, registry: Registry) -> Path:
@@ -37,7 +35,7 @@ def render(found: Facts, searched: list[str], logarithmic: list[str]) -> str:
         "header", tag("p", "The data flywheel", class_="over"), tag("h1", f"Profile {found.profile}"),
         tag("nav", *links, aria_label="Sections"),
     )  # fmt: skip
-    body = join(head, tag("main", *(part for _, _, part in sections)), standing.footer(found))
+    body = join(head, tag("main", *(part for _, _, part in sections)), overview.footer(found))
     scripts = [Html((HERE / name).read_text(encoding="utf-8")) for name in ("vendor/echarts.min.js", "page.js")]
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
@@ -60,48 +58,35 @@ def render(found: Facts, searched: list[str], logarithmic: list[str]) -> str:
 
 def _sections(found: Facts, searched: list[str], logarithmic: list[str]) -> list[tuple[str, str, Html]]:
     """Return (id, title, section) in the order of the page."""
-    parts, labels, command = found.parts, found.labels, found.command
+    labels, command = found.labels, found.command
+    production = found.production.label if found.production else None
 
-    def told(name: str, make: Callable[[Any], Iterable[Html]]) -> list[Html]:
-        report = parts[name]
-        if isinstance(report, Absent):
-            return [missing(report.reason, report.command)]
-        try:
-            return list(make(report))
-        except OLDER as error:
-            again = command(REPORTS[name]) + ("" if name == "simulation" else " FORCE=1")
-            reason = f"{name}.json is not as this code writes it ({type(error).__name__}: {error}); written anew by"
-            return [missing(reason, again)]
+    def shown(name: str, make: Callable[[Any], list[Html]]) -> list[Html]:
+        report = found.reports[name]
+        return [missing(report.reason, report.command)] if isinstance(report, Absent) else make(report)
 
-    def sweep(content: Any) -> list[Html]:
-        report = SweepReport.model_validate(content)
-        label = labels.get(report.best.model, report.best.model)
-        judged = sum(trial.accuracy is not None and trial.status != "failed" for trial in report.trials)
-        return [
-            *searching.sweep(report, searched, logarithmic, label),
-            *searching.importances(found.importance, judged),
-        ]
-
-    images, serving = found.images, found.production.label if found.production else None
-    decision = told("gate", lambda report: judging.gate(report, labels))
-    taught = told("retrain", lambda report: judging.control(report, labels))
     sections: list[tuple[str, str, list[Html]]] = [
         ("production", "In production",
-         standing.production(found.production, found.registered_model, command("make evaluate"))),
-        ("stages", "Stages", standing.stages(found.stages, found.profile)),
-        ("sweep", "Sweep", told("sweep", sweep)),
-        ("evaluation", "Evaluation",
-         told("evaluation", lambda report: judging.evaluation(report, labels, images["evaluation"], serving))),
-        ("traffic", "Traffic", told("simulation", traffic.traffic)),
-        ("failures", "Failures",
-         told("simulation", lambda report: traffic.failures(
-             report, labels, images["simulation"], command("make retrain")))),
-        ("gate", "Gate", [*decision, tag("h3", "What the failures taught"), *taught]),
-        ("lineage", "Lineage", standing.lineage(found.nodes, found.older, command("make sweep"))),
-        ("history", "Promotions", standing.history(found.moves, command("make evaluate"))),
-        ("runs", "Weights & Biases", standing.runs(found.runs, command("make sync"))),
+         overview.production(found.production, found.registered_model, command("make evaluate"))),
+        ("stages", "Stages", overview.stages(found.stages, found.profile)),
+        ("sweep", "Sweep", shown("sweep", lambda report: [
+            *sweep.trials(report, searched, logarithmic, labels.get(report.best.model, report.best.model)),
+            *sweep.importances(found.importance, report.trials),
+        ])),
+        ("evaluation", "Evaluation", shown("evaluation", lambda report: evaluation.evaluation(
+            report, labels, found.images["evaluation"], production))),
+        ("traffic", "Traffic", shown("simulation", simulation.traffic)),
+        ("failures", "Failures", shown("simulation", lambda report: simulation.failures(
+            report, labels, found.images["simulation"], command("make retrain")))),
+        ("gate", "Gate", [
+            *shown("gate", lambda report: gate.gate(report, labels)), tag("h3", "What the failures taught"),
+            *shown("retrain", lambda report: gate.retraining(report, labels)),
+        ]),
+        ("lineage", "Lineage", overview.lineage(found.nodes, found.older, command("make sweep"))),
+        ("history", "Promotions", overview.history(found.moves, command("make evaluate"))),
+        ("runs", "Weights & Biases", overview.runs(found.runs, command("make sync"))),
     ]  # fmt: skip
-    return [(id, title, section(id, title, *shown)) for id, title, shown in sections]
+    return [(id, title, section(id, title, *children)) for id, title, children in sections]
 
 
 def _digest(script: str) -> str:
