@@ -1,4 +1,4 @@
-"""The table at the end of `make demo`, and the whole wheel through it."""
+"""The table that `make demo` prints, and the whole demo."""
 
 from __future__ import annotations
 
@@ -15,25 +15,33 @@ from served import free_port
 
 from flywheel import files
 from flywheel.commands import demo
-from flywheel.params import Params
 from flywheel.registry import LocalRegistry, Registry
+from flywheel.retraining.report import RetrainReport, Score, Scores
+from flywheel.simulation.report import SimulationReport
 
 ROOT = Path(__file__).parents[2]
 
 
-def scores(test: float, holdout: float | None) -> dict[str, Any]:
-    return {"test": {"accuracy": test}, "holdout": {"accuracy": holdout}, "unseen": {"accuracy": 0.5}}
+SIMULATED = SimulationReport.model_construct(n=547, accuracy=0.9, models={"retrained-model:v0": 547})
 
 
-def test_the_table_shows_before_after_and_control(params: Params, registry: Registry) -> None:
-    files.write_json(
-        params.reports / "simulation.json", {"n": 547, "accuracy": 0.9, "models": {"retrained-model:v0": 547}}
-    )
-    retrained = {
+def scores(test: float, holdout: float | None) -> Scores:
+    def score(accuracy: float | None) -> Score:
+        return Score(n=9, accuracy=accuracy, interval=None)
+
+    return Scores(test=score(test), holdout=score(holdout), unseen=score(0.5), per_class={})
+
+
+def retrained(**changes: Any) -> RetrainReport:
+    values = {
         "parent": "model-1@abc", "candidate": "retrained-model@def", "before": scores(0.99, 0.72),
-        "after": scores(0.98, 0.891), "control": scores(0.985, None), "promoted": True, "reasons": ["no harm"],
+        "after": scores(0.98, 0.891), "control": scores(0.985, None), "promoted": True, "reasons": ("no harm",),
     }  # fmt: skip
-    lines = list(demo.table(params, registry, retrained))
+    return RetrainReport.model_construct(None, **{**values, **changes})
+
+
+def test_the_table_shows_before_after_and_control(registry: Registry) -> None:
+    lines = list(demo.table(registry, retrained(), SIMULATED))
     rows = {line.split("  ")[0]: line.split()[-3:] for line in lines if line.startswith(("before", "after", "control"))}
     assert rows == {
         "before": ["99.0%", "72.0%", "50.0%"],
@@ -44,18 +52,15 @@ def test_the_table_shows_before_after_and_control(params: Params, registry: Regi
     assert "served last: 90.0% of 547 simulated requests, by retrained-model:v0" in lines
 
 
-def test_without_a_control_arm_there_is_no_row(params: Params, registry: Registry) -> None:
-    retrained = {
-        "parent": "a@1", "candidate": "b@2", "before": scores(0.9, 0.7), "after": scores(0.9, 0.8), "control": None,
-        "promoted": False, "reasons": ["perhaps worse"],
-    }  # fmt: skip
-    lines = list(demo.table(params, registry, retrained))
+def test_without_a_control_arm_there_is_no_row(registry: Registry) -> None:
+    report = retrained(control=None, promoted=False, reasons=("perhaps worse",))
+    lines = list(demo.table(registry, report, SIMULATED))
     assert not [line for line in lines if line.startswith("control")]
-    assert "b@2 is not promoted: perhaps worse" in lines
+    assert "retrained-model@def is not promoted: perhaps worse" in lines
 
 
 def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Start a small demo; returns its process and its store."""
+    """Start a small demo; return its process and its store."""
     overrides = (
         f"paths.store={place}/store paths.reports={place}/reports serve.port={free_port()} sweep.trials=2 "
         "sweep.epochs=4 sweep.space.architecture=compact gate.floor_accuracy=0.1 retrain.epochs=2 "
@@ -70,7 +75,7 @@ def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
 
 
 @pytest.mark.long
-def test_the_wheel_turns_and_leaves_no_process(tmp_path: Path) -> None:
+def test_the_demo_runs_and_leaves_no_process(tmp_path: Path) -> None:
     process, store = start(tmp_path)
     printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
@@ -79,12 +84,12 @@ def test_the_wheel_turns_and_leaves_no_process(tmp_path: Path) -> None:
         assert line in printed
     assert processes.gone(store, 10)
     assert (tmp_path / "reports" / "demo" / "index.html").exists()
-    retrained = files.read_json(tmp_path / "reports" / "demo" / "retrain.json")
+    report = files.read_json(tmp_path / "reports" / "demo" / "retrain.json")
     served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
-    if retrained["promoted"]:
+    if report["promoted"]:
         assert list(served["models"]) == ["retrained-model:v0"]
     registry = LocalRegistry(store)
-    assert {ref.partition("@")[0] for _, ref, _ in registry.lineage(registry.resolve("retrained-model"))} >= {
+    assert {one.ref.partition("@")[0] for one in registry.lineage(registry.resolve("retrained-model"))} >= {
         "digits_dataset", "digits-feedback",
     }  # fmt: skip
 

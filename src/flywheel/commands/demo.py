@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import requests
+from pydantic import BaseModel
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.registry import LocalRegistry, Registry
+from flywheel.retraining.report import RetrainReport, Scores
+from flywheel.simulation.report import SimulationReport
 
 log = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=BaseModel)
 
 COMMANDS = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
 LOAD_S = 30  # beyond serve.poll_s, for the server to load the promoted model
@@ -38,7 +42,7 @@ def run(params: Params, arguments: Sequence[str]) -> None:
     Raises DemoError when a command fails, KeyboardInterrupt at Ctrl-C and SIGTERM.
     """
     seconds: list[tuple[str, float]] = []
-    before = _report(params, "retrain").get("candidate")
+    before = _report(params, "retrain", RetrainReport)
     with _sigterm_interrupts():
         try:
             for number, name in enumerate(COMMANDS):
@@ -51,33 +55,32 @@ def run(params: Params, arguments: Sequence[str]) -> None:
         finally:
             _script("stop", arguments)
     log.info("\n" + "   ".join(f"{name} {s:.0f} s" for name, s in seconds))
-    retrained = _report(params, "retrain")
-    if retrained.get("candidate") != before:
-        for line in table(params, LocalRegistry(params.store), retrained):
+    retrained, simulated = _report(params, "retrain", RetrainReport), _report(params, "simulation", SimulationReport)
+    if retrained and simulated and (before is None or before.candidate != retrained.candidate):
+        for line in table(LocalRegistry(params.store), retrained, simulated):
             log.info(line)
     log.info("")
     _script("report", arguments)
 
 
-def table(params: Params, registry: Registry, retrained: Mapping[str, Any]) -> Iterator[str]:
+def table(registry: Registry, retrained: RetrainReport, simulated: SimulationReport) -> Iterator[str]:
     """Yield the accuracy before and after retraining, and that of the control arm."""
-    rows = [
-        (f"before   {registry.label(retrained['parent'])}", retrained["before"]),
-        (f"after    {registry.label(retrained['candidate'])}", retrained["after"]),
+    candidate = registry.label(retrained.candidate)
+    rows: list[tuple[str, Scores]] = [
+        (f"before   {registry.label(retrained.parent)}", retrained.before),
+        (f"after    {candidate}", retrained.after),
     ]
-    if retrained.get("control"):
-        rows.append(("control  as many right answers instead", retrained["control"]))
+    if retrained.control:
+        rows.append(("control  as many right answers instead", retrained.control))
     yield ""
     yield f"{'accuracy':<42}{'test':>10}{'holdout':>10}{'unseen':>10}"
     for name, scores in rows:
-        yield f"{name:<42}" + "".join(
-            f"{_percent((scores.get(part) or {}).get('accuracy')):>10}" for part in ("test", "holdout", "unseen")
-        )
-    decision = "in production" if retrained["promoted"] else "not promoted"
-    yield f"{registry.label(retrained['candidate'])} is {decision}: {'; '.join(retrained['reasons'])}"
-    served = _report(params, "simulation")
-    answered = ", ".join(served.get("models", {}))
-    yield f"served last: {_percent(served.get('accuracy'))} of {served.get('n', 0):,} simulated requests, by {answered}"
+        accuracies = (scores.test.accuracy, scores.holdout.accuracy, scores.unseen.accuracy)
+        yield f"{name:<42}" + "".join(f"{'–' if value is None else f'{value:.1%}':>10}" for value in accuracies)
+    decision = "in production" if retrained.promoted else "not promoted"
+    yield f"{candidate} is {decision}: {'; '.join(retrained.reasons)}"
+    models = ", ".join(simulated.models)
+    yield f"served last: {simulated.accuracy:.1%} of {simulated.n:,} simulated requests, by {models}"
     yield (
         "holdout and unseen are production images that no training saw, so they show what the failures taught; "
         "the control arm took the same steps with images that were answered correctly"
@@ -124,11 +127,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(params: Params, name: str) -> dict[str, Any]:
+def _report(params: Params, name: str, model: type[Model]) -> Model | None:
     with contextlib.suppress(OSError, ValueError):
-        return dict(files.read_json(params.reports / f"{name}.json"))
-    return {}
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+        return model.model_validate(files.read_json(params.reports / f"{name}.json"))
+    return None
