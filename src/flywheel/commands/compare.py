@@ -1,7 +1,7 @@
-"""Two versions side by side: params, data, code and metrics that differ and, of two models, who is right on what.
+"""Compare two versions: params, data, code and metrics, and for models the accuracy on the same images.
 
-Models are compared on the same images, those that the gate takes: test and holdout images that neither was trained on.
-Differences are B minus A, with the paired intervals of `evaluation.comparison`.
+Models are compared on test and holdout images that neither was trained on, as in the gate. Differences are B minus A,
+with the paired intervals of `metrics.comparison`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flywheel.pipeline import stage
 from flywheel.registry import Registry, RegistryError, Version
 
 NOT_COMPARED = frozenset({"fingerprint", "params", "recipe", "git", "versions", "stage", "metrics"})
-WIDEST = 34  # letters of a value in the table
+MAX_WIDTH = 34  # letters of a value in the table
 
 
 class CompareError(FlywheelError):
@@ -25,7 +25,7 @@ class CompareError(FlywheelError):
 
 
 def versions(params: Params, registry: Registry, first: str, second: str) -> dict[str, Any]:
-    """Return what differs between two versions of a kind, ready for JSON. `first` is A, `second` B.
+    """Return the differences between two versions of one type, ready for JSON. `first` is A, `second` B.
 
     Keys: a, b (label, ref, type, created), differences {params, data, made, metrics: {name: [of a, of b]}}, and of
     models `paired`: dataset, test, holdout, per_class, accuracy, calibration_error; None for other kinds.
@@ -37,7 +37,7 @@ def versions(params: Params, registry: Registry, first: str, second: str) -> dic
         )
     a, b = _find(params, registry, first), _find(params, registry, second)
     if a.type != b.type:
-        raise CompareError(f"{a.label} is a {a.type} and {b.label} a {b.type}; name two of a kind")
+        raise CompareError(f"{a.label} is a {a.type} and {b.label} a {b.type}; name two of one type")
     described = [_described(registry, version) for version in (a, b)]
     differences = {
         part: {
@@ -58,17 +58,17 @@ def versions(params: Params, registry: Registry, first: str, second: str) -> dic
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a comparison for people."""
+    """Yield the lines of a comparison."""
     a, b = result["a"]["label"], result["b"]["label"]
     if result["a"]["ref"] == result["b"]["ref"]:
         yield f"{a} and {b} are the same version"
         return
     wide = max(len(name) for rows in [*result["differences"].values(), {"": ()}] for name in rows) + 4
-    yield f"{'':<{wide}}{_cut(f'A  {a}'):<{WIDEST + 2}}{_cut(f'B  {b}')}"
+    yield f"{'':<{wide}}{_cut(f'A  {a}'):<{MAX_WIDTH + 2}}{_cut(f'B  {b}')}"
     for part, rows in result["differences"].items():
         yield part if rows else f"{part}: no difference"
         for name, (old, new) in rows.items():
-            yield f"  {name:<{wide - 2}}{_cut(_shown(old)):<{WIDEST + 2}}{_cut(_shown(new))}"
+            yield f"  {name:<{wide - 2}}{_cut(_shown(old)):<{MAX_WIDTH + 2}}{_cut(_shown(new))}"
     if result["paired"] is not None:
         yield from _paired_table(result["paired"])
 
@@ -81,7 +81,7 @@ def _find(params: Params, registry: Registry, reference: str) -> Version:
 
 
 def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]]:
-    """Return what is known of a version: params, data, how it was made, metrics; each flat."""
+    """Return params, data, code and metrics of a version, each flat."""
     metadata = version.metadata
     data = {role: ", ".join(map(registry.label, refs)) for role, refs in version.inputs.items()}
     git = metadata.get("git") or {}
@@ -90,11 +90,11 @@ def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]
     metrics = {name: value for name, value in metadata.items() if name not in NOT_COMPARED}
     metrics |= dict(metadata.get("metrics") or {})
     return {
-        # The recipe that trained a model lies over the defaults that its sweep was given.
+        # The recipe of a model overrides the defaults of its sweep.
         "params": _flat({**metadata.get("params", {}), **({"recipe": r} if (r := metadata.get("recipe")) else {})}, 2),
         "data": data,
         "made": made,
-        # Not a retraining's own figures by set and class: those of both are told by the paired comparison.
+        # Without the figures of a retraining by split and class, because the paired comparison has them for both.
         "metrics": {name: value for name, value in _flat(metrics, 1).items() if not isinstance(value, dict | list)},
     }
 
@@ -118,7 +118,7 @@ def _paired(params: Params, registry: Registry, a: Version, b: Version) -> dict[
         if answers.class_names != images.labels.class_names:
             raise CompareError(f"{version.label} knows other classes than {dataset.label}, so nothing can be compared")
     if not len(images.labels.test):
-        raise CompareError(f"every test image of {dataset.label} was seen by one of the two; run make data anew")
+        raise CompareError(f"every test image of {dataset.label} was seen by one of the two; run make data again")
     old, new = asked
     names = images.labels.class_names
     test = compare(old.test, new.test, images.labels.test, names)
@@ -149,8 +149,8 @@ def _paired_table(paired: Mapping[str, Any]) -> Iterator[str]:
     moved = {name: one for name, one in classes.items() if one["low"] > 0 or one["high"] < 0}
     for name, one in moved.items():
         yield _row(_cut(name, 12), one, "", "").rstrip()
-    told = f"{len(moved)} of {len(classes)}" if moved else f"none of {len(classes)}"
-    yield f"  classes that differ measurably on test: {told} (intervals hold for all together)"
+    count = f"{len(moved)} of {len(classes)}" if moved else f"none of {len(classes)}"
+    yield f"  classes that differ measurably on test: {count} (simultaneous intervals)"
     test = paired["test"]
     yield f"  test images that only B gets right: {test['fixed']}, only A: {test['broken']}"
     errors = ["–" if value is None else f"{value:.3f}" for value in paired["calibration_error"]]
@@ -167,7 +167,7 @@ def _row(name: str, one: Mapping[str, Any], first: str, second: str) -> str:
 
 
 def _flat(value: Mapping[str, Any], levels: int, prefix: str = "") -> dict[str, Any]:
-    """Return section.key -> value; what lies deeper than so many levels stays whole."""
+    """Return section.key -> value, flattened to `levels` levels."""
     found: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping) and levels > 1:
@@ -185,5 +185,5 @@ def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cut(text: str, most: int = WIDEST) -> str:
+def _cut(text: str, most: int = MAX_WIDTH) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -126,9 +126,9 @@ def test_importance_is_the_same_each_time() -> None:
     ],
     ids=["few", "alike", "one point", "none", "empty"],
 )
-def test_importance_is_not_told_of_too_little(whole: SweepRecord) -> None:
+def test_importance_needs_enough_different_trials(whole: SweepRecord) -> None:
     assert sweep.importance(whole) is None
-    assert "Not told" in join(*sweep.importances(None, ()))
+    assert "Not computed" in join(*sweep.importances(None, ()))
 
 
 # -- lineage ----------------------------------------------------------------------------------------------

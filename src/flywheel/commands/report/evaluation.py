@@ -36,7 +36,7 @@ def evaluation(
         for name, one in report.per_class.items()
     ]
     head = ("class", "images", "precision", "recall", "F1")
-    other = f"This is the sweep's best; in production is {production}, whose accuracy stands at the top."
+    other = f"This is the sweep's best; in production is {production}, whose accuracy is at the top."
     return parts(
         tag("p", summary),
         note(other) if production not in (None, model) else None,

@@ -15,12 +15,12 @@ def traffic(report: SimulationReport) -> list[Html]:
     latency, errors = report.latency_ms, sum(report.errors.values())
     shown = [
         ("accuracy", percent(report.accuracy), f"95 % interval {interval(report.interval)}"),
-        ("answers", f"{report.n:,}", f"{errors} without one" if errors else "none went without"),
+        ("answers", f"{report.n:,}", f"{errors} images without one" if errors else "all answered"),
         ("requests a second", f"{report.requests_per_s:,.0f}", f"{report.retries:,} sent again"),
         ("latency, median", f"{latency.p50:,.1f} ms", f"p95 {latency.p95:,.1f}, p99 {latency.p99:,.1f}"),
     ]
     tiles = [
-        tag("div", tag("dt", name), tag("dd", value, tag("small", told))) for name, value, told in shown
+        tag("div", tag("dt", name), tag("dd", value, tag("small", detail))) for name, value, detail in shown
     ]  # fmt: skip
     right, wrong = sum(report.confidence_histogram.right), sum(report.confidence_histogram.wrong)
     rows = [
@@ -34,14 +34,14 @@ def traffic(report: SimulationReport) -> list[Html]:
             "div",
             chart(
                 "confidence",
-                "How sure it was",
+                "Confidence",
                 f"Confidence of {right:,} right and {wrong:,} wrong answers.",
                 report.confidence_histogram.model_dump(),
                 280,
             ),
             chart(
                 "latency",
-                "How long an answer took",
+                "Latency",
                 f"Latency of {report.n:,} answers: median {latency.p50} ms, 95 % under {latency.p95} ms.",
                 {**report.latency_histogram_ms.model_dump(), **latency.model_dump()},
                 280,

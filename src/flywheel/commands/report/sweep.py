@@ -60,7 +60,7 @@ def trials(report: SweepReport, searched: Sequence[str], logarithmic: Sequence[s
         tag("p", summary),
         chart("history", "Validation accuracy, trial by trial", f"A dot a trial, and the best so far. {summary}",
               {"trials": history}),
-        chart("parallel", "Params and accuracy, a line a trial; drag along an axis to choose",
+        chart("parallel", "Params and accuracy, a line a trial; drag along an axis to select",
               "Parallel coordinates of the searched params and the accuracy; the table below has the figures.",
               {"axes": axes, "lines": lines}, 340)
         if varied
@@ -74,7 +74,7 @@ def importances(found: Mapping[str, float] | None, every: Sequence[TrialReport])
     """Return the importance of each param, and how far to trust it."""
     heading = tag("h3", "Which params mattered")
     if found is None:
-        return [heading, note("Not told: it takes four trials that differ in params and accuracy.")]
+        return [heading, note("Not computed: this needs four trials that differ in params and accuracy.")]
     rows = [
         (name, tag("span", tag("i", style=f"width:{100 * share:.1f}%"), class_="bar"), percent(share, 0))
         for name, share in found.items()
