@@ -1,1 +1,1 @@
-"""The gate: the rules (pure), what models answer on the same images, and how a decision is shown."""
+"""The gate: its rules (pure), the predictions that it compares, its decisions and the promotions they lead to."""

@@ -1,8 +1,8 @@
-"""Which models were in production, and how good they were, by the record: the audit log and the lineage.
+"""Which models were in production, and their recorded accuracy: from the audit log and the lineage.
 
-The audit log of a machine knows what happened there. A fresh one knows from W&B what `production` and `previous` name;
-what they were retrained from, turn by turn, was in production too, and each retrained model's metadata has the test
-accuracy of its parent and its own.
+The audit log lists the promotions of this machine. A fresh machine knows from W&B only the models of `production` and
+`previous`; the models that these were retrained from were in production too, and the metadata of each retrained model
+holds the test accuracy of its parent and its own.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from flywheel.registry import Registry, Version
 
 
 def ever_in_production(params: Params, registry: Registry) -> list[str]:
-    """Return the refs of all models that are or were in production, as far as is known here."""
+    """Return the refs of all models that are or were in production, as far as this store knows."""
     logged = [e["to"] for e in registry.history(params.registered_model) if e["alias"] in ("production", "previous")]
     return list(dict.fromkeys([*(parent for _, _, parent in _turns(params, registry)), *logged]))
 
 
 def best_recorded(params: Params, registry: Registry, dataset: str) -> str | None:
-    """Return the ref, of models here that were in production, with the best recorded accuracy on a data set."""
+    """Return the ref of the model with the best recorded accuracy on a data set that was in production and is here."""
     return max(found := _recorded(params, registry).get(dataset, {}), key=lambda ref: found[ref], default=None)
 
 
 def contenders(params: Params, registry: Registry) -> list[str]:
-    """Return the refs that may be the best model that ever was in production: on each data set the best, by record.
+    """Return the refs that may be the best model ever in production: the best recorded on each data set.
 
-    Those of which nothing is recorded are asked too. So the gate runs a few models, however many there were.
+    Models without a record are included. So the gate runs a few models, however many there were.
     """
     recorded = _recorded(params, registry)
     best = [max(found, key=lambda ref: found[ref]) for found in recorded.values()]
@@ -38,7 +38,7 @@ def contenders(params: Params, registry: Registry) -> list[str]:
 
 
 def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]:
-    """Return data set -> model -> test accuracy, of models here that were in production."""
+    """Return data set -> model -> test accuracy of the models that were in production and are here."""
     found: dict[str, dict[str, float]] = {}
     for version, dataset, parent in _turns(params, registry):
         metrics: Any = version.metadata.get("metrics", {})
@@ -56,7 +56,7 @@ def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]
 
 
 def _turns(params: Params, registry: Registry) -> Iterator[tuple[Version, str, str]]:
-    """Yield (retrained model, data set, parent) from production and the one before it back to where the turns began."""
+    """Yield (retrained model, data set, parent) from production and previous back to the first retraining."""
     aliases, seen = registry.aliases(params.registered_model), set()
     for ref in (aliases.get("production"), aliases.get("previous")):
         while ref is not None and ref not in seen and registry.has(ref):

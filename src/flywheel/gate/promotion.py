@@ -1,15 +1,14 @@
-"""How models reach production: the gate over real models and data, the aliases, the audit log.
+"""Promotion to production: the gate over models and data, the aliases, the audit log.
 
-`judge` decides, `apply` carries out, `promote` and `rollback` are what people type. Every move is a compare-and-set
-on what was production when it was decided, and one write to the audit log.
+`judge` decides, `apply` carries a decision out; `promote` and `rollback` are the commands. Every move is a
+compare-and-set on what was production when it was decided, and one write to the audit log.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flywheel import FlywheelError, files
 from flywheel.gate.report import GateReport
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # numpy and torch load where models are judged
     import numpy as np
     from numpy.typing import NDArray
 
-    from flywheel.gate.rules import GateLabels, Predictions
     from flywheel.tracking.runs import Run
 
 log = logging.getLogger(__name__)
@@ -39,10 +37,10 @@ def judge(
     probabilities: NDArray[np.float32] | None = None,
     by_hand: bool = False,
 ) -> GateReport:
-    """Decide by the gate's rules whether a candidate goes into production. Moves nothing.
+    """Decide by the gate's rules whether a candidate goes into production. Changes no alias.
 
-    `probabilities` of all test images (n, classes) spare a second run over them. What was in production before and
-    was replaced does not come back by itself, only `by_hand`. Raises PromotionError when there is no data set.
+    `probabilities` of all test images (n, classes), if given, are not computed again. A model that was replaced in
+    production returns `by_hand` only. Raises StageError when there is no data set.
     """
     from flywheel.gate import history, predictions, rules
     from flywheel.models import ModelError
@@ -75,19 +73,24 @@ def judge(
         try:
             production = predictions.predict(registry, here, images)
         except (ModelError, RegistryError) as error:
-            return keep(f"{here.label}, in production, cannot be compared: {error}; {_replace(params, candidate)}")
+            return keep(
+                f"{here.label}, in production, cannot be compared: {error}; make rollback PROFILE={params.profile}, or "
+                f'{_command(params, candidate)} FORCE=1 REASON="why", replaces it'
+            )
     known = [production] if production else []
     for other in others:
         try:
             known.append(predictions.predict(registry, other, images, timed=False))
         except (ModelError, RegistryError):
             continue  # it was in production once; a model that cannot be loaded any more is no bound
-    best = _best(known, images.labels)
-    return rules.decide(params.gate, images.labels, predicted, production, best, was_production=alias)
+    labels = images.labels
+    comparable = [model for model in known if model.class_names == labels.class_names and len(labels.test)]
+    best = max(comparable, key=lambda model: model.accuracy(labels), default=None)
+    return rules.decide(params.gate, labels, predicted, production, best, was_production=alias)
 
 
 def apply(params: Params, registry: Registry, candidate: Version, decision: GateReport) -> bool:
-    """Carry out a decision; returns whether production moved. With promotion.auto off nothing moves.
+    """Carry out a decision and return whether production moved. Nothing moves if promotion.auto is off.
 
     Raises PromotionError when production was moved since the decision.
     """
@@ -120,10 +123,10 @@ def report(params: Params, decision: GateReport, run: Run | None = None) -> tupl
 
 
 def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> GateReport:
-    """Judge a model that somebody names and put it into production if it passes, or all the same if forced.
+    """Judge a model and put it into production if it passes or if forced.
 
-    Raises PromotionError when it does not pass, and for what no force overrides: a model that cannot be loaded or
-    gives no finite probabilities.
+    Raises PromotionError when it does not pass. No force overrides a model that cannot be loaded or gives
+    probabilities that are not finite.
     """
     from flywheel.tracking.runs import Tracker
 
@@ -139,7 +142,7 @@ def promote(params: Params, registry: Registry, reference: str, *, force: bool =
         raise PromotionError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
-    with files.lock(params.store_paths.lock("promote")):  # make prune removes nothing meanwhile
+    with files.lock(params.store_paths.lock("promote")):  # make prune waits for this lock
         decision = judge(params, registry, candidate, by_hand=True)
         if _same(decision.production, candidate):
             log.info(f"promote: {candidate.label} is in production already")
@@ -161,9 +164,9 @@ def promote(params: Params, registry: Registry, reference: str, *, force: bool =
 
 
 def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
-    """Put the previous model back into production; what was there becomes the previous one. Returns what was done.
+    """Put the previous model back into production; the current one becomes the previous. Returns a message.
 
-    Raises PromotionError when there is none, or when its files are not whole.
+    Raises PromotionError when there is none, or when a file does not match its digest.
     """
     from flywheel.tracking.runs import Tracker
 
@@ -182,29 +185,23 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
             f"the previous model cannot be used: {error}; make promote MODEL=name:version moves to another"
         ) from None
     reason = " ".join(reason.split())
-    _link(
-        params, registry, version, {"production": production, "previous": previous},
-        f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
+    registry.link(
+        version, model, ("production",), expected={"production": production, "previous": previous},
+        reason=f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
     facts = {"model": version.ref, "from": production, "reason": reason}
-    run = Tracker(params, registry).start("promote", f"rollback {version.label}", facts)
-    run.used(version)
-    run.finish()
+    with Tracker(params, registry).run("promote", f"rollback {version.label}", facts, used=(version,)):
+        pass  # only recorded
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
-
-
-def _best(models: list[Predictions], labels: GateLabels) -> Predictions | None:
-    comparable = [model for model in models if model.class_names == labels.class_names and len(labels.test)]
-    return max(comparable, key=lambda model: model.accuracy(labels), default=None)
 
 
 def _move(
     params: Params, registry: Registry, candidate: Version, decision: GateReport, reason: str, *, forced: bool
 ) -> None:
     try:
-        _link(
-            params, registry, candidate, {"production": decision.production}, reason,
-            gate=decision.summary(), forced=forced,
+        registry.link(
+            candidate, params.registered_model, ("production",), reason=reason,
+            expected={"production": decision.production}, gate=decision.summary(), forced=forced,
         )  # fmt: skip
     except RegistryError:
         now = registry.aliases(params.registered_model).get("production")
@@ -216,21 +213,6 @@ def _move(
         ) from None
 
 
-def _link(
-    params: Params,
-    registry: Registry,
-    version: Version,
-    expected: Mapping[str, str | None],
-    reason: str,
-    *,
-    gate: Mapping[str, Any] | None = None,
-    forced: bool = False,
-) -> None:
-    registry.link(
-        version, params.registered_model, ("production",), reason=reason, expected=expected, gate=gate, forced=forced
-    )
-
-
 def _same(ref: str | None, version: Version) -> bool:
     """Tell whether a ref is of the same content, under whatever name."""
     return ref is not None and ref.partition("@")[2] == version.digest
@@ -238,8 +220,3 @@ def _same(ref: str | None, version: Version) -> bool:
 
 def _command(params: Params, candidate: Version) -> str:
     return f"make promote MODEL={candidate.label} PROFILE={params.profile}"
-
-
-def _replace(params: Params, candidate: Version) -> str:
-    rollback = f"make rollback PROFILE={params.profile}"
-    return f'{rollback}, or {_command(params, candidate)} FORCE=1 REASON="why", replaces it'
