@@ -170,9 +170,12 @@ def test_probabilities_that_the_caller_has_are_not_computed_again(
     assert predicted.count(200) == 1  # production; it is also the best ever and is asked once
 
 
-def test_with_auto_off_nothing_moves(store: Store, make_params: Callable[..., Params]) -> None:
-    store.with_params(make_params, "promotion.auto=false").settle("good")
+def test_with_auto_off_only_a_promotion_by_hand_moves(store: Store, make_params: Callable[..., Params]) -> None:
+    off = store.with_params(make_params, "promotion.auto=false")
+    version = off.settle("good")
     assert store.production() is None
+    promotion.promote(off.params, off.registry, version.label)
+    assert store.production() == version.ref
 
 
 def test_what_is_in_production_is_no_candidate_under_any_name(store: Store) -> None:
@@ -459,13 +462,6 @@ def test_force_where_none_is_needed_is_no_forced_move(store: Store) -> None:
     assert not store.registry.history(MODEL)[-1]["forced"]
 
 
-def test_promote_moves_even_with_auto_off(store: Store, make_params: Callable[..., Params]) -> None:
-    off = store.with_params(make_params, "promotion.auto=false")
-    version = off.publish("good")
-    promotion.promote(off.params, off.registry, version.label)
-    assert store.production() == version.ref
-
-
 def test_promoting_what_is_there_is_no_move(store: Store, said: list[str]) -> None:
     store.settle("good")
     before = store.registry.history(MODEL)
@@ -578,7 +574,10 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     assert moves >= kills // 2
 
 
-def test_importing_promotion_is_light() -> None:
-    """Scripts import it at the top."""
-    probe = "import sys, flywheel.gate.promotion; print({'numpy', 'torch', 'scipy', 'matplotlib'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    "module", ["gate.promotion", "gate.report", "evaluation.report", "simulation.report", "retraining.report"]
+)
+def test_importing_promotion_and_the_reports_is_light(module: str) -> None:
+    """Scripts and commands import them at the top."""
+    probe = f"import sys, flywheel.{module}; print({{'numpy', 'torch', 'scipy', 'matplotlib'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() == "set()"
