@@ -40,7 +40,9 @@ def main() -> None:
             version = registry.resolve(report.feedback)
             new = f"{report.feedback_new:,} new" if report.feedback_new else "none of them new"
             total = version.metadata["images"]
-            cli.log.info(f"feedback: {report.failures:,} failures, {new}; {version.label} lists {total:,} of all turns")
+            cli.log.info(
+                f"feedback: {report.failures:,} failures, {new}; {version.label} lists {total:,} of all rounds"
+            )
         cli.log.info(f"reports: {params.reports}")
 
 

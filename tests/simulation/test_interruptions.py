@@ -83,7 +83,7 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
     assert published(params, registry) == []
     again = run(root)
     assert again.returncode == 0, again.stderr
-    assert "feedback: 50 failures, 50 new; digits-feedback:v0 lists 50 of all turns" in again.stdout
+    assert "feedback: 50 failures, 50 new; digits-feedback:v0 lists 50 of all rounds" in again.stdout
     assert published(params, registry) == [
         "digits-feedback:v0", "simulation.json", "feedback.jsonl", "simulation_latency.png",
     ]  # fmt: skip

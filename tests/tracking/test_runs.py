@@ -89,7 +89,7 @@ def test_online_every_run_is_uploaded_and_nothing_of_the_machine(tmp_path: Path,
     assert len(done.lines) == 2  # and what was waited
     sweep = double.run_of(PROJECT, "sweep")
     assert sweep.state == "finished"
-    assert {run.fields["groupName"] for run in double.runs(PROJECT)} == {"turn-1"}
+    assert {run.fields["groupName"] for run in double.runs(PROJECT)} == {"round-1"}
     trials = {run.name: run for run in double.runs(PROJECT) if run.fields["jobType"] == "trial"}
     assert {name: run.state for name, run in trials.items()} == {
         "trial0": "finished", "trial1": "finished", "trial2": "failed"

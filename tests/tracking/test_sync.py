@@ -87,7 +87,7 @@ def check_uploaded(base: Path, double: WandbDouble) -> None:
     assert [row["accuracy"] for row in train.history if "accuracy" in row] == [epoch / 10 for epoch in range(5)]
     assert train.summary["accuracy"] == 0.4
     assert train.config["rate"]["value"] == 0.1
-    assert (train.fields["groupName"], train.fields["jobType"], train.state) == ("turn-1", "sweep", "finished")
+    assert (train.fields["groupName"], train.fields["jobType"], train.state) == ("round-1", "sweep", "finished")
     made = [one for one in train.logged if one.state == "COMMITTED"]
     assert [one.digest for one in made if one.collection.type == "model"] == [model.digest]
     check_pictures_and_tables(base, double, train)
@@ -173,7 +173,7 @@ def test_versions_of_unknown_runs_are_uploaded(turn: Path, double: WandbDouble) 
 
 
 def test_run_in_progress_is_left_for_later(tmp_path: Path, double: WandbDouble) -> None:
-    run_files.RunFile(store_of(tmp_path), "live").start("evaluate", "evaluate x", "turn-1", {})  # by this process
+    run_files.RunFile(store_of(tmp_path), "live").start("evaluate", "evaluate x", "round-1", {})  # by this process
     code, said = sync(tmp_path, double)
     assert code == 0, said
     assert "evaluate x: in progress, left for later" in said

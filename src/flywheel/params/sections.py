@@ -16,7 +16,7 @@ from flywheel.params.errors import KeyedError, dotted, either, explain, nearest,
 from flywheel.params.operation import Gate, Paths, Promotion, Retrain, Serve, Simulate, Tracking
 from flywheel.params.paths import StorePaths
 
-RETRAINED_NAME = "retrained-model"  # the artifact of every turn
+RETRAINED_NAME = "retrained-model"  # the artifact of every retraining
 LARGEST = 1e300  # bound of a range
 
 

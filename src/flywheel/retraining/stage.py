@@ -65,7 +65,7 @@ def recipe_of(params: Params, parent: Version, written: Mapping[str, Any]) -> tu
     """Return the recipe of a retraining and the learning rate that it scales.
 
     `written` is the recipe in the parent's model.json. The rate that a retrained parent was itself scaled from
-    counts, or the scale would compound from turn to turn.
+    counts, or the scale would compound from round to round.
     """
     base = float(parent.metadata.get("base_learning_rate", written["learning_rate"]))
     options = params.retrain

@@ -168,7 +168,7 @@ class Tracker:
         self.params = params
         self.registry = registry if isinstance(registry, Mirror) else Mirror(params)
         self.connection: Connection = self.registry.connection
-        self.group = f"turn-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
+        self.group = f"round-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._pending = 0  # jobs that have not ended

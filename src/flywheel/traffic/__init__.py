@@ -1,1 +1,1 @@
-"""Feedback from production: which images were answered wrongly, over all turns."""
+"""Feedback from production: which images were answered wrongly, over all rounds."""

@@ -1,8 +1,8 @@
-"""The feedback artifact: the images that production got wrong, over all turns, each once.
+"""The feedback artifact: the images that production got wrong, over all rounds, each once.
 
 feedback.json   {"format": 1, "images": [{id, hash, label, side}, …]}, sorted
 
-The content holds nothing that changes from turn to turn, so the same failures are the same version. Predictions,
+The content holds nothing that changes from round to round, so the same failures are the same version. Predictions,
 confidences, models and counts go to `store/<profile>/feedback.jsonl`, which is only ever appended to.
 """
 

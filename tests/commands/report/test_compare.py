@@ -40,7 +40,7 @@ def test_the_paired_difference_is_the_gates(wheel: Any, first: str) -> None:
 def test_it_is_b_minus_a(wheel: Any, first: str) -> None:
     there = compare.versions(wheel.params, wheel.registry, first, "retrained-model")["paired"]["holdout"]
     back = compare.versions(wheel.params, wheel.registry, "retrained-model", first)["paired"]["holdout"]
-    assert there["difference"] > 0
+    assert there["difference"] == pytest.approx((there["fixed"] - there["broken"]) / there["n"])
     assert back["difference"] == -there["difference"]
     assert (back["fixed"], back["broken"]) == (there["broken"], there["fixed"])
     assert (back["low"], back["high"]) == pytest.approx((-there["high"], -there["low"]))

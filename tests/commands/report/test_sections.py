@@ -188,7 +188,7 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
         ("def", "evaluate", "javascript:alert(1)"),
     ):
         run = run_files.RunFile(tmp_path, key)
-        run.start(job_type, key, "turn-1", {})
+        run.start(job_type, key, "round-1", {})
         run.append("folder", path="offline-run", url=address)
         time.sleep(0.002)  # they are ordered by the millisecond
     run_files.RunFile(tmp_path, "abc").append("confirmed", where="there")
