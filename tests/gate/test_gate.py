@@ -24,7 +24,7 @@ from flywheel.params import Gate
 from flywheel.params import file as params_file
 
 ROOT = Path(__file__).parents[2]
-DRAWS = 400
+DRAWS = 1000
 RULES = params_file.load(ROOT / "params.yaml", "cifar10").gate
 
 

@@ -537,7 +537,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("action", "kills", "longest_s"), [("rollback", 15, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)]
+    ("action", "kills", "longest_s"), [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)]
 )
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
     store: Store, random: np.random.Generator, action: str, kills: int, longest_s: float
