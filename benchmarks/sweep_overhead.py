@@ -26,7 +26,7 @@ from flywheel.registry import LocalRegistry
 from flywheel.sweep import cluster, tune_runner
 from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
-from flywheel.sweep.reporting import Recorder
+from flywheel.sweep.progress import Recorder
 from flywheel.sweep.state import SweepState
 from flywheel.tracking.runs import Tracker
 

@@ -33,7 +33,7 @@ from flywheel.registry import LocalRegistry
 from flywheel.sweep.state import SweepState
 from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
-from flywheel.sweep.reporting import Recorder
+from flywheel.sweep.progress import Recorder
 from flywheel.tracking.runs import Tracker
 from flywheel.training.loop import TrainingData
 

@@ -100,7 +100,7 @@ def online(base: Path, double: WandbDouble, name: str, more: str) -> Ended:
 def test_every_stage_survives_an_outage_and_sync_uploads_everything(
     tmp_path: Path, double: WandbDouble, how: str
 ) -> None:
-    """In each stage of a turn, once its run has started (in a sweep, the runs of its trials)."""
+    """In each stage of a round, once its run has started (in a sweep, the runs of its trials)."""
     port = free_port()
     more = f"serve.port={port}"
     for name in STAGES:

@@ -1,4 +1,4 @@
-"""Three turns of the loop by the real commands, with a real server in between: links, lineage, feedback, disk."""
+"""Three rounds of the loop by the real commands, with a real server in between: links, lineage, feedback, disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flywheel.params import file as params_file
 from flywheel.registry import LocalRegistry
 from flywheel.traffic import feedback
 
-# Each turn's production fails other groups of images, so that each has new failures whatever a training gives.
+# Each round's production fails other groups of images, so that each has new failures whatever a training gives.
 WRONG = ((3,), (4,), (5,))
 SMALL = "data.image_size=8 retrain.epochs=1 retrain.min_failures=1 promotion.auto=false tracking.wandb=disabled"
 
@@ -43,13 +43,13 @@ def done(server: Server, script: str, *arguments: str) -> str:
     return printed
 
 
-def test_three_turns_count_nothing_twice_and_leave_a_lineage(server: Server) -> None:
+def test_three_rounds_count_nothing_twice_and_leave_a_lineage(server: Server) -> None:
     params, registry = server.params, server.registry
     data = registry.resolve(params.dataset_name)
     split = dataset.open_directory(registry.open(data)).split("simulation")
     sizes, listed, retrained = [], [], []
     with serving(server):
-        for turn in range(1, 4):
+        for number in range(1, 4):
             before = files.size_of(params.store / "registry")
             serving_model = registry.resolve(f"{params.registered_model}:production")
             done(server, "simulate")
@@ -70,19 +70,19 @@ def test_three_turns_count_nothing_twice_and_leave_a_lineage(server: Server) -> 
             done(server, "retrain")
             outcome = files.read_json(params.reports / "retrain.json")
             candidate = registry.resolve(outcome["candidate"])
-            assert candidate.label == f"retrained-model:v{turn - 1}"
+            assert candidate.label == f"retrained-model:v{number - 1}"
             assert {role: refs[0] for role, refs in candidate.inputs.items()} == {
                 "dataset": data.ref, "feedback": newest.ref, "parent": serving_model.ref,
             }  # fmt: skip
             retrained.append(candidate)
             assert "nothing to do (every failure" in done(server, "retrain")
             assert registry.aliases(params.registered_model)["candidate"] == candidate.ref
-            if turn < 3:
+            if number < 3:
                 made = made_models.publish(
-                    registry, params, f"model-{turn + 1}", made_models.model(wrong=WRONG[turn]),
+                    registry, params, f"model-{number + 1}", made_models.model(wrong=WRONG[number]),
                     inputs={"dataset": data.ref, "feedback": newest.ref, "parent": candidate.ref},
                 )  # fmt: skip
-                done(server, "promote", made.label, "--force", "--reason", "the next turn")
+                done(server, "promote", made.label, "--force", "--reason", "the next round")
                 aliases = registry.aliases(params.registered_model)
                 assert (aliases["production"], aliases["previous"]) == (made.ref, serving_model.ref)
                 wait_until_served(server, made.label)

@@ -385,7 +385,7 @@ def test_a_fresh_machine_knows_former_production_models_and_accuracies_from_the_
     new = promotion.judge(store.params, store.registry, store.publish("chance"))
     assert new.best_ever == first.ref
     assert not new.checks["best_ever"]
-    # Another sweep's model took over: the turns before it are known from `previous` alone.
+    # Another sweep's model took over: the rounds before it are known from `previous` alone.
     other = store.publish("chance", "model-other")
     moved = {"production": second.ref}
     store.registry.link(second, MODEL, ("previous",), reason="as on W&B")

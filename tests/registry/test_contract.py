@@ -217,7 +217,7 @@ def test_lineage_reaches_the_first_ancestors_and_marks_missing_ones(registry: Re
 
 
 def test_lineage_follows_the_inputs_of_a_repeated_version_once(registry: Registry, tmp_path: Path) -> None:
-    """Each turn names the one before it twice: without a memory, the walk would take 2^10 steps here."""
+    """Each round names the one before it twice: without a memory, the walk would take 2^10 steps here."""
     inputs: dict[str, str] = {}
     for turn in range(10):
         feedback = publish(registry, tmp_path, f"feedback {turn}", name="feedback", inputs=inputs)

@@ -1,4 +1,4 @@
-"""A model that turns of the wheel start from: trained for real, in production."""
+"""The model in production from which rounds of the loop start, really trained."""
 
 from __future__ import annotations
 

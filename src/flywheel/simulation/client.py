@@ -1,6 +1,6 @@
 """The client that sends simulated traffic: images over HTTP in several threads, with bounded retries.
 
-An image ends as a Prediction or as a Failure. Connection errors, timeouts and the statuses 500, 502, 503 and 504 are
+An image ends as a Prediction or as a NoAnswer. Connection errors, timeouts and the statuses 500, 502, 503 and 504 are
 retried with growing pauses (a prediction has no side effects); every other error is final at once.
 """
 
@@ -56,7 +56,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Failure:
+class NoAnswer:
     """Why an image has no prediction: kind (`status_413`, `timeout`, `connection`, `bad_answer`) and reason."""
 
     index: int
@@ -79,7 +79,7 @@ class Client:
     def model(self) -> dict[str, Any]:
         """Return the server's description of its model. Raises SimulationError."""
         found, _, _ = self._request("GET", "/model")
-        if isinstance(found, Failure):
+        if isinstance(found, NoAnswer):
             raise SimulationError(f"nothing answers at {self.url} ({found.reason})")
         try:
             described = found.json()
@@ -92,12 +92,12 @@ class Client:
             ) from None
         return dict(described)
 
-    def predict(self, index: int, pixels: NDArray[np.uint8], class_names: Sequence[str]) -> Prediction | Failure:
-        """Send an image (s, s, 3) uint8 as PNG. An error of the server is returned as a Failure, never raised."""
+    def predict(self, index: int, pixels: NDArray[np.uint8], class_names: Sequence[str]) -> Prediction | NoAnswer:
+        """Send an image (s, s, 3) uint8 as PNG. An error of the server is returned as a NoAnswer, never raised."""
         request_id = secrets.token_hex(8)
         headers = {"Content-Type": "image/png", "X-Request-Id": request_id}
         found, attempts, latency_s = self._request("POST", "/predict", index, headers, png(pixels))
-        if isinstance(found, Failure):
+        if isinstance(found, NoAnswer):
             return found
         try:
             answer = json.loads(found.content)
@@ -107,7 +107,7 @@ class Client:
             return Prediction(index, class_id, probabilities, str(answer["model"]), request_id, latency_s, attempts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-            return Failure(index, "bad_answer", f"not a prediction: {reason}", attempts)
+            return NoAnswer(index, "bad_answer", f"not a prediction: {reason}", attempts)
 
     def _request(
         self,
@@ -116,9 +116,9 @@ class Client:
         index: int = -1,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
-    ) -> tuple[requests.Response | Failure, int, float]:
-        """Return (the response or a failure, attempts, seconds that the last attempt took)."""
-        failure = Failure(index, "stopped", "stopped", 0)
+    ) -> tuple[requests.Response | NoAnswer, int, float]:
+        """Return (the response or a NoAnswer, attempts, seconds that the last attempt took)."""
+        no_answer = NoAnswer(index, "stopped", "stopped", 0)
         for attempt in range(1, self.options.max_attempts + 1):
             if self.stopping.is_set():
                 break
@@ -131,19 +131,19 @@ class Client:
                 )  # fmt: skip
                 if response.status_code == 200:
                     return response, attempt, time.perf_counter() - started
-                failure = Failure(index, f"status_{response.status_code}", _reason(response), attempt)
+                no_answer = NoAnswer(index, f"status_{response.status_code}", _reason(response), attempt)
                 if response.status_code not in RETRIED:
                     break
                 asked_s = _retry_after_s(response)
             except requests.Timeout:
-                failure = Failure(index, "timeout", f"no answer within {self.options.timeout_s:g} s", attempt)
+                no_answer = NoAnswer(index, "timeout", f"no answer within {self.options.timeout_s:g} s", attempt)
             except requests.RequestException as error:
-                failure = Failure(index, "connection", _cause(error), attempt)
+                no_answer = NoAnswer(index, "connection", _cause(error), attempt)
             if attempt < self.options.max_attempts:
                 # Jitter, so that clients that were refused together do not come back together.
                 pause_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1)
                 self.stopping.wait(max(pause_s, asked_s))
-        return failure, failure.attempts, 0.0
+        return no_answer, no_answer.attempts, 0.0
 
 
 def send(
@@ -152,7 +152,7 @@ def send(
     indices: Sequence[int],
     pixels: Callable[[int], NDArray[np.uint8]],
     class_names: Sequence[str],
-) -> Generator[Prediction | Failure]:
+) -> Generator[Prediction | NoAnswer]:
     """Send the images of `indices`, in that order, in `options.concurrency` threads; yield as they come back.
 
     `pixels` gives an image (s, s, 3) uint8. Closing the iterator (an exception in its user, Ctrl-C) sends nothing
@@ -161,7 +161,7 @@ def send(
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         waiting.put(index)
-    done: queue.SimpleQueue[Prediction | Failure | BaseException] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Prediction | NoAnswer | BaseException] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def work() -> None:

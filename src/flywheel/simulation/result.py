@@ -18,7 +18,7 @@ from flywheel.data.splits import is_holdout
 from flywheel.metrics import classification
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.simulation import plots
-from flywheel.simulation.client import Failure, Prediction
+from flywheel.simulation.client import NoAnswer, Prediction
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import FeedbackError
 
@@ -30,11 +30,11 @@ TABLE_COLUMNS = ("id", "image", "label", "prediction", "confidence", "model")
 
 @dataclass(frozen=True)
 class Result:
-    """Predictions and failures in the order of the simulation images, and the seconds that all took."""
+    """Predictions, and images without one, in the order of the simulation images, and the seconds that all took."""
 
     dataset: Dataset
     predictions: Sequence[Prediction]
-    failures: Sequence[Failure]
+    no_answers: Sequence[NoAnswer]
     wall_s: float
 
     @cached_property
@@ -100,8 +100,8 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
         "requests_per_s": round(len(correct) / result.wall_s, 1),
         "latency_ms": {f"p{rank}": round(float(np.percentile(latency_ms, rank)), 2) for rank in PERCENTILES},
         "wall_s": round(result.wall_s, 3),
-        "retries": sum(one.attempts - 1 for part in (result.predictions, result.failures) for one in part),
-        "errors": dict(sorted(Counter(failure.kind for failure in result.failures).items())),
+        "retries": sum(one.attempts - 1 for part in (result.predictions, result.no_answers) for one in part),
+        "errors": dict(sorted(Counter(one.kind for one in result.no_answers).items())),
         "models": dict(sorted(Counter(one.model for one in result.predictions).items())),
         "failures": len(result.wrong),
     }

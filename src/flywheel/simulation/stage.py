@@ -130,7 +130,7 @@ def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> 
 
     index, most = opened.indices["simulation"], params.simulate.max_error_fraction
     predictions: list[client.Prediction] = []
-    failures: list[client.Failure] = []
+    no_answers: list[client.NoAnswer] = []
     started = time.perf_counter()
     sent = client.send(url, params.simulate, indices, lambda i: opened.images[index[i]], opened.class_names)
     with contextlib.closing(sent):  # an exception here ends the traffic
@@ -139,21 +139,21 @@ def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> 
             if isinstance(found, client.Prediction):
                 predictions.append(found)
                 continue
-            failures.append(found)
-            if len(failures) > most * len(indices):
-                kinds = Counter(failure.kind for failure in failures)
+            no_answers.append(found)
+            if len(no_answers) > most * len(indices):
+                kinds = Counter(one.kind for one in no_answers)
                 raise SimulationError(
-                    f"{len(failures)} of {len(failures) + len(predictions):,} images got no answer "
+                    f"{len(no_answers)} of {len(no_answers) + len(predictions):,} images got no answer "
                     f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}), more than "
                     f"simulate.max_error_fraction={most:g} of {len(indices):,}; nothing was published; the last "
                     f"reason: {found.reason}"
                 )
     wall_s = time.perf_counter() - started
-    for kind, count in Counter(failure.kind for failure in failures).items():
-        reason = next(failure.reason for failure in failures if failure.kind == kind)
+    for kind, count in Counter(one.kind for one in no_answers).items():
+        reason = next(one.reason for one in no_answers if one.kind == kind)
         log.info(f"simulate: {count} without an answer: {reason}")
     return Result(
-        opened, sorted(predictions, key=lambda one: one.index), sorted(failures, key=lambda one: one.index), wall_s
+        opened, sorted(predictions, key=lambda one: one.index), sorted(no_answers, key=lambda one: one.index), wall_s
     )
 
 

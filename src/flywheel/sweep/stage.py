@@ -25,7 +25,7 @@ from flywheel.sweep.signals import interruptible
 if TYPE_CHECKING:
     from flywheel.data.dataset import Dataset
     from flywheel.sweep.checkpoints import CheckpointStore
-    from flywheel.sweep.reporting import Recorder
+    from flywheel.sweep.progress import Recorder
     from flywheel.sweep.state import SweepState
     from flywheel.training.loop import TrainingData
 
@@ -89,7 +89,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
     from flywheel.data import dataset
     from flywheel.sweep import cluster
     from flywheel.sweep.checkpoints import CheckpointStore
-    from flywheel.sweep.reporting import Recorder
+    from flywheel.sweep.progress import Recorder
     from flywheel.sweep.state import SweepState
     from flywheel.tracking.runs import Tracker
     from flywheel.training.loop import TrainingData

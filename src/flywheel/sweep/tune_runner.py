@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from flywheel.sweep import trial
 from flywheel.sweep.cluster import Slots
 from flywheel.sweep.journal import METRIC, Trial
-from flywheel.sweep.reporting import Recorder
+from flywheel.sweep.progress import Recorder
 from flywheel.sweep.state import SweepState
 
 METRICS = ("train_loss", "loss", METRIC, "learning_rate", "images_per_s")

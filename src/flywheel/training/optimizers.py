@@ -18,26 +18,21 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     """Return the recipe's optimizer; with `muon` AdamW, and Muon for every convolution after the first.
 
     Each param group holds its peak learning rate. Biases and norms get no weight decay; parameters that do not require
-    a gradient are left out. Fused: one pass over the weights (45 MB for ResNet-18) instead of six.
+    a gradient are left out. Fused: one pass over the weights (45 MB for ResNet-18) instead of six. Raises ValueError
+    for an unknown optimizer.
     """
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    if recipe.optimizer != "muon":
-        groups = [_group(weights, rate, decay), _group(others, rate, 0.0)]
-        if recipe.optimizer == "sgd":
+    groups = [_group(weights, rate, decay), _group(others, rate, 0.0)]
+    match recipe.optimizer:
+        case "sgd":
             return [torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)]
-        return [torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True)]
-    inner = [p for p in weights if p.ndim == 4 and p.shape[1] > 3]
-    last = [p for p in weights if p.ndim == 2][-1:]
-    taken = {id(p) for p in (*inner, *last)}
-    groups = [
-        _group([p for p in weights if id(p) not in taken], ADAMW_FACTOR * rate, decay),
-        _group(last, LAST_LAYER_FACTOR * rate, decay),
-        _group(others, ADAMW_FACTOR * rate, 0.0),
-    ]
-    adam = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True)
-    return [adam, *([Muon(inner, rate, momentum)] if inner else [])]
+        case "adam":
+            return [torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True)]
+        case "muon":
+            return _muon_and_adamw(weights, others, recipe)
+    raise ValueError(f"unknown optimizer {recipe.optimizer!r}")
 
 
 class Muon(torch.optim.Muon):
@@ -61,6 +56,20 @@ class Muon(torch.optim.Muon):
             matrix.grad = None if weight.grad is None else _as_stored(weight.grad).reshape(matrix.shape)
             matrix.mul_(len(matrix) ** 0.5 / matrix.norm())
         super().step(closure)  # type: ignore[no-untyped-call]
+
+
+def _muon_and_adamw(weights: Sequence[Tensor], others: Sequence[Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    inner = [p for p in weights if p.ndim == 4 and p.shape[1] > 3]
+    last = [p for p in weights if p.ndim == 2][-1:]
+    taken = {id(p) for p in (*inner, *last)}
+    groups = [
+        _group([p for p in weights if id(p) not in taken], ADAMW_FACTOR * rate, decay),
+        _group(last, LAST_LAYER_FACTOR * rate, decay),
+        _group(others, ADAMW_FACTOR * rate, 0.0),
+    ]
+    adam = torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True)
+    return [adam, *([Muon(inner, rate, momentum)] if inner else [])]
 
 
 def _group(params: Sequence[Tensor], learning_rate: float, weight_decay: float) -> dict[str, object]:

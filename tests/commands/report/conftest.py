@@ -35,8 +35,8 @@ OVERRIDES = (
 
 
 @dataclass(frozen=True)
-class Wheel:
-    """A profile's params and registry after a turn."""
+class Loop:
+    """A profile's params and registry after a round of the loop."""
 
     params: Params
     registry: Registry
@@ -114,7 +114,7 @@ def simulate(params: Params, registry: Registry) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
     """data, sweep, evaluate, simulate, retrain. No test changes it."""
     params = load(tmp_path_factory.mktemp("turned"))
     registry = LocalRegistry(params.store)
@@ -124,4 +124,4 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Wheel:
     simulate(params, registry)
     retraining_stage.run(params, registry)
     assert registry.resolve(f"{params.registered_model}:production").label == "retrained-model:v0"
-    return Wheel(params, registry)
+    return Loop(params, registry)

@@ -1,4 +1,4 @@
-"""make compare on the versions of a real turn."""
+"""make compare on the versions of a real round."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def first(wheel: Any) -> str:
+def first(loop: Any) -> str:
     """The sweep's best model, which was in production before the retrained one."""
-    return str(wheel.registry.label(wheel.registry.aliases(wheel.params.registered_model)["previous"]))
+    return str(loop.registry.label(loop.registry.aliases(loop.params.registered_model)["previous"]))
 
 
-def test_the_paired_difference_is_the_gates(wheel: Any, first: str) -> None:
-    result = compare.versions(wheel.params, wheel.registry, first, "retrained-model:v0")
-    gate = files.read_json(wheel.params.reports / "gate.json")
+def test_the_paired_difference_is_the_gates(loop: Any, first: str) -> None:
+    result = compare.versions(loop.params, loop.registry, first, "retrained-model:v0")
+    gate = files.read_json(loop.params.reports / "gate.json")
     for part, judged in (("test", gate["overall"]), ("holdout", gate["holdout"])):
         assert {key: result["paired"][part][key] for key in judged} == judged
     assert result["paired"]["test"]["p_value"] == gate["reported"]["p_value"]
@@ -37,17 +37,17 @@ def test_the_paired_difference_is_the_gates(wheel: Any, first: str) -> None:
     assert set(result["paired"]["per_class"]) == {str(digit) for digit in range(10)}
 
 
-def test_it_is_b_minus_a(wheel: Any, first: str) -> None:
-    there = compare.versions(wheel.params, wheel.registry, first, "retrained-model")["paired"]["holdout"]
-    back = compare.versions(wheel.params, wheel.registry, "retrained-model", first)["paired"]["holdout"]
+def test_it_is_b_minus_a(loop: Any, first: str) -> None:
+    there = compare.versions(loop.params, loop.registry, first, "retrained-model")["paired"]["holdout"]
+    back = compare.versions(loop.params, loop.registry, "retrained-model", first)["paired"]["holdout"]
     assert there["difference"] == pytest.approx((there["fixed"] - there["broken"]) / there["n"])
     assert back["difference"] == -there["difference"]
     assert (back["fixed"], back["broken"]) == (there["broken"], there["fixed"])
     assert (back["low"], back["high"]) == pytest.approx((-there["high"], -there["low"]))
 
 
-def test_params_and_data_that_differ_are_named_and_others_are_not(wheel: Any, first: str) -> None:
-    differences = compare.versions(wheel.params, wheel.registry, first, "retrained-model:v0")["differences"]
+def test_params_and_data_that_differ_are_named_and_others_are_not(loop: Any, first: str) -> None:
+    differences = compare.versions(loop.params, loop.registry, first, "retrained-model:v0")["differences"]
     assert differences["params"]["recipe.epochs"] == [4, 2]
     assert differences["params"]["retrain.weight"] == [None, 2.0]
     assert "recipe.batch_size" not in differences["params"]
@@ -56,20 +56,20 @@ def test_params_and_data_that_differ_are_named_and_others_are_not(wheel: Any, fi
     assert not [name for name in differences["metrics"] if "per_class" in name]
 
 
-def test_the_table_says_what_is_measurable(wheel: Any, first: str) -> None:
-    lines = list(compare.table(compare.versions(wheel.params, wheel.registry, first, "retrained-model:v0")))
+def test_the_table_says_what_is_measurable(loop: Any, first: str) -> None:
+    lines = list(compare.table(compare.versions(loop.params, loop.registry, first, "retrained-model:v0")))
     shown = "\n".join(lines)
     assert f"A  {first}" in lines[0]
     assert "B  retrained-model:v0" in lines[0]
     (holdout,) = [line for line in lines if line.startswith("  holdout")]
     assert "B is better" in holdout
     assert "classes that differ measurably on test" in shown
-    same = list(compare.table(compare.versions(wheel.params, wheel.registry, first, first)))
+    same = list(compare.table(compare.versions(loop.params, loop.registry, first, first)))
     assert same == [f"{first} and {first} are the same version"]
 
 
-def test_data_sets_are_compared_by_what_is_known_of_them(wheel: Any) -> None:
-    result = compare.versions(wheel.params, wheel.registry, "digits_dataset:v0", "digits_dataset:latest")
+def test_data_sets_are_compared_by_what_is_known_of_them(loop: Any) -> None:
+    result = compare.versions(loop.params, loop.registry, "digits_dataset:v0", "digits_dataset:latest")
     assert result["paired"] is None
     assert all(rows == {} for rows in result["differences"].values())
 
@@ -85,17 +85,17 @@ def test_data_sets_are_compared_by_what_is_known_of_them(wheel: Any) -> None:
         ("digits_dataset", "retrained-model", r"digits_dataset:v0 is a dataset and retrained-model:v0 a model; name"),
     ],
 )
-def test_a_mistake_is_one_sentence(wheel: Any, a: str, b: str, message: str) -> None:
+def test_a_mistake_is_one_sentence(loop: Any, a: str, b: str, message: str) -> None:
     with pytest.raises(FlywheelError, match=message) as raised:
-        compare.versions(wheel.params, wheel.registry, a, b)
+        compare.versions(loop.params, loop.registry, a, b)
     assert "\n" not in str(raised.value)
 
 
 def test_models_of_other_data_or_classes_are_refused(
-    wheel: Any, first: str, make_params: Callable[..., Params], tmp_path: Path
+    loop: Any, first: str, make_params: Callable[..., Params], tmp_path: Path
 ) -> None:
     params = make_params()
-    shutil.copytree(wheel.params.store, params.store)
+    shutil.copytree(loop.params.store, params.store)
     registry = LocalRegistry(params.store)
     source = registry.open(registry.resolve("retrained-model"))
     shutil.copytree(source, tmp_path / "model")
@@ -116,13 +116,13 @@ def test_models_of_other_data_or_classes_are_refused(
 
 
 @pytest.mark.long
-def test_the_script_prints_a_table_or_json(wheel: Any, first: str) -> None:
-    command = [sys.executable, "scripts/compare.py", *wheel.arguments, first, "retrained-model:v0"]
+def test_the_script_prints_a_table_or_json(loop: Any, first: str) -> None:
+    command = [sys.executable, "scripts/compare.py", *loop.arguments, first, "retrained-model:v0"]
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "on the same images, B minus A" in table.stdout
     assert table.stderr == ""
     result = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == compare.versions(wheel.params, wheel.registry, first, "retrained-model:v0")
+    assert json.loads(result.stdout) == compare.versions(loop.params, loop.registry, first, "retrained-model:v0")
     wrong = subprocess.run([*command[:-1], "nothing"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: no artifact nothing in")

@@ -1,4 +1,4 @@
-"""The page of a real turn, in a real browser and parsed; of no turn, half a turn, and of hostile and damaged files."""
+"""The page of a real round, parsed and in a real browser; of no or half a round, and of hostile and damaged files."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def written(params: Params, registry: Registry) -> Parsed:
     return Parsed(page.write(params, registry).read_text())
 
 
-# -- a whole turn -----------------------------------------------------------------------------------------
+# -- a whole round -----------------------------------------------------------------------------------------
 
 
-def test_a_whole_turn_is_told(wheel: Any) -> None:
-    shown = written(wheel.params, wheel.registry)
+def test_a_whole_round_is_told(loop: Any) -> None:
+    shown = written(loop.params, loop.registry)
     assert [attributes["id"] for attributes in shown.named("section")] == list(SECTIONS)
     assert "missing" not in {attributes.get("class") for attributes in shown.named("p")}
-    reports = {name: files.read_json(wheel.params.reports / f"{name}.json") for name in facts.REPORTS}
+    reports = {name: files.read_json(loop.params.reports / f"{name}.json") for name in facts.REPORTS}
     after = reports["retrain"]["after"]["test"]
     for expected in (
         "retrained-model:v0", f"{100 * after['accuracy']:.1f} %", "of 450 test images", "The best of 4 trials",
@@ -94,14 +94,14 @@ def test_a_whole_turn_is_told(wheel: Any) -> None:
         f"{reports['retrain']['hard_examples']:,} failures joined",
     ):  # fmt: skip
         assert expected in shown.text
-    kinds = re.findall(r'>{"kind": "(\w+)"', (wheel.params.reports / "index.html").read_text())
+    kinds = re.findall(r'>{"kind": "(\w+)"', (loop.params.reports / "index.html").read_text())
     assert kinds == ["history", "parallel", "reliability", "confidence", "latency"]
 
 
-def test_every_image_has_its_words_and_every_control_its_name(wheel: Any) -> None:
-    shown = written(wheel.params, wheel.registry)
+def test_every_image_has_its_words_and_every_control_its_name(loop: Any) -> None:
+    shown = written(loop.params, loop.registry)
     images = shown.named("img")
-    mistakes = [len(files.read_json(wheel.params.reports / f"{n}.json")["worst"]) for n in ("evaluation", "simulation")]
+    mistakes = [len(files.read_json(loop.params.reports / f"{n}.json")["worst"]) for n in ("evaluation", "simulation")]
     assert len(images) == sum(mistakes) > 0
     assert all(
         str(one["src"]).startswith("data:image/png;base64,") and "taken for" in str(one["alt"]) for one in images
@@ -118,8 +118,8 @@ def test_every_image_has_its_words_and_every_control_its_name(wheel: Any) -> Non
 
 
 @needs_browser
-def test_the_page_in_a_browser(wheel: Any, tmp_path: Path) -> None:
-    path = page.write(wheel.params, wheel.registry)
+def test_the_page_in_a_browser(loop: Any, tmp_path: Path) -> None:
+    path = page.write(loop.params, loop.registry)
     with browser.chromium() as tab:
         for width in (400, 1400):
             for dark in (False, True):
@@ -148,8 +148,8 @@ def test_the_page_in_a_browser(wheel: Any, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(wheel: Any) -> None:
-    path = page.write(wheel.params, wheel.registry)
+def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(loop: Any) -> None:
+    path = page.write(loop.params, loop.registry)
     with browser.chromium() as tab:
         tab.open(path.as_uri())
         tab.value(
@@ -161,17 +161,17 @@ def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(whee
         assert all("Content Security Policy" in said for said in tab.console)
 
 
-def test_the_script_writes_it_and_says_where(wheel: Any) -> None:
-    (wheel.params.reports / "index.html").unlink(missing_ok=True)
-    command = [sys.executable, "scripts/report.py", *wheel.arguments]
+def test_the_script_writes_it_and_says_where(loop: Any) -> None:
+    (loop.params.reports / "index.html").unlink(missing_ok=True)
+    command = [sys.executable, "scripts/report.py", *loop.arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    path = wheel.params.reports / "index.html"
+    path = loop.params.reports / "index.html"
     assert result.stdout == f"report: {path}\n"
     assert result.stderr == ""
     assert 600_000 < path.stat().st_size < 1_500_000
 
 
-# -- less than a turn -------------------------------------------------------------------------------------
+# -- less than a round -------------------------------------------------------------------------------------
 
 
 def test_with_nothing_there_each_part_says_what_to_type(params: Params, registry: Registry) -> None:
@@ -182,12 +182,12 @@ def test_with_nothing_there_each_part_says_what_to_type(params: Params, registry
     assert "No run is recorded" in shown.text
 
 
-def test_after_half_a_turn_there_is_half_a_page(wheel: Any, tmp_path: Path, make_params: Callable[..., Params]) -> None:
+def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make_params: Callable[..., Params]) -> None:
     params = make_params()
-    shutil.copytree(wheel.params.store, params.store)
+    shutil.copytree(loop.params.store, params.store)
     params.reports.mkdir(parents=True)
     for name in ("sweep", "evaluation", "gate"):
-        shutil.copy(wheel.params.reports / f"{name}.json", params.reports)
+        shutil.copy(loop.params.reports / f"{name}.json", params.reports)
     shown = written(params, LocalRegistry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
@@ -196,11 +196,11 @@ def test_after_half_a_turn_there_is_half_a_page(wheel: Any, tmp_path: Path, make
 
 @pytest.mark.parametrize("name", sorted(facts.REPORTS))
 def test_a_damaged_report_affects_its_own_section_only(
-    wheel: Any, make_params: Callable[..., Params], name: str
+    loop: Any, make_params: Callable[..., Params], name: str
 ) -> None:
     params = make_params()
-    shutil.copytree(wheel.params.reports, params.reports)
-    shutil.copytree(wheel.params.store, params.store)
+    shutil.copytree(loop.params.reports, params.reports)
+    shutil.copytree(loop.params.store, params.store)
     for content in ("", "{", "[]", "{}", '{"trials": null, "worst": 3, "model": {}}'):
         (params.reports / f"{name}.json").write_text(content)
         shown = written(params, LocalRegistry(params.store))
@@ -208,10 +208,10 @@ def test_a_damaged_report_affects_its_own_section_only(
         assert f"{facts.REPORTS[name][1]} PROFILE=demo" in shown.text
 
 
-def test_images_that_are_gone_leave_their_words(wheel: Any, make_params: Callable[..., Params]) -> None:
+def test_images_that_are_gone_leave_their_words(loop: Any, make_params: Callable[..., Params]) -> None:
     params = make_params()
-    shutil.copytree(wheel.params.reports, params.reports)
-    shutil.copytree(wheel.params.store, params.store)
+    shutil.copytree(loop.params.reports, params.reports)
+    shutil.copytree(loop.params.store, params.store)
     shutil.rmtree(params.store / "registry" / "versions" / "digits_dataset")
     shown = written(params, LocalRegistry(params.store))
     assert shown.named("img") == []
@@ -231,8 +231,8 @@ def poisoned(value: Any, names: set[str], key: str = "") -> Any:
     return f"{HOSTILE}{value}" if isinstance(value, str) and free else value
 
 
-def hostile(wheel: Any) -> Facts:
-    found = facts.gather(wheel.params, wheel.registry)
+def hostile(loop: Any) -> Facts:
+    found = facts.gather(loop.params, loop.registry)
     names = set(map(str, range(10)))
     reports = {name: report for name, report in found.reports.items() if isinstance(report, BaseModel)}
     assert reports.keys() == found.reports.keys()
@@ -256,9 +256,9 @@ def hostile(wheel: Any) -> Facts:
     )
 
 
-def test_no_name_becomes_markup(wheel: Any) -> None:
-    tame = Parsed(rendered(facts.gather(wheel.params, wheel.registry), wheel.params))
-    shown = Parsed(rendered(hostile(wheel), wheel.params))
+def test_no_name_becomes_markup(loop: Any) -> None:
+    tame = Parsed(rendered(facts.gather(loop.params, loop.registry), loop.params))
+    shown = Parsed(rendered(hostile(loop), loop.params))
     assert len(shown.named("script")) == len(tame.named("script"))
     assert len(shown.named("img")) == len(tame.named("img"))
     assert not [key for _, attributes in shown.elements for key in attributes if key.startswith("on")]
@@ -266,9 +266,9 @@ def test_no_name_becomes_markup(wheel: Any) -> None:
 
 
 @needs_browser
-def test_no_name_runs_in_a_browser(wheel: Any, tmp_path: Path) -> None:
+def test_no_name_runs_in_a_browser(loop: Any, tmp_path: Path) -> None:
     path = tmp_path / "index.html"
-    path.write_text(rendered(hostile(wheel), wheel.params))
+    path.write_text(rendered(hostile(loop), loop.params))
     with browser.chromium() as tab:
         tab.open(path.as_uri())
         tab.wait(lambda: tab.value(DRAWN))
@@ -291,8 +291,8 @@ def test_the_library_is_the_one_that_its_page_describes() -> None:
     assert "Apache License" in (folder / "LICENSE").read_text()
 
 
-def test_the_page_holds_no_number_that_json_has_not(wheel: Any) -> None:
-    text = (page.write(wheel.params, wheel.registry)).read_text()
+def test_the_page_holds_no_number_that_json_has_not(loop: Any) -> None:
+    text = (page.write(loop.params, loop.registry)).read_text()
     islands = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert len(islands) == 5
     for island in islands:

@@ -75,8 +75,8 @@ def test_a_gate_that_compared_nothing_says_why() -> None:
     assert "it is in production already" in shown
 
 
-def test_a_failed_rule_is_said_in_words_not_by_colour_alone(wheel: Any) -> None:
-    report = files.read_json(wheel.params.reports / "gate.json")
+def test_a_failed_rule_is_said_in_words_not_by_colour_alone(loop: Any) -> None:
+    report = files.read_json(loop.params.reports / "gate.json")
     report["checks"]["test"] = False
     shown = join(*gate.gate(GateReport.model_validate(report), {}))
     assert "✕ fail" in shown
@@ -134,15 +134,15 @@ def test_importance_needs_enough_different_trials(whole: SweepRecord) -> None:
 # -- lineage ----------------------------------------------------------------------------------------------
 
 
-def chain(turns: int) -> list[Node]:
+def chain(rounds: int) -> list[Node]:
     nodes = [Node("d", "digits_dataset:v0", "dataset", "2026-01-01", ())]
     model = "m0"
     nodes.append(Node("m0", "model-1:v0", "model", "2026-01-02", ("d",)))
-    for turn in range(turns):
-        nodes.append(Node(f"f{turn}", f"digits-feedback:v{turn}", "feedback", f"2026-02-{turn + 1:02}", ("d", model)))
-        inputs = ("d", f"f{turn}", model)
-        model = f"r{turn}"
-        nodes.append(Node(model, f"retrained-model:v{turn}", "model", f"2026-02-{turn + 1:02}T12", inputs))
+    for n in range(rounds):
+        nodes.append(Node(f"f{n}", f"digits-feedback:v{n}", "feedback", f"2026-02-{n + 1:02}", ("d", model)))
+        inputs = ("d", f"f{n}", model)
+        model = f"r{n}"
+        nodes.append(Node(model, f"retrained-model:v{n}", "model", f"2026-02-{n + 1:02}T12", inputs))
     return nodes
 
 
@@ -208,14 +208,14 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
 # -- what production's accuracy is ------------------------------------------------------------------------
 
 
-def test_a_rollback_shows_the_accuracy_of_what_serves(wheel: Any) -> None:
+def test_a_rollback_shows_the_accuracy_of_what_serves(loop: Any) -> None:
     """Of a model that no report tells of, the audit log knows the accuracy and the data set the number of images."""
     reports: dict[str, Any] = {name: facts.Absent("gone", "make") for name in facts.REPORTS}
-    known = files.read_json(wheel.params.reports / "evaluation.json")
-    accuracy, n, interval = facts._accuracy(wheel.params, wheel.registry, reports, known["model"])
+    known = files.read_json(loop.params.reports / "evaluation.json")
+    accuracy, n, interval = facts._accuracy(loop.params, loop.registry, reports, known["model"])
     assert (accuracy, n) == (known["accuracy"], known["n"])
     assert interval == pytest.approx(known["interval"])
-    assert facts._accuracy(wheel.params, wheel.registry, reports, "unknown@0") == (None, None, None)
+    assert facts._accuracy(loop.params, loop.registry, reports, "unknown@0") == (None, None, None)
 
 
 def test_a_forced_model_is_marked() -> None:
