@@ -63,7 +63,7 @@ stop: $(READY) ## stop the server that make serve started
 simulate: $(READY) ## send the simulation images to the server; publish its failures
 	@$(SCRIPT) $(ARGS)
 
-retrain: $(READY) ## retrain the production model on its failures (FORCE=1: use old failures again)
+retrain: $(READY) ## if there are new failures, retrain on all of them so far (FORCE=1: also without new ones)
 	@$(STAGE)
 
 .PHONY: promote rollback history
@@ -77,7 +77,7 @@ history: $(READY) ## show what was promoted: who, when and why (ARGS=--all: ever
 	@$(SCRIPT) $(ARGS)
 
 .PHONY: sync
-sync: $(READY) ## upload to W&B what is missing there (ARGS="--keep ours": our aliases win)
+sync: $(READY) ## upload to W&B what is missing there (ARGS="--keep ours": keep local aliases that moved on both sides)
 	@$(SCRIPT) $(ARGS)
 
 .PHONY: report compare
@@ -127,7 +127,7 @@ define TEST_CPU
 @echo '$(1)' && $(1) $(VENV_PYTHON) -m pytest -m "numerics and not long" -q $(ARGS)
 
 endef
-test-cpus: $(READY) ## run the tests that train under the settings of other CPUs
+test-cpus: $(READY) ## run the tests that train as other CPUs would (settings only)
 	$(foreach cpu,$(CPUS),$(call TEST_CPU,$(cpu)))
 
 test-all: lint ## run make test and the long tests (an hour and a half)

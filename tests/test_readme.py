@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"cd", "curl", "du", "git", "sed", "systemctl", "tar"}  # programs that are not ours
+OTHERS = {"cd", "curl", "du", "git", "head", "sed", "systemctl", "tar"}  # programs that are not ours
 ARTIFACT = re.compile(r"[\w.-]+(:v\d+|:[a-z]+|@\w+)?")
 CRON = re.compile(r"^(?:[\d*/,-]+\s+){5}(.*)$", re.M)
 

@@ -18,8 +18,8 @@ from flywheel.params.base import NOT_IDENTITY, Section, plain
 HEADER = """# Params
 
 Here you can look up each key of [`params.yaml`](../params.yaml): its type, range, value in each profile, and effect. If
-you change an *identity* param, the stages that use it run again; the others do not change results. `make docs` writes
-this page from the code that checks the params.
+you change an *identity* param, those of `data`, `sweep` and `evaluate` that use it run again; the others cause no new
+start. `make docs` writes this page from the code that checks the params.
 """
 EMPTY = "–"
 
