@@ -1,7 +1,7 @@
 """The stage `evaluate`: the sweep's best model on the test set, then the gate.
 
-What is in production is no input: the gate decides when a best model, the data, the gate's params or the code are new,
-and a model that was moved out of production by hand does not come back because somebody types `make evaluate`.
+It runs again if the best model, the data set, the params of gate and promotion or the code changed. A new production
+model does not make it run again, so a model that you roll back or promote by hand stays in production.
 """
 
 from __future__ import annotations

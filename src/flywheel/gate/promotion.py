@@ -1,7 +1,7 @@
-"""Promotion to production: the gate over models and data, the aliases, the audit log.
+"""Promote models to production: run the gate, move the aliases, write the audit log.
 
-`judge` decides, `apply` carries a decision out; `promote` and `rollback` are the commands. Every move is a
-compare-and-set on what was production when it was decided, and one write to the audit log.
+`judge` decides, `apply` carries a decision out; `promote` and `rollback` are the commands. A move fails if production
+changed since the decision. Each move is one write to the audit log.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
-"""The gate's rules: what models predict on the same images -> a decision. Pure: no model, file or registry.
+"""Decide promote or keep from predictions on the same images. Reads no file, loads no model.
 
-The promise is *no measurable harm*. A candidate takes over when all of these hold, each shown in `checks`:
-`answers` (it loads and gives finite probabilities for every image), `same_classes`, `test` and `best_ever` (the lower
-95 % bound of its paired difference to production, and to the best model that ever was in production, is above
--gate.margin), `per_class` (no simultaneous interval lies wholly below -gate.class_margin), `holdout` (not shown worse
-on the simulation images that no training sees). Without a model to compare with, `floor_accuracy` counts instead.
+The promise is *no measurable harm*. A candidate is promoted if all of these checks pass:
+
+    new             it was not in production before (checked by `promotion.judge`, not for make promote)
+    answers         it loads and gives finite probabilities for every image
+    same_classes    it, production and the data set have the same classes
+    test            the lower 95 % bound of its paired difference to production is above -gate.margin
+    best_ever       the same against the best model that was ever in production
+    per_class       no class has an interval (95 % for all classes together) entirely below -gate.class_margin
+    holdout         it is not shown to be worse on the simulation images that no training uses
+    floor_accuracy  its accuracy on test; checked instead of test, per_class and holdout if nothing is in production
 """
 
 from __future__ import annotations

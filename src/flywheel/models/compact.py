@@ -1,8 +1,8 @@
 """A small, fast network for small images, in the manner of the CIFAR-10 speed records.
 
-Its blocks are those of airbench94 (Jordan, arXiv 2404.00498): convolution, pooling, convolution, each convolution with
-batch norm without scale and GELU. It is narrower, and its first layer is trained: a fixed layer that whitens the
-training images amplifies features found only in drifted images (docs/log.md).
+Its blocks are those of airbench94 (Jordan, arXiv 2404.00498): convolution, pooling, convolution; each convolution is
+followed by batch norm (without scale) and GELU. It is narrower, and its first layer is trained: a fixed layer that
+whitens the training images amplifies features found only in drifted images (docs/log.md).
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ REMOVED: dict[Key, str] = {("evaluate",): "was removed with its only param, test
 
 
 class ParamsError(FlywheelError):
-    """params.yaml, PROFILE or SET is wrong; one line a mistake."""
+    """params.yaml, PROFILE or SET is wrong; one line per mistake."""
 
 
 def load(path: Path | str = "params.yaml", profile: str = "cifar10", overrides: str = "") -> Params:
     """Return the params of a profile with overrides such as `sweep.trials=4 sweep.initial_trials=[{}]` applied.
 
-    Raises ParamsError with one line a mistake.
+    Raises ParamsError with one line per mistake.
     """
     tree = _read(path)
     if not isinstance(tree, dict):

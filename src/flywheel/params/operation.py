@@ -1,4 +1,4 @@
-"""The sections on a model in operation: gate, serving, simulation, retraining; tracking and the folders of all."""
+"""The sections gate, promotion, serve, simulate, retrain, tracking and paths of params.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Params and the sections on the way to a model: data, recipe, search space, sweep.
+"""The sections data, recipe and sweep of params.yaml, with the search space, and `Params`, which holds all sections.
 
 params.yaml sets every value; no param has a default here.
 """

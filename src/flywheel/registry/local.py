@@ -1,4 +1,4 @@
-"""The registry on disk: content-addressed blobs, one folder a version, an audit log that is the alias table.
+"""The registry on disk: content-addressed blobs, one folder per version, an audit log that is the alias table.
 
     blobs/ab/ab12…                 every file once, by SHA-256, read-only
     versions/<name>/v3/manifest.json

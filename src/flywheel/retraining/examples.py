@@ -1,4 +1,4 @@
-"""Hard examples: the pixels of the images that feedback lists, without those that no training may use."""
+"""The failures to train on: their pixels, without those that no training may use (test, validation, holdout)."""
 
 from __future__ import annotations
 

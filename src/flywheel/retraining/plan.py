@@ -1,4 +1,4 @@
-"""Whether there are new failures to train on, by the lineage alone: cheap enough for cron to ask every minute."""
+"""Decide by the lineage alone whether there are new failures to train on; fast enough for cron every minute."""
 
 from __future__ import annotations
 

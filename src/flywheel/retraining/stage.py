@@ -1,7 +1,8 @@
-"""The stage `retrain`: train production's weights on with its failures; the gate judges the candidate.
+"""The stage `retrain`: continue training the production model on the originals and its failures.
 
-The lineage, not a fingerprint, tells whether there is anything to do. A run publishes the candidate as one version;
-the next run repeats one that was killed before that, and judges the candidate of one that was killed after it.
+The gate judges the result. The lineage, not a fingerprint, tells whether there is anything to do. A run publishes the
+candidate as one version; the next run repeats one that was killed before that, and judges the candidate of one that
+was killed after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The arms of a retraining: each trains on from the parent's weights and keeps one epoch by validation alone."""
+"""Continue training the parent: the retraining and its control arm.
+
+Each keeps the weights of one epoch, chosen by validation accuracy only.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ def train(
     device: torch.device,
     on_epoch: Callable[[str, EpochResult], None],
 ) -> tuple[Trained, Classifier]:
-    """Train on from the parent (a model's directory) with the hard examples, and the control arm if it is wanted.
+    """Continue training the parent (a model's directory) on the originals and the hard examples.
 
-    `seen` are the hashes that the parent or an ancestor was trained on, None when unknown. Returns the figures and
-    the candidate. Raises RetrainError when the loss is not finite.
+    With `options.control` the control arm follows. `seen` are the hashes that the parent or an ancestor was trained
+    on, None when unknown. Returns the figures and the candidate. Raises RetrainError when the loss is not finite.
     """
     data = TrainingData.of(opened)
     model = classifier.load(parent, device)
@@ -87,7 +90,7 @@ def train_arm(
     device: torch.device,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> tuple[Epoch, ...]:
-    """Train a classifier on from its weights, with a fresh optimizer, and put the kept epoch's weights back.
+    """Continue training a classifier with a fresh optimizer, and load the weights of the epoch that is kept.
 
     Raises RetrainError when the loss is not finite.
     """
@@ -128,7 +131,7 @@ def _kept(epochs: Sequence[Epoch]) -> int:
 
 
 def _control_examples(opened: Dataset, before: Predicted, count: int, seed: int) -> NDArray[np.int64] | None:
-    """Draw `count` images of the side `train` that the parent predicts rightly, so that both arms take the same steps.
+    """Draw `count` images of the side `train` that the parent predicts rightly, for as many steps in the control arm.
 
     Returns indices into the data set, by a seeded draw; with repetition if there are fewer; None if there are none.
     """

@@ -1,4 +1,18 @@
-"""Serve the production model over HTTP with Ray Serve, and load a new one when production moves."""
+"""Serve the production model over HTTP with Ray Serve, and load a new one when the alias `production` moves.
+
+Its modules:
+
+    host.py         start and stop a server on this machine: a process with its own Ray
+    on_cluster.py   the same on a running Ray cluster
+    application.py  deploy the application to Ray, delete it
+    deployment.py   the Ray Serve deployment: replicas, resources, logs
+    ingress.py      the HAProxy in front of the replicas
+    app.py          the HTTP interface of a replica
+    batching.py     batches of queued requests
+    replica.py      the model of a replica, and its replacement
+    prometheus.py   metrics
+    settings.py     address, digest and model of a server
+"""
 
 from flywheel import FlywheelError
 

@@ -1,7 +1,7 @@
 """The state of a sweep, without Ray: it chooses the next trial and takes the results and ends of trials.
 
-The state is rebuilt by replaying the journal: the searcher gets every result, the rungs of ASHA are filled, and trials
-that had not ended are queued.
+The state is rebuilt by replaying the journal: the searcher gets every result, ASHA gets its intermediate results, and
+trials that had not ended are queued.
 """
 
 from __future__ import annotations

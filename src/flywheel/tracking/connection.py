@@ -1,7 +1,8 @@
 """Choose how a process uses W&B (online, offline, disabled), and limit how long it waits for it.
 
-The mode is chosen once, before wandb is imported, by asking the host who owns the key. A refused key, an unreachable
-host and one that accepts connections but never answers all cost at most PROBE_TIMEOUT_S and lead to the offline mode.
+The mode is chosen once, before wandb is imported, by asking W&B which user the API key belongs to. A refused key, an
+unreachable host and one that accepts connections but never answers all cost at most PROBE_TIMEOUT_S and lead to the
+offline mode.
 """
 
 from __future__ import annotations

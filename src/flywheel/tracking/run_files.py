@@ -1,7 +1,7 @@
 """Record each W&B run in a local file first, so that nothing is lost when an upload fails.
 
-<store>/wandb/runs/<key>.jsonl: one event a line, only appended: start, folder, log, summary, media, use, make, finish,
-waited, confirmed. `make sync` uploads what these files hold and W&B does not.
+<store>/wandb/runs/<key>.jsonl: one event per line, only appended: start, folder, log, summary, media, use, make,
+finish, waited, confirmed. `make sync` uploads what these files hold and W&B does not.
 """
 
 from __future__ import annotations

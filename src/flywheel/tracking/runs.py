@@ -1,8 +1,8 @@
 """W&B runs of the stages and trials.
 
 Results are written to local files first, and each run to a file of its own (`run_files`). A background thread uploads
-to W&B; the stage waits for it only at the end, and only while data moves (`connection`). One line tells what W&B did
-not take by then, and `make sync` uploads it.
+to W&B. A stage waits for it at the end, and only as long as the upload makes progress (`connection`). If something
+is not uploaded then, one line says why, and `make sync` uploads it.
 """
 
 from __future__ import annotations
