@@ -21,7 +21,7 @@ from flywheel.tracking import run_files
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 
-# A turn offline: a data set, a model made from it in a run with rows, a picture, an alias.
+# A round offline: a data set, a model made from it in a run with rows, a picture, an alias.
 TURN = """
 import numpy as np
 from PIL import Image
@@ -61,7 +61,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def turn(recorded: Path) -> Path:
-    """The turn as it was recorded, at the path where it was recorded."""
+    """The round as it was recorded, at the path where it was recorded."""
     shutil.rmtree(recorded / "turn")
     return Path(shutil.copytree(recorded / "copy", recorded / "turn", symlinks=True))
 
@@ -80,7 +80,7 @@ def sync(base: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
 
 
 def check_uploaded(base: Path, double: WandbDouble) -> None:
-    """What the turn made is on W&B, once."""
+    """All that the round made is on W&B, once."""
     registry = LocalRegistry(store_of(base))
     data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
     train = double.projects[PROJECT].runs["train0"]
