@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share the machine
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other tests
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ for _name in [name for name in os.environ if name.startswith("MAKE") or name in 
 # A shell ignores SIGINT for what it starts in the background, and nohup SIGHUP: what tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share fixtures on one worker of pytest-xdist: a folder with a conftest.py, else a file."""
+    for item in items:
+        folder = item.path.parent
+        shared = folder if folder.name != "tests" and (folder / "conftest.py").exists() else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(ROOT))))
 
 
 @pytest.fixture(autouse=True)
