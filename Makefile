@@ -115,7 +115,7 @@ lint: $(READY) ## run ruff (lint and format check) and mypy
 	  && $(VENV_PYTHON) -m mypy benchmarks
 
 test: lint ## run lint, type checks and tests (about 15 minutes on two cores)
-	@exec $(VENV_PYTHON) -m pytest -n 3 --dist loadgroup -m "not long" $(ARGS)
+	@exec $(VENV_PYTHON) -m pytest -n 3 -m "not long" $(ARGS)
 
 test-gpu: $(READY) ## test the device code on this machine's GPU
 	@FLYWHEEL_TEST_DEVICE=cuda exec $(VENV_PYTHON) -m pytest -m gpu $(ARGS)
@@ -131,7 +131,7 @@ test-cpus: $(READY) ## run the tests that train as other CPUs would (settings on
 	$(foreach cpu,$(CPUS),$(call TEST_CPU,$(cpu)))
 
 test-all: lint ## run make test and the long tests (an hour and a half)
-	@exec $(VENV_PYTHON) -m pytest -n 3 --dist loadgroup $(ARGS)
+	@exec $(VENV_PYTHON) -m pytest -n 3 $(ARGS)
 
 BENCHES := training serving sweep_overhead start_up
 STUDIES := loop retrain_rate gate_power precision concurrency compact sweep searcher_table

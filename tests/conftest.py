@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests share the machine
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other tests
@@ -32,13 +32,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share fixtures on one worker of pytest-xdist: a folder with a conftest.py, else a file."""
-    for item in items:
-        folder = item.path.parent
-        shared = folder if folder.name != "tests" and (folder / "conftest.py").exists() else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(ROOT))))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests that share fixtures in one process: those of a folder with a conftest.py, else of a file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharedFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return str(file.parent if len(file.parts) > 2 and (ROOT / file.parent / "conftest.py").exists() else file)
+
+    return BySharedFixtures(config, log)
 
 
 @pytest.fixture(autouse=True)
