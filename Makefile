@@ -114,7 +114,7 @@ lint: $(READY) ## run ruff (lint and format check) and mypy
 	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy \
 	  && $(VENV_PYTHON) -m mypy benchmarks
 
-test: lint ## run lint, type checks and tests (about 15 minutes on two cores)
+test: lint ## run lint, type checks and tests (about 6 minutes on two cores)
 	@exec $(VENV_PYTHON) -m pytest -n 3 -m "not long" $(ARGS)
 
 test-gpu: $(READY) ## test the device code on this machine's GPU
