@@ -275,8 +275,7 @@ run.finish()
     return LocalRegistry(store_of(other)).resolve(f"model-{name}").digest
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("keep", ["ours", "theirs"])
+@pytest.mark.parametrize("keep", ["theirs", pytest.param("ours", marks=pytest.mark.long)])
 def test_alias_moved_by_someone_else_stays_until_a_person_decides(
     turn: Path, double: WandbDouble, tmp_path: Path, keep: str
 ) -> None:
