@@ -93,3 +93,26 @@ def test_any_text_is_read_back_from_one_line(tmp_path: Path) -> None:
 def test_sizes_are_readable() -> None:
     sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 1_500_000: "1.5 MB", 2e12: "2.0 TB"}
     assert {size: files.human_size(size) for size in sizes} == sizes
+
+
+TOO_LONG = """
+import resource, signal, sys
+from pathlib import Path
+from flywheel import files
+path = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10,) * 2)
+try:
+    files.append_json_lines(path, {"n": 2}, {"text": "x" * 100})
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_an_append_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    files.append_json_lines(path, {"n": 1})
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", TOO_LONG, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "No space left on device\n"
+    assert path.read_bytes() == before

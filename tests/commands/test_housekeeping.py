@@ -44,6 +44,15 @@ def test_only_unneeded_versions_are_listed(params: Params, registry: Registry, v
     assert housekeeping.unneeded(params, registry) == [versions["loser"]]
 
 
+def test_the_best_model_ever_in_production_is_kept(
+    params: Params, registry: Registry, versions: dict[str, Version]
+) -> None:
+    for name, accuracy in (("loser", 0.9), ("best", 0.8), ("receipt", 0.7)):
+        gate = {"dataset": versions["new"].ref, "accuracy": {versions[name].ref: accuracy}}
+        registry.link(versions[name], MODEL, ("production",), reason="x", gate=gate)
+    assert housekeeping.unneeded(params, registry) == [versions["old"], versions["production"]]
+
+
 def test_ancestors_of_kept_versions_are_kept(params: Params, registry: Registry, versions: dict[str, Version]) -> None:
     assert versions["old"] not in housekeeping.unneeded(params, registry)
     registry.link(versions["best"], MODEL, ("production",), reason="x")  # the former production is `previous` now

@@ -81,9 +81,9 @@ def test_few_new_failures_wait_for_more(
     collect(train[:11])
     assert run(params) is None
     assert said == ["retrain: nothing to do (11 new failures, fewer than retrain.min_failures=12)"]
-    collect(train[11:20])
-    assert run(params).hard_examples == 20
-    collect(train[20:25])  # of 25 that are listed, 5 are new
+    collect(train[11:12])
+    assert run(params).hard_examples == 12
+    collect(train[12:17])  # of 17 that are listed, 5 are new
     said.clear()
     assert run(params) is None
     assert said == ["retrain: nothing to do (5 new failures, fewer than retrain.min_failures=12)"]
