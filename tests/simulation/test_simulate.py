@@ -325,10 +325,10 @@ def test_garbage_and_refusals_are_counted_by_kind(make: Make, server: Server, ru
 
 
 def test_a_server_that_keeps_refusing_is_asked_a_bounded_number_of_times(make: Make, server: Server, run: Any) -> None:
-    server.fault = lambda number, tries: busy() if number <= 3 else None
+    server.fault = lambda number, tries: busy() if number <= 4 else None
     overrides = "simulate.requests=10 simulate.max_attempts=3 simulate.max_error_fraction=0.2 simulate.concurrency=1"
     report = run(make(overrides))
-    assert (report.errors, report.retries, server.requests) == ({"status_503": 1}, 2, 12)
+    assert (report.errors, report.retries, server.requests) == ({"status_503": 1}, 3, 13)
 
 
 def test_too_many_errors_end_it_early_and_publish_nothing(
