@@ -27,7 +27,7 @@ Pictures = NDArray[np.uint8]
 NO_DRIFT = "data.drift={rotation: 0, noise: 0, blur: 0, brightness: 0, contrast: 0}"
 KINDS = ("rotation", "noise", "blur", "brightness", "contrast")
 
-steady = settings(derandomize=True, deadline=None, max_examples=100)
+steady = settings(derandomize=True, deadline=None, max_examples=200)
 
 
 @pytest.fixture
