@@ -231,8 +231,8 @@ def test_what_has_no_unambiguous_form_is_named_with_its_reason(
 ) -> None:
     first, second = (Image.fromarray(picture) for picture in noise_pictures(2))
     odd = {
-        "train/a/cmyk.jpg": encode(Image.new("CMYK", (8, 8)), "JPEG"),
-        "train/a/deep.png": encode(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"),
+        "train/a/lab.tif": encode(Image.new("LAB", (8, 8)), "TIFF"),
+        "train/a/pages.tif": encode(first, "TIFF", save_all=True, append_images=[second]),
         "train/b/moving.gif": encode(first, "GIF", save_all=True, append_images=[second]),
         "test/a/wide.png": encode(Image.new("1", (8_001, 8_001)), "PNG"),
     }
@@ -246,8 +246,8 @@ def test_what_has_no_unambiguous_form_is_named_with_its_reason(
     message = str(refused.value)
     for part in (
         "4 files cannot be read",
-        "train/a/cmyk.jpg: CMYK",
-        "train/a/deep.png: 16 bits a channel",
+        "train/a/lab.tif: CIELAB",
+        "train/a/pages.tif: 2 pages",
         "train/b/moving.gif: animated",
         "test/a/wide.png: 8001 x 8001 pixels",
     ):

@@ -91,8 +91,8 @@ BAD = {
     "text": (b"hello", "not an image in one of the formats"),
     "truncated": (png()[:200], "truncated"),
     "animated": (encoded(ANIMATED[0], "GIF", save_all=True, append_images=ANIMATED[1:]), "animated"),
-    "16-bit": (encoded(Image.fromarray(np.zeros((8, 8), dtype=np.uint16)), "PNG"), "16 bits"),
-    "CMYK": (encoded(Image.new("CMYK", (8, 8)), "JPEG"), "CMYK"),
+    "pages": (encoded(ANIMATED[0], "TIFF", save_all=True, append_images=ANIMATED[1:]), "2 pages"),
+    "CIELAB": (encoded(Image.new("LAB", (8, 8)), "TIFF"), "CIELAB"),
     "bomb": (bomb(50_000), "pixels"),
 }
 
