@@ -39,6 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fw-start-") as folder:
         overrides = (
             f"{harness.scratch(folder)} tracking.wandb=offline sweep.trials=2 sweep.epochs=1 gate.floor_accuracy=0 "
+            "gate.allow_unlearned_classes=true "
             "retrain.min_failures=1 retrain.control=false retrain.epochs=1"
         )
         commands = {"python -c pass": ["-c", "pass"]}

@@ -224,7 +224,7 @@ NOT_RUN = {
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"image_size": 16},
     "sweep": {"trials": 2, "epochs": 1},
-    "gate": {"floor_accuracy": 0.0, "margin": 1, "class_margin": 1},
+    "gate": {"floor_accuracy": 0.0, "allow_unlearned_classes": True, "margin": 1, "class_margin": 1},
     "retrain": {"epochs": 1, "min_failures": 1, "control": False},
 }
 

@@ -64,6 +64,7 @@ def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
     overrides = (
         f"paths.store={place}/store paths.reports={place}/reports serve.port={free_port()} sweep.trials=2 "
         "sweep.epochs=4 sweep.space.architecture=compact gate.floor_accuracy=0.1 retrain.epochs=2 "
+        "gate.allow_unlearned_classes=true "
         "sweep.space.learning_rate=0.05 sweep.space.batch_size=64 sweep.space.optimizer=sgd"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "WANDB", "RAY"))}

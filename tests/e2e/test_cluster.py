@@ -21,7 +21,10 @@ from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
-OVERRIDES = "data.image_size=16 sweep.trials=3 sweep.epochs=2 gate.floor_accuracy=0.1 sweep.space.architecture=compact"
+OVERRIDES = (
+    "data.image_size=16 sweep.trials=3 sweep.epochs=2 sweep.space.architecture=compact gate.floor_accuracy=0.1 "
+    "gate.allow_unlearned_classes=true"
+)
 
 pytestmark = pytest.mark.long
 

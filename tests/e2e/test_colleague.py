@@ -29,7 +29,8 @@ pytestmark = pytest.mark.long
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 SMALL = (
-    "data.image_size=16 sweep.trials=2 sweep.epochs=2 sweep.space.architecture=compact gate.floor_accuracy=0.05 "
+    "data.image_size=16 sweep.trials=2 sweep.epochs=2 sweep.space.architecture=compact "
+    "gate.floor_accuracy=0.05 gate.allow_unlearned_classes=true "
     "retrain.epochs=1 retrain.min_failures=1 retrain.control=false gate.margin=1 gate.class_margin=1"
 )
 FAILURES = """

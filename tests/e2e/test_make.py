@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = "data.image_size=8 sweep.trials=2 sweep.epochs=2 gate.floor_accuracy=0 sweep.space.architecture=[compact]"
+SMALL = (
+    "data.image_size=8 sweep.trials=2 sweep.epochs=2 sweep.space.architecture=[compact] gate.floor_accuracy=0 "
+    "gate.allow_unlearned_classes=true"
+)
 
 
 def make(folder: Path, *arguments: str, overrides: str = SMALL) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.long
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 SMALL = (
     "data.image_size=16 sweep.trials=2 sweep.epochs=3 sweep.early_stopping=false sweep.space.architecture=compact "
-    "gate.floor_accuracy=0.05 gate.margin=1 gate.class_margin=1 retrain.epochs=1 retrain.min_failures=1 "
+    "gate.floor_accuracy=0.05 gate.allow_unlearned_classes=true gate.margin=1 gate.class_margin=1 "
+    "retrain.epochs=1 retrain.min_failures=1 "
     "retrain.control=false"
 )
 STAGES = ("data", "sweep", "evaluate", "simulate", "retrain")

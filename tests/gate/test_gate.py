@@ -166,6 +166,39 @@ def test_without_production_the_floor_decides() -> None:
     assert low.reasons == ("too low: 80.00% on test against gate.floor_accuracy 81.00%",)
 
 
+@pytest.mark.parametrize(
+    ("defects", "found", "allowed", "failed"),
+    [
+        (5, 0, False, {"beats_chance", "learned"}),  # 95 % accuracy by always saying ok
+        (5, 0, True, {"beats_chance"}),
+        (4, 0, True, {"beats_chance"}),
+        (5, 1, False, set()),
+        (0, 0, False, {"beats_chance"}),  # no image of the other class: nothing is shown
+    ],
+)
+def test_a_first_model_must_beat_guessing_and_learn_every_class(
+    defects: int, found: int, allowed: bool, failed: set[str]
+) -> None:
+    labels = np.repeat([1, 0], (95, defects))
+    truth = GateLabels("data@0", ("defect", "ok"), labels, labels[:0])
+    answers = np.concatenate([np.ones(95 + defects - found, np.int64), np.zeros(found, np.int64)])
+    rules = RULES.model_copy(update={"allow_unlearned_classes": allowed})
+    decision = decide(rules, truth, Predictions("new@0", "new:v0", truth.class_names, answers, labels[:0]))
+    assert {name for name, passed in decision.checks.items() if not passed} == failed
+    assert (decision.decision == "first") == (not failed)
+    reasons = "; ".join(decision.reasons)
+    assert ("not shown to be better than guessing: balanced accuracy" in reasons) == ("beats_chance" in failed)
+    assert ("of class defect (0 of 5); add training images" in reasons) == ("learned" in failed)
+
+
+def test_a_class_of_few_test_images_that_is_never_recognised_is_named() -> None:
+    labels = np.repeat([0, 1, 2], (40, 40, 4))
+    truth = GateLabels("data@0", ("a", "b", "c"), labels, labels[:0])
+    decision = decide(RULES, truth, Predictions("n@0", "n:v0", truth.class_names, np.minimum(labels, 1), labels[:0]))
+    assert decision.decision == "first"
+    assert decision.reasons[1] == "no test image is recognised of class c (0 of 4)"
+
+
 def test_with_production_the_floor_does_not_count() -> None:
     truth, old = simple()
     rules = RULES.model_copy(update={"floor_accuracy": 1.0, "margin": 0.02})

@@ -44,6 +44,19 @@ def test_a_class_that_does_not_occur_keeps_its_row() -> None:
     assert result["most_confused"] == []
 
 
+def test_balanced_accuracy_is_the_mean_recall_with_a_bound_that_knows_how_few_images_there_are() -> None:
+    def balanced(*counts: tuple[int, int]) -> tuple[float, float]:
+        return classification.balanced_accuracy(*np.array(counts).T)
+
+    assert balanced((95, 95), (0, 5)) == pytest.approx((0.5, 0.4806), abs=5e-5)
+    assert balanced((95, 95), (0, 5), (0, 0)) == balanced((95, 95), (0, 5))  # a class without images is left out
+    assert balanced((81, 263)) == pytest.approx((81 / 263, 0.2553), abs=5e-5)  # one class: Wilson's interval
+    # Of models that guess, the bound is above the truth about once in forty.
+    draws = np.random.default_rng(0).binomial(30, 0.25, (1000, 4))
+    above = [classification.balanced_accuracy(right, np.full(4, 30))[1] > 0.25 for right in draws]
+    assert np.mean(above) < 0.04
+
+
 def test_the_interval_is_wilsons() -> None:
     """81 of 263: 0.2553 to 0.3662 (Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3)."""
     assert classification.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

@@ -122,12 +122,16 @@ def test_killed_after_the_promotion_it_is_not_judged_again(
     (params.store / "audit.jsonl").unlink()
     parent = registry.resolve("model-1")
     registry.link(parent, params.registered_model, ("best",), reason="nothing is in production")
-    ended = run_until(root, "flywheel.retraining.plots.draw", "retrain.epochs=1 gate.floor_accuracy=0")
+    ended = run_until(
+        root,
+        "flywheel.retraining.plots.draw",
+        "retrain.epochs=1 gate.floor_accuracy=0 gate.allow_unlearned_classes=true",
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
     (made,) = registry.versions("retrained-model")
     assert registry.aliases(params.registered_model)["production"] == made.ref
     registry.link(parent, params.registered_model, ("production",), reason="rolled back by hand")
-    assert run(root, "gate.floor_accuracy=0").returncode == 0
+    assert run(root, "gate.floor_accuracy=0 gate.allow_unlearned_classes=true").returncode == 0
     assert registry.aliases(params.registered_model)["production"] == parent.ref
     report = files.read_json(params.reports / "retrain.json")
     assert (report["decision"], report["promoted"]) == ("first", True)

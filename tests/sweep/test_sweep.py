@@ -35,7 +35,7 @@ from flywheel.training.loop import TrainingData
 Make = Callable[..., Params]
 SMALL = (
     "data.image_size=16 sweep.trials=3 sweep.epochs=2 sweep.space.architecture=compact "
-    "sweep.space.batch_size=[16, 64] gate.floor_accuracy=0 "
+    "sweep.space.batch_size=[16, 64] gate.floor_accuracy=0 gate.allow_unlearned_classes=true "
 )
 # The weights grow ninefold a step (1 - learning_rate * weight_decay = -9): infinite within the first epoch's 40.
 DIVERGING = "{optimizer: sgd, learning_rate: 10.0, weight_decay: 1.0, momentum: 0.0, batch_size: 16}"

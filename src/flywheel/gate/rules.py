@@ -9,7 +9,12 @@ The promise is *no measurable harm*. A candidate is promoted if all of these che
     best_ever       the same against the best model that was ever in production
     per_class       no class has an interval (95 % for all classes together) entirely below -gate.class_margin
     holdout         it is not shown to be worse on the simulation images that no training uses
-    floor_accuracy  its accuracy on test; checked instead of test, per_class and holdout if nothing is in production
+
+If nothing is in production, these replace test, per_class and holdout:
+
+    floor_accuracy  its accuracy on test is at least gate.floor_accuracy
+    beats_chance    the lower 95 % bound of its balanced accuracy on test is above 1 / classes
+    learned         it finds images of every class that has UNLEARNED_FROM test images (gate.allow_unlearned_classes)
 """
 
 from __future__ import annotations
@@ -22,10 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flywheel.gate.report import ClassDifference, GateReport, Reported, Rules
+from flywheel.metrics.classification import balanced_accuracy
 from flywheel.metrics.comparison import Comparison, compare
 from flywheel.metrics.report import Difference
 from flywheel.params import Gate
 
+UNLEARNED_FROM = 5  # test images of a class of which none is answered correctly
+NAMED_CLASSES = 5  # in a reason; the others are counted
 NO_ANSWER = -1  # the class of an image for which a model gave no finite probabilities: always wrong
 
 
@@ -100,7 +108,7 @@ def decide(
         base["best_ever_difference"] = best.overall
         checks["best_ever"] = best.overall.low > -rules.margin
     if production is None or test is None:
-        return _first(rules, candidate.accuracy(labels), checks, reasons, best, {**base, "reported": reported})
+        return _first(rules, labels, candidate, checks, reasons, best, {**base, "reported": reported})
     holdout = None
     if len(labels.holdout):
         holdout = compare(production.holdout, candidate.holdout, labels.holdout, labels.class_names).overall
@@ -138,21 +146,47 @@ def shown(difference: Difference) -> str:
 
 def _first(
     rules: Gate,
-    accuracy: float,
+    labels: GateLabels,
+    candidate: Predictions,
     checks: dict[str, bool],
     reasons: list[str],
     best: Comparison | None,
     base: Mapping[str, Any],
 ) -> GateReport:
+    accuracy, classes = candidate.accuracy(labels), len(labels.class_names)
+    total = np.bincount(labels.test, minlength=classes)
+    right = np.bincount(labels.test[candidate.test == labels.test], minlength=classes)
+    balanced, low = balanced_accuracy(right, total)
+    guessed = 1 / int((total > 0).sum())
+    missed = np.flatnonzero((total > 0) & (right == 0))
+    unlearned = missed[total[missed] >= UNLEARNED_FROM]
     checks["floor_accuracy"] = accuracy >= rules.floor_accuracy
+    checks["beats_chance"] = low > guessed
+    checks["learned"] = not len(unlearned) or rules.allow_unlearned_classes
     against = f"{accuracy:.2%} on test against gate.floor_accuracy {rules.floor_accuracy:.2%}"
     if not checks["floor_accuracy"]:
         reasons.append(f"too low: {against}")
+    if not checks["beats_chance"]:
+        reasons.append(
+            f"not shown to be better than guessing: balanced accuracy, the mean over the classes, {balanced:.2%} on "
+            f"test, its lower 95 % bound {low:.2%}, of which guesses reach {guessed:.2%}"
+        )
+    if not checks["learned"]:
+        found = _never_found(labels, total, unlearned)
+        reasons.append(f"{found}; add training images of it, or set gate.allow_unlearned_classes=true")
     if best is not None and not checks["best_ever"]:
         reasons.append(_worse(best.overall, "the best model that was in production", rules.margin))
     if passed := all(checks.values()):
         reasons = [f"no model to compare with: {against}"]
+        if len(missed):
+            reasons.append(_never_found(labels, total, missed))
     return GateReport(decision="first" if passed else "keep", reasons=tuple(reasons), checks=checks, **base)
+
+
+def _never_found(labels: GateLabels, total: NDArray[np.int64], missed: NDArray[np.int64]) -> str:
+    named = [f"{labels.class_names[index]} (0 of {total[index]})" for index in missed[:NAMED_CLASSES]]
+    more = f" and {len(missed) - len(named)} more" if len(missed) > len(named) else ""
+    return f"no test image is recognised of {'classes' if len(missed) > 1 else 'class'} {', '.join(named)}{more}"
 
 
 def _against(old: Predictions | None, new: Predictions, labels: GateLabels) -> Comparison | None:

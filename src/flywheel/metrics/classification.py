@@ -64,6 +64,18 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def balanced_accuracy(right: NDArray[np.int64], total: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the mean recall of the classes that have images, and the lower end of its 95 % interval.
+
+    right, total: (classes,) counts. The interval combines Wilson's of each class by their distances from the recalls
+    (MOVER; Zou & Donner, Statistics in Medicine 27, 2008), so it has a width where every answer is right, too.
+    """
+    counted = total > 0
+    recalls = right[counted] / total[counted]
+    lows = [wilson_interval(int(k), int(n))[0] for k, n in zip(right[counted], total[counted], strict=True)]
+    return float(recalls.mean()), float(recalls.mean() - np.sqrt(((recalls - lows) ** 2).sum()) / len(lows))
+
+
 def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Return the expected calibration error and, for each non-empty bin of confidence, its means and count.
 

@@ -34,6 +34,9 @@ class Gate(Section):
     """The rules that a model must pass before it goes into production."""
 
     floor_accuracy: Annotated[float, Field(ge=0, le=1)] = Field(description="minimum test accuracy of the first model")
+    allow_unlearned_classes: bool = Field(
+        description="accept a first model that recognises none of the test images of a class with five or more"
+    )
     margin: Annotated[float, Field(ge=0, le=1)] = Field(
         description="how much test accuracy a candidate may lose against production and against the best model ever "
         "there, by the lower 95 % bound; 0: it must be shown better (docs/gate.md)"

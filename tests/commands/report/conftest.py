@@ -29,7 +29,8 @@ from flywheel.training.loop import TrainingData, fit
 
 ROOT = Path(__file__).parents[3]
 OVERRIDES = (
-    "data.image_size=16 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0 gate.margin=1 gate.class_margin=1 "
+    "data.image_size=16 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0 "
+    "gate.allow_unlearned_classes=true gate.margin=1 gate.class_margin=1 "
     "retrain.epochs=2 retrain.min_failures=1"
 )
 
