@@ -23,11 +23,21 @@ export PROFILE SET MODEL REASON A B
 READY := .venv/ready-$(shell cat pyproject.toml requirements.lock | cksum | tr ' ' '-')
 VENV_PYTHON := .venv/bin/python
 # If the Python of .venv was removed or upgraded, it cannot import its packages: make .venv again.
-ifneq ($(shell $(VENV_PYTHON) -c 'import pip' 2>/dev/null && echo sound),sound)
+# -I: a probe must not fail for what the shell has in PYTHONPATH or PYTHONHOME.
+PROBE := -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))'
+ifneq ($(shell $(VENV_PYTHON) $(PROBE) 2>/dev/null && echo sound),sound)
 .PHONY: $(READY)
 endif
-# Use the code of this checkout, even if .venv was copied from another one and points there.
-export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
+# Use the code of this checkout and the packages of .venv alone, whatever the shell is set up for.
+export PYTHONPATH := $(CURDIR)/src
+unexport PYTHONHOME PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT
+# pip installs into .venv, all of it, whatever pip.conf and PIP_… say; what they say of the index holds.
+export PIP_USER := 0
+export PIP_NO_DEPS := 0
+export PIP_DRY_RUN := 0
+export PIP_REQUIRE_HASHES := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON
+INSTALL = $(VENV_PYTHON) -m pip install --target= --root=/ --prefix='$(CURDIR)/.venv'
 SCRIPT = exec $(VENV_PYTHON) scripts/$@.py
 # Pass FORCE=1 and ARGS to the goals on the command line, not to the stages that these depend on.
 STAGE = $(SCRIPT) $(if $(filter $@,$(MAKECMDGOALS)),$(if $(filter-out 0,$(FORCE)),--force) $(ARGS))
@@ -165,16 +175,16 @@ lock: $(READY) ## write requirements.lock from .venv
 	@head -n 2 requirements.lock > .lock-new && $(VENV_PYTHON) -m pip freeze --exclude-editable | sort -f >> .lock-new \
 	  && mv .lock-new requirements.lock
 
-# Make .venv again if it is incomplete or its Python is missing or too old.
+# Make .venv again if it is incomplete or its Python is missing or too old. What is there is removed only by a Python that
+# can make a new one.
 $(READY):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
-	  'error: Python 3.11 or newer is needed; name one, for example: make PYTHON=python3.12 setup' >&2; exit 1; }
+	@$(PYTHON) -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  'error: Python 3.11 or newer is needed; name one, for example: make PYTHON=python3.12 setup$(if $(PYTHONHOME),; PYTHONHOME is not used)' >&2; exit 1; }
 	@echo 'setup: installing into .venv (about 7 GB with CUDA builds; 2 to 10 minutes)'
-	@$(VENV_PYTHON) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  || { rm -rf .venv && $(PYTHON) -m venv .venv; } || { echo \
-	  'error: cannot make .venv; the reason is above (Debian: apt install python3-venv)' >&2; exit 1; }
+	@$(VENV_PYTHON) $(PROBE) 2>/dev/null || { $(PYTHON) -I -c 'import ensurepip' && $(PYTHON) -I -m venv --clear .venv; } \
+	  || { echo 'error: cannot make .venv; the reason is above (Debian: apt install python3-venv)' >&2; exit 1; }
 	@rm -f .venv/ready-*
-	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]' || { echo \
+	@$(INSTALL) -qq --disable-pip-version-check -c requirements.lock -e '.[dev]' || { echo \
 	  'error: the installation failed; the reason is above. With a package index and 7 GB free, run make setup again' \
 	  >&2; exit 1; }
 	@touch $@

@@ -10,7 +10,8 @@ Writes  store/<profile>/serve.json while it serves; store/<profile>/logs/serve.l
 
 import sys
 
-from flywheel import cli, ray_address
+from flywheel import cli
+from flywheel.machine import ray_address
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def registry(params: Params) -> Registry:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One small Ray for all tests that need one."""
-    from flywheel import ray_address
+    from flywheel.machine import ray_address
 
     with ray_address.connect(None, num_cpus=2):
         yield

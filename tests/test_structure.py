@@ -21,7 +21,7 @@ ENDING = 'if __name__ == "__main__":\n    cli.main(main)'
 
 # From the bottom up: a package may import itself and the packages above its own line here.
 LAYERS = (
-    ("files", "ray_address"),
+    ("files", "machine"),
     ("params",),
     ("registry",),
     ("tracking",),

@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 
 from flywheel import FlywheelError, files
 from flywheel.files import Locked
+from flywheel.machine import environment
 from flywheel.params import Params
 from flywheel.params import file as params_file
 
@@ -60,6 +61,7 @@ def load_params(arguments: argparse.Namespace) -> Params:
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
     overrides = os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
     params = params_file.load(arguments.params, profile, overrides)
+    environment.bypass_proxies(params.serve.host)
     for name in ("store", "reports", "cache"):
         directory: Path = getattr(params, name)
         for path in (directory, *directory.parents):
@@ -128,6 +130,7 @@ class _LogFormatter(logging.Formatter):
 
 def main(script: Callable[[], None]) -> None:
     """Run a script's main function; print an expected error in one line and exit with its code."""
+    environment.prepare()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # print ? on a terminal that cannot show × or └

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from flywheel import ray_address
 from flywheel.commands import doctor
 from flywheel.commands.doctor import Finding
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served

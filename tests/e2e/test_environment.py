@@ -107,6 +107,68 @@ def test_the_code_that_runs_is_that_of_the_checkout_wherever_its_environment_cam
     assert result.stdout == f"{checkout}/src/flywheel/__init__.py\n", result.stderr
 
 
+BACKEND = """
+import zipfile
+def build_editable(folder, *_):
+    with zipfile.ZipFile(f"{folder}/tiny-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1\\n")
+        wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("tiny-1.dist-info/RECORD", "")
+    return "tiny-1-py3-none-any.whl"
+"""
+
+
+@pytest.fixture
+def strange_shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables for another Python, another environment and other places to install into."""
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "typing.py").write_text("raise RuntimeError('not for this project')")
+    (folder / "pip.conf").write_text(f"[install]\nuser = true\ntarget = {folder}/elsewhere\nno-deps = true\n")
+    pip = {"PIP_USER": "1", "PIP_TARGET": str(folder), "PIP_CONFIG_FILE": str(folder / "pip.conf"), "PIP_DRY_RUN": "1"}
+    python = {"PYTHONPATH": str(folder), "PYTHONHOME": str(folder), "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2"}
+    return {**pip, **python, "VIRTUAL_ENV": str(folder), "CONDA_PREFIX": str(folder), "CDPATH": "/:/usr"}
+
+
+def test_setup_installs_into_the_environment_whatever_the_shell_is_set_up_for(
+    checkout: Path, strange_shell: dict[str, str]
+) -> None:
+    project = '[project]\nname = "tiny"\nversion = "1"\n[project.optional-dependencies]\ndev = []\n'
+    build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (checkout / "pyproject.toml").write_text(project + build)
+    (checkout / "backend.py").write_text(BACKEND)
+    (checkout / "scripts").mkdir()
+    (checkout / "scripts/status.py").write_text("import tiny, typing; print(tiny.__file__, __debug__)")
+    made = setup(checkout, f"PYTHON={sys.executable}", "status", variables=strange_shell)
+    assert (made.returncode, made.stderr) == (0, "")
+    (installed,) = (checkout / ".venv").glob("lib/*/site-packages/tiny.py")
+    assert made.stdout.splitlines()[-1] == f"{installed} True"
+
+
+def test_a_sound_environment_is_kept_whatever_the_shell_is_set_up_for(
+    checkout: Path, strange_shell: dict[str, str]
+) -> None:
+    checkouts.install(checkout, sys.executable)
+    kept = setup(checkout, variables=strange_shell)
+    assert (kept.returncode, kept.stderr) == (0, "")
+    assert "installing" not in kept.stdout
+
+
+@pytest.mark.parametrize("missing", ["sys", "ensurepip"])
+def test_nothing_is_removed_unless_a_new_environment_can_be_made(checkout: Path, missing: str) -> None:
+    """The Python of .venv is broken, and so is the one that would make it again."""
+    checkouts.install(checkout, "/no/such/python")
+    packages = checkout / ".venv/packages"
+    packages.write_text("6.6 GB")
+    broken = checkout / "python"
+    broken.write_text(f'#!/bin/sh\ncase "$*" in *{missing}*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    broken.chmod(0o755)
+    refused = setup(checkout, f"PYTHON={broken}")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert packages.exists()
+
+
 def small_files() -> None:
     """What a full disk does, for one file: none may grow past 500 kB."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))

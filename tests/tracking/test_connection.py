@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,7 @@ import pytest
 from wandb_double import ENTITY, WandbDouble
 
 from flywheel.params import Params
-from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError, choose_mode
+from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError, base_url, choose_mode
 
 KEY = "0" * 40
 
@@ -28,6 +30,62 @@ def test_environment_decides_before_keys_and_networks(monkeypatch: pytest.Monkey
         assert choose_mode("auto")[:2] == (mode, "WANDB_MODE")
     monkeypatch.setenv("WANDB_MODE", "sideways")
     assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is not a mode")
+
+
+@pytest.mark.parametrize(
+    ("param", "variables", "folder", "user", "mode", "why"),
+    [
+        ("auto", {}, "offline", "", "offline", "mode in wandb/settings"),
+        ("auto", {}, "disabled", "", "disabled", "mode in wandb/settings"),
+        ("online", {"WANDB_MODE": "online"}, "offline", "", "offline", "mode in wandb/settings"),
+        ("auto", {"WANDB_MODE": "offline"}, "disabled", "", "disabled", "mode in wandb/settings"),
+        ("auto", {}, "online", "disabled", "disabled", "mode in user/settings"),
+        ("online", {"WANDB_MODE": "offline"}, "", "", "offline", "WANDB_MODE"),
+        ("online", {"WANDB_DISABLED": "true"}, "", "", "disabled", "WANDB_DISABLED"),
+        ("auto", {"WANDB_DISABLED": "false"}, "online", "", "online", "127.0.0.1 answers"),
+    ],
+)
+def test_of_several_wishes_the_most_private_counts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    double: WandbDouble,
+    param: str,
+    variables: dict[str, str],
+    folder: str,
+    user: str,
+    mode: str,
+    why: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", "user")
+    for name, value in {**double.environment, **variables}.items():
+        monkeypatch.setenv(name, value)
+    for path, asked in (("wandb", folder), ("user", user)):
+        (tmp_path / path).mkdir()
+        (tmp_path / path / "settings").write_text(f"[default]\nmode = {asked}\n")
+    assert choose_mode(param)[:2] == (mode, why)
+
+
+def test_an_upload_that_the_user_asks_for_goes_online(
+    monkeypatch: pytest.MonkeyPatch, params: Params, double: WandbDouble
+) -> None:
+    for name, value in {**double.environment, "WANDB_MODE": "disabled"}.items():
+        monkeypatch.setenv(name, value)
+    assert Connection(params, upload=True).mode.name == "online"
+
+
+def test_the_settings_that_wandb_itself_writes_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its commands `offline` and `login --host`, here in a process of their own."""
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # the command writes the key to .netrc
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    for command in (["offline"], ["login", "--host", "https://wandb.example", "--no-verify", "local-" + KEY]):
+        subprocess.run([sys.executable, "-m", "wandb", *command], check=True, capture_output=True)
+    assert choose_mode("online")[:2] == ("offline", "mode in wandb/settings")
+    assert base_url() == "https://wandb.example"
 
 
 @pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://"])

@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flywheel import FlywheelError, ray_address
+from flywheel import FlywheelError
 from flywheel.files import human_size
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.tracking import run_files

@@ -135,7 +135,7 @@ class Tracking(Section):
     """The connection to Weights & Biases."""
 
     wandb: Annotated[Literal["auto", "online", "offline", "disabled"], BeforeValidator(_no_switch), NOT_IDENTITY] = (
-        Field(description="auto: WANDB_MODE if set; else online if there is a key and W&B answers; else offline")
+        Field(description="auto: online if there is a key, W&B answers and nothing asks for less; else offline")
     )
     project: Annotated[Text | None, NOT_IDENTITY] = Field(description="W&B project; null: flywheel-<profile>")
     registry: Annotated[Annotated[str, AfterValidator(_a_collection)] | None, NOT_IDENTITY] = Field(

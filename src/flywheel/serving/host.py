@@ -23,7 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from flywheel import files, ray_address
+from flywheel import files
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served

@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from flywheel import ray_address
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served

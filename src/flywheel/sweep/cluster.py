@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flywheel import ray_address
+from flywheel.machine import ray_address
 from flywheel.params import Sweep
 from flywheel.sweep import SweepError, preflight
 

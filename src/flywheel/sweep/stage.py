@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flywheel import files, ray_address
+from flywheel import files
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.pipeline.stage import Outcome, Stage

@@ -1,13 +1,14 @@
 """Choose how a process uses W&B (online, offline, disabled), and limit how long it waits for it.
 
-The mode is chosen once, before wandb is imported, by asking W&B which user the API key belongs to. A refused key, an
-unreachable host and one that accepts connections but never answers all cost at most PROBE_TIMEOUT_S and lead to the
-offline mode.
+The mode is chosen once, before wandb is imported: the most private one that was asked for, otherwise by asking W&B
+which user the API key belongs to. A refused key, an unreachable host and one that accepts connections but never answers
+all cost at most PROBE_TIMEOUT_S and lead to the offline mode.
 """
 
 from __future__ import annotations
 
 import base64
+import configparser
 import contextlib
 import json
 import logging
@@ -16,14 +17,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from flywheel import FlywheelError
 from flywheel.params import Params
-from flywheel.tracking.environment import configure
+from flywheel.tracking.environment import configure, user_settings
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ PROBE_TIMEOUT_S = 3
 # A stage waits at most this long for W&B without any upload; with the probe and the uploads before, under 20 s.
 STALL_TIMEOUT_S = 12
 INTERRUPTED_TIMEOUT_S = 3  # after a failure or an interruption: a sweep must end 8 s after the signal
+PRIVATE_FIRST = ("disabled", "offline", "online")  # of several wishes, the first one of these counts
 UPLOADING_BYTES_PER_S = 20_000  # W&B's process reads and writes at least this much when it uploads; retries are less
 
 T = TypeVar("T")
@@ -57,8 +60,9 @@ class Mode(NamedTuple):
 class Connection:
     """The connection of one process. The first error makes it offline for the rest of the process."""
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, *, upload: bool = False):
         self.params = params
+        self.upload = upload  # make sync: whatever was asked for before, the user asks for an upload now
         self.stall_budget_s: float = STALL_TIMEOUT_S  # what is left of it
         self.waited_s = 0.0
         self.gave_up = False  # after an error, which is logged once
@@ -72,9 +76,11 @@ class Connection:
         with self._lock:
             if self._mode is None:
                 began = time.monotonic()
-                self._mode = choose_mode(self.params.tracking.wandb)
+                self._mode = ask() if self.upload else choose_mode(self.params.tracking.wandb)
                 self.waited_s += time.monotonic() - began
                 if self._mode.name != "disabled":
+                    if (url := base_url()) != BASE_URL:
+                        os.environ["WANDB_BASE_URL"] = url  # the settings files are not wandb's from here on
                     configure(self._mode.name, self.params)
             return self._mode
 
@@ -142,13 +148,12 @@ class Connection:
 
 def choose_mode(wanted: str) -> Mode:
     """Return the mode, and why. Never prompts; takes little more than PROBE_TIMEOUT_S at most."""
-    why = "tracking.wandb"
-    if wanted == "auto" and (asked := os.environ.get("WANDB_MODE")):
-        wanted, why = {"dryrun": "offline", "run": "online"}.get(asked, asked), "WANDB_MODE"
-        if wanted not in ("online", "offline", "disabled"):
-            wanted, why = "offline", f"WANDB_MODE={asked} is not a mode"
-    if wanted in ("offline", "disabled"):
-        return Mode(wanted, why)
+    name, why = min(_wishes(wanted), key=lambda wish: PRIVATE_FIRST.index(wish[0]), default=("online", ""))
+    return ask() if name == "online" else Mode(name, why)
+
+
+def ask() -> Mode:
+    """Return the mode online, or offline if W&B does not know the key or does not answer."""
     address = urlsplit(base_url())
     if address.scheme not in ("http", "https") or not address.hostname:
         return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is not an http address")
@@ -161,16 +166,42 @@ def choose_mode(wanted: str) -> Mode:
         return Mode("offline", str(error))
 
 
+def _wishes(param: str) -> Iterator[tuple[str, str]]:
+    """Yield each mode that was asked for, and where: tracking.wandb, W&B's variables and its settings files."""
+    if param != "auto":
+        yield param, "tracking.wandb"
+    if asked := os.environ.get("WANDB_MODE"):
+        mode = {"dryrun": "offline", "run": "online"}.get(asked, asked)
+        yield (mode, "WANDB_MODE") if mode in PRIVATE_FIRST else ("offline", f"WANDB_MODE={asked} is not a mode")
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on", "t", "y"):
+        yield "disabled", "WANDB_DISABLED"
+    for file, settings in _settings():
+        if (asked := settings.get("mode", "")) in PRIVATE_FIRST:
+            yield asked, f"mode in {file}"
+
+
+def _settings() -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Yield W&B's settings files of this folder (`wandb offline` writes it) and of the user, with their content."""
+    folder = Path(os.environ.get("WANDB_DIR") or ".")
+    hidden = (folder / ".wandb").exists()
+    for file in (folder / (".wandb" if hidden else "wandb") / "settings", user_settings()):
+        parser = configparser.ConfigParser(interpolation=None)
+        with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
+            if parser.read(file) and parser.has_section("default"):
+                yield file, parser["default"]
+
+
 def base_url() -> str:
     """Return the URL of the W&B host."""
-    return os.environ.get("WANDB_BASE_URL", BASE_URL).rstrip("/")
+    named = [settings["base_url"] for _, settings in _settings() if settings.get("base_url")]
+    return (os.environ.get("WANDB_BASE_URL") or next(iter(named), BASE_URL)).rstrip("/")
 
 
 def api_key() -> str | None:
     """Return the API key from the environment or netrc."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
-    hosts = (urlsplit(base_url()).hostname or "", *(FORMER_HOSTS if "WANDB_BASE_URL" not in os.environ else ()))
+    hosts = (urlsplit(base_url()).hostname or "", *(FORMER_HOSTS if base_url() == BASE_URL else ()))
     return next((key for host in hosts if (key := _in_netrc(host))), None)
 
 

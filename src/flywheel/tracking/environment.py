@@ -21,7 +21,6 @@ HIDE_MACHINE = {
     "WANDB_X_DISABLE_STATS": "true",
 }
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
-USER_SETTINGS = Path(".config/wandb/settings")  # in the home directory: `wandb login --host` writes the host there
 
 
 def configure(mode: str, params: Params) -> None:
@@ -31,11 +30,16 @@ def configure(mode: str, params: Params) -> None:
     if not params.tracking.machine_info:
         os.environ.update(HIDE_MACHINE)
     for name in FOLDERS:
-        if name != "WANDB_CONFIG_DIR" or not (Path.home() / USER_SETTINGS).exists():
+        if name != "WANDB_CONFIG_DIR" or not user_settings().exists():
             os.environ[name] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not params.tracking.machine_info:
         os.environ["WANDB_DATA_DIR"] = str(_anonymous_link(folder))
+
+
+def user_settings() -> Path:
+    """Return the path of W&B's settings of the user: `wandb login --host` writes the host there."""
+    return Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"
 
 
 def _anonymous_link(folder: Path) -> Path:

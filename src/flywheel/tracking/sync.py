@@ -22,7 +22,7 @@ from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.registry import RegistryError, Version
 from flywheel.tracking import media, run_files
-from flywheel.tracking.connection import StalledError, WandbError, one_line
+from flywheel.tracking.connection import Connection, StalledError, WandbError, one_line
 from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.remote import kill_wandb, wandb_errors
 from flywheel.tracking.run_files import STEP, RunFile, RunRecord
@@ -57,8 +57,7 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
     reached, files.Locked when another process syncs.
     """
     with files.lock(params.store_paths.lock("sync")):
-        tracking = params.tracking.model_copy(update={"wandb": "online"})  # whatever params say: the user asked for it
-        registry = Mirror(params.model_copy(update={"tracking": tracking}))
+        registry = Mirror(params, Connection(params, upload=True))
         mode = registry.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")

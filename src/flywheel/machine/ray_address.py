@@ -15,7 +15,7 @@ from typing import Any
 
 from flywheel import FlywheelError
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 PROBE_TIMEOUT_S = 3
 
 # Set before Ray starts, unless the user's environment sets them already.

@@ -1,0 +1,1 @@
+"""This machine and its shell: prepare the environment, name what is missing, start Ray."""
