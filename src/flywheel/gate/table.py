@@ -20,7 +20,7 @@ def table(report: GateReport) -> Iterator[str]:
         if rule.class_name is not None:
             classes = len(report.per_class)
             yield f"  worst class: {rule.class_name} (its interval holds for all {classes} classes together)"
-    if text := _reported(report.reported):
+    if text := reported(report.reported):
         yield f"  reported: {text}"
 
 
@@ -34,17 +34,18 @@ def _row(rule: AppliedRule) -> str:
     )
 
 
-def _reported(reported: Reported) -> str:
+def reported(found: Reported) -> str:
+    """Return what was measured and not judged, in one line."""
     parts = []
     for values, name, form in (
-        (reported.ece, "calibration error", "{:.3f}"),
-        (reported.latency_ms, "one image in ms", "{:.1f}"),
+        (found.ece, "calibration error", "{:.3f}"),
+        (found.latency_ms, "one image in ms", "{:.1f}"),
     ):
         told = [form.format(value) for value in values.values() if value is not None]
         if told:
             parts.append(f"{name} {told[0]}{f' (production {told[1]})' if len(told) > 1 else ''}")
-    if reported.fixed is not None:
-        parts.append(f"{reported.fixed} fixed, {reported.broken} broken, p {reported.p_value:.3f}")
-    if reported.left_out:
-        parts.append(f"{reported.left_out} images left out: a model was trained on them")
+    if found.fixed is not None:
+        parts.append(f"{found.fixed} fixed, {found.broken} broken, p {found.p_value:.3f}")
+    if found.left_out:
+        parts.append(f"{found.left_out} images left out: a model was trained on them")
     return "; ".join(parts)

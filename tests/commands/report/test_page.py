@@ -191,7 +191,7 @@ def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make
     shown = written(params, LocalRegistry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
-    assert "What the failures taughtNot yet; type make retrain PROFILE=demo" in shown.text
+    assert re.search(r"What the failures taught\s+Not yet; type make retrain PROFILE=demo", shown.text)
 
 
 @pytest.mark.parametrize("name", sorted(facts.REPORTS))
@@ -249,7 +249,7 @@ def hostile(loop: Any) -> Facts:
         labels={},
         production=replace(found.production, label=HOSTILE, who=HOSTILE, reason=HOSTILE),
         stages=tuple((name, state, HOSTILE) for name, state, _ in found.stages),
-        moves=tuple(replace(move, who=HOSTILE, reason=HOSTILE, to=HOSTILE) for move in found.moves),
+        moves=[{**move, "who": HOSTILE, "reason": HOSTILE, "to": HOSTILE} for move in found.moves],
         importance={HOSTILE: 1.0},
         nodes=(*found.nodes[:-1], node),
         runs=(run,),

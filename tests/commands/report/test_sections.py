@@ -10,29 +10,39 @@ from typing import Any
 import pytest
 
 from flywheel import files
-from flywheel.commands.report import evaluation, facts, gate, lineage, overview, sweep
+from flywheel.commands.report import facts, gate, lineage, page, sweep
+from flywheel.commands.report.facts import Facts
+from flywheel.commands.report.formats import points
 from flywheel.commands.report.lineage import Node
-from flywheel.commands.report.markup import Html, join, points, table, tag, text
 from flywheel.gate.report import GateReport
+from flywheel.params import Params
+from flywheel.registry import Registry
+from flywheel.retraining.report import Score
 from flywheel.sweep.journal import SweepRecord, Trial
 from flywheel.tracking import run_files
 
 
-def test_text_is_escaped_once_and_markup_is_left() -> None:
-    assert text("<b>&\"'") == "&lt;b&gt;&amp;&quot;&#x27;"
-    assert text(Html("<b>")) == "<b>"
-    assert tag("p", "a<b", tag("b", "c&d"), class_="x", title='"', hidden=True, id=None) == (
-        '<p class="x" title="&quot;" hidden>a&lt;b<b>c&amp;d</b></p>'
-    )
-    assert tag("line", x1=0) == '<line x1="0"/>'  # closed, or in SVG the next would be inside
-    assert join("<", None, Html("<br>")) == "&lt;<br>"
+@pytest.fixture
+def empty(params: Params, registry: Registry) -> Facts:
+    """What is known of a profile in which nothing ran."""
+    return facts.gather(params, registry)
 
 
-def test_a_table_aligns_numbers_and_names_its_head_and_rows() -> None:
-    shown = table(("class", "n"), [("a", 1)], "Counts")
-    for part in ('<caption class="hidden">Counts', '<th scope="col">class', '<th class="number" scope="col">n',
-                 '<th scope="row">a', '<td class="number">1', 'aria-label="Counts"', 'tabindex="0"'):  # fmt: skip
-        assert part in shown
+def macro(name: str, *arguments: Any, **options: Any) -> str:
+    return str(getattr(page.environment().get_template("macros.html").module, name)(*arguments, **options))
+
+
+def shown(found: Facts) -> str:
+    return page.render(found, (), ())
+
+
+def test_a_table_aligns_numbers_and_names_its_head_and_rows(loop: Any) -> None:
+    text = shown(facts.gather(loop.params, loop.registry))
+    for part in (
+        '<caption class="hidden">Traffic by class', '<th scope="col">class', '<th class="number" scope="col">images',
+        '<th scope="row">0</th><td class="number">', 'aria-label="Traffic by class" tabindex="0"',
+    ):  # fmt: skip
+        assert part in text
 
 
 def test_a_minus_is_a_minus() -> None:
@@ -43,7 +53,7 @@ def test_a_minus_is_a_minus() -> None:
 
 
 def test_the_matrix_shades_by_the_part_of_the_true_class() -> None:
-    shown = evaluation.matrix([[8, 2], [0, 0]], ["cat", "dog"])
+    shown = macro("matrix", [[8, 2], [0, 0]], ["cat", "dog"])
     assert 'class="right dark" style="--shade:80%">8' in shown
     assert 'class="wrong dark" style="--shade:100%">2' in shown  # 20 % mistakes are the end of the scale
     assert shown.count('class="none"') == 2
@@ -51,36 +61,36 @@ def test_the_matrix_shades_by_the_part_of_the_true_class() -> None:
 
 def test_a_matrix_of_many_classes_is_left_to_its_file() -> None:
     names = [str(i) for i in range(31)]
-    assert "31 classes" in evaluation.matrix([[0] * 31] * 31, names)
+    assert "31 classes" in macro("matrix", [[0] * 31] * 31, names)
 
 
 def test_an_interval_lies_where_it_should() -> None:
-    shown = gate.drawn(0.0, -0.5, 0.5, (-1.0, 1.0), -0.25)
+    shown = macro("drawn", 0.0, -0.5, 0.5, (-1.0, 1.0), -0.25)
     middle = gate.WIDTH / 2
     quarter = (gate.WIDTH - 8) / 4
     assert f'x1="{middle}" x2="{middle}"' in shown  # zero
     assert f'x1="{middle - quarter}" x2="{middle + quarter}"' in shown
     assert 'class="limit"' in shown
-    assert 'class="zero"' not in gate.drawn(0.5, 0.4, 0.6, (0.4, 0.6))
+    assert 'class="zero"' not in macro("drawn", 0.5, 0.4, 0.6, (0.4, 0.6))
 
 
-def test_a_gate_that_compared_nothing_says_why() -> None:
+def test_a_gate_that_compared_nothing_says_why(empty: Facts) -> None:
     report = GateReport(
         candidate="a@1", production=None, decision="keep", reasons=("it is in production already",),
         labels={"a@1": "a:v0"},
     )  # fmt: skip
-    shown = join(*gate.gate(report, {}))
-    assert "production stays" in shown
-    assert "<table" not in shown
-    assert "it is in production already" in shown
+    text = shown(replace(empty, reports={**empty.reports, "gate": report}))
+    assert "production stays" in text
+    assert "<table" not in text
+    assert "it is in production already" in text
 
 
-def test_a_failed_rule_is_said_in_words_not_by_colour_alone(loop: Any) -> None:
+def test_a_failed_rule_is_said_in_words_not_by_colour_alone(loop: Any, empty: Facts) -> None:
     report = files.read_json(loop.params.reports / "gate.json")
     report["checks"]["test"] = False
-    shown = join(*gate.gate(GateReport.model_validate(report), {}))
-    assert "✕ fail" in shown
-    assert "✓ pass" in shown
+    text = shown(replace(empty, reports={**empty.reports, "gate": GateReport.model_validate(report)}))
+    assert "✕ fail" in text
+    assert "✓ pass" in text
 
 
 # -- importance -------------------------------------------------------------------------------------------
@@ -128,7 +138,12 @@ def test_importance_is_the_same_each_time() -> None:
 )
 def test_importance_needs_enough_different_trials(whole: SweepRecord) -> None:
     assert sweep.importance(whole) is None
-    assert "Not computed" in join(*sweep.importances(None, ()))
+
+
+def test_importance_that_is_not_known_is_not_shown(loop: Any) -> None:
+    found = facts.gather(loop.params, loop.registry)
+    assert "Not computed" in shown(replace(found, importance=None))
+    assert "Not computed" not in shown(found)
 
 
 # -- lineage ----------------------------------------------------------------------------------------------
@@ -156,31 +171,31 @@ def test_parents_stand_above_their_children() -> None:
 
 def test_a_drawing_has_a_box_a_version_and_a_line_an_input() -> None:
     nodes = chain(3)
-    shown = lineage.draw(nodes)
-    assert shown.count("<rect") == len(nodes)
-    assert shown.count('class="edge"') == sum(len(node.inputs) for node in nodes)
-    assert lineage.draw(nodes[2:]).count('class="edge"') < shown.count('class="edge"')  # to those not there: none
+    text = macro("lineage", lineage.graph(nodes))
+    assert text.count("<rect") == len(nodes)
+    assert text.count('class="edge"') == sum(len(node.inputs) for node in nodes)
+    assert len(lineage.graph(nodes[2:])["edges"]) < text.count('class="edge"')  # to those not there: none
 
 
-def test_a_long_history_is_cut_to_the_newest_and_says_so() -> None:
+def test_a_long_history_is_cut_to_the_newest_and_says_so(empty: Facts) -> None:
     nodes = chain(20)
-    shown = join(*overview.lineage(nodes[-24:], len(nodes) - 24, "make sweep PROFILE=demo"))
-    assert shown.count("<rect") == 24
-    assert f"{len(nodes) - 24} older versions are not drawn" in shown
-    assert "make lineage PROFILE=demo" in shown
+    text = shown(replace(empty, nodes=tuple(nodes[-24:]), older=len(nodes) - 24))
+    assert text.count("<rect") == 24
+    assert f"{len(nodes) - 24} older versions are not drawn" in text
+    assert "make lineage PROFILE=demo" in text
 
 
 # -- history and runs -------------------------------------------------------------------------------------
 
 
-def test_forced_moves_are_marked_and_many_are_cut() -> None:
-    move = facts.Move("2026-11-23T10:00:00.000+00:00", "ann", "production", None, "m:v0", "why", True)
-    shown = join(*overview.history([move, replace(move, forced=False)] * 20, "make evaluate"))
-    assert shown.count("forced") == 15
-    assert "and 10 earlier" in shown
+def test_forced_moves_are_marked_and_many_are_cut(empty: Facts) -> None:
+    move = {"at": "2026-11-23T10:00:00.000+00:00", "who": "ann", "from": None, "to": "m@0", "reason": "why"}
+    text = shown(replace(empty, moves=[{**move, "forced": True}, {**move, "forced": False}] * 20))
+    assert text.count("forced</span>") == 15
+    assert "and 10 earlier" in text
 
 
-def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
+def test_runs_come_from_the_files_that_tracking_keeps(empty: Facts, tmp_path: Path) -> None:
     url = "https://wandb.example/ann/flywheel-demo/runs/abc"
     for key, job_type, address in (
         ("abc", "sweep", url),
@@ -197,12 +212,11 @@ def test_runs_come_from_the_files_that_tracking_keeps(tmp_path: Path) -> None:
     assert [(run.key, bool(run.confirmed), run.url) for run in found] == [
         ("def", False, None), ("ghi", False, None), ("abc", True, url)
     ]  # fmt: skip
-    shown = join(*overview.runs(found, "make sync"))
-    assert "2 of 3 are in the store only; <code>make sync</code> uploads them." in shown
-    assert f'<a href="{url}">abc</a>' in shown
-    assert "in the store only" in shown
-    assert "and 1 runs of trials" in shown
-    assert "javascript" not in shown
+    text = shown(replace(empty, runs=tuple(found)))
+    assert "2 of 3 are in the store only; <code>make sync PROFILE=demo</code> uploads them." in text
+    assert f'<a href="{url}">abc</a>' in text
+    assert "and 1 runs of trials" in text
+    assert "javascript:" not in text
 
 
 # -- what production's accuracy is ------------------------------------------------------------------------
@@ -212,14 +226,14 @@ def test_a_rollback_shows_the_accuracy_of_what_serves(loop: Any) -> None:
     """Of a model that no report tells of, the audit log knows the accuracy and the data set the number of images."""
     reports: dict[str, Any] = {name: facts.Absent("gone", "make") for name in facts.REPORTS}
     known = files.read_json(loop.params.reports / "evaluation.json")
-    accuracy, n, interval = facts._accuracy(loop.params, loop.registry, reports, known["model"])
-    assert (accuracy, n) == (known["accuracy"], known["n"])
-    assert interval == pytest.approx(known["interval"])
-    assert facts._accuracy(loop.params, loop.registry, reports, "unknown@0") == (None, None, None)
+    score = facts._score(loop.params, loop.registry, reports, known["model"])
+    assert (score.accuracy, score.n) == (known["accuracy"], known["n"])
+    assert score.interval == pytest.approx(known["interval"])
+    assert facts._score(loop.params, loop.registry, reports, "unknown@0").accuracy is None
 
 
-def test_a_forced_model_is_marked() -> None:
-    known = facts.Production("m:v0", None, None, None, "2026-11-23T10:00:00", "ann", "labels mended", True)
-    shown = join(*overview.production(known, "digits-classifier", "make evaluate"))
-    assert "forced past the gate" in shown
-    assert "not recorded" in shown
+def test_a_forced_model_is_marked(empty: Facts) -> None:
+    score = Score(n=0, accuracy=None, interval=None)
+    text = shown(replace(empty, production=facts.Production("m:v0", score, "2026-11-23T10:00:00", "ann", "why", True)))
+    assert "forced past the gate" in text
+    assert "not recorded" in text

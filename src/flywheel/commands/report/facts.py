@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +17,9 @@ from flywheel.commands.report.sweep import importance
 from flywheel.evaluation.report import EvaluationReport
 from flywheel.gate.report import GateReport
 from flywheel.params import Params
-from flywheel.registry import Registry, Version
-from flywheel.retraining.report import RetrainReport
+from flywheel.pipeline import stage
+from flywheel.registry import Registry
+from flywheel.retraining.report import RetrainReport, Score
 from flywheel.simulation.report import SimulationReport
 from flywheel.sweep.journal import Journal
 from flywheel.sweep.report import SweepReport
@@ -46,27 +47,12 @@ class Absent:
 
 @dataclass(frozen=True)
 class Production:
-    """The model in production, its accuracy on n test images, and its promotion."""
+    """The model in production, its score on the test images, and its promotion."""
 
     label: str
-    accuracy: float | None
-    n: int | None
-    interval: tuple[float, float] | None
+    score: Score
     since: str
     who: str
-    reason: str
-    forced: bool
-
-
-@dataclass(frozen=True)
-class Move:
-    """A promotion; `before` and `to` are labels."""
-
-    at: str
-    who: str
-    alias: str
-    before: str | None
-    to: str
     reason: str
     forced: bool
 
@@ -86,7 +72,7 @@ class Facts:
     images: Mapping[str, Mapping[int, str]]
     nodes: tuple[Node, ...]
     older: int
-    moves: tuple[Move, ...]
+    moves: Sequence[Mapping[str, Any]]  # promotions as the audit log has them, newest first
     runs: tuple[RunRecord, ...]  # W&B's, newest first
     newest_receipt: Mapping[str, Any]
 
@@ -98,9 +84,10 @@ class Facts:
 def gather(params: Params, registry: Registry) -> Facts:
     """Read everything. A report that is missing or damaged becomes an Absent."""
     reports = {name: _report(params, name) for name in REPORTS}
-    receipts = _receipts(params)
+    receipts = filter(None, map(stage.read_receipt, sorted(params.store_paths.receipts.glob("*.json"))))
     refs = _refs([report.model_dump() for report in reports.values() if isinstance(report, BaseModel)])
-    refs |= {m[k] for m in registry.history() for k in ("from", "to") if m[k]}
+    history = registry.history(params.registered_model)
+    refs |= {entry[end] for entry in history for end in ("from", "to") if entry[end]}
     nodes = _nodes(params, registry)
     sweep = reports["sweep"]
     record = Journal(params.store_paths.journal(sweep.sweep_id)).read() if isinstance(sweep, SweepReport) else None
@@ -119,9 +106,9 @@ def gather(params: Params, registry: Registry) -> Facts:
         },
         nodes=tuple(nodes[-MAX_NODES:]),
         older=max(0, len(nodes) - MAX_NODES),
-        moves=tuple(_moves(params, registry)),
+        moves=[entry for entry in reversed(history) if entry["alias"] == "production"],
         runs=tuple(reversed([*run_files.records(params.store)])),
-        newest_receipt=max(receipts.values(), key=lambda one: str(one.get("started")), default={}),
+        newest_receipt=max(receipts, key=lambda one: str(one.get("started")), default={}),
     )
 
 
@@ -149,18 +136,6 @@ def _report(params: Params, name: str) -> BaseModel | Absent:
         return Absent(f"{path} cannot be read ({reason}); written again by", command + force)
 
 
-def _receipts(params: Params) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(params.store_paths.receipts.glob("*.json")):
-        try:
-            receipt = files.read_json(path)
-        except (OSError, ValueError):
-            continue
-        if isinstance(receipt, dict):
-            found[path.stem] = receipt
-    return found
-
-
 def _refs(value: object) -> set[str]:
     """Return every ref, name@digest, in a report."""
     if isinstance(value, Mapping):
@@ -181,39 +156,29 @@ def _production(params: Params, registry: Registry, reports: Mapping[str, BaseMo
     if ref is None:
         return None
     entry = [e for e in registry.history(params.registered_model) if e["alias"] == "production"][-1]
-    accuracy, n, interval = _accuracy(params, registry, reports, ref)
-    return Production(
-        registry.label(ref), accuracy, n, interval, entry["at"], entry["who"], entry["reason"], entry["forced"]
-    )
+    score = _score(params, registry, reports, ref)
+    return Production(registry.label(ref), score, entry["at"], entry["who"], entry["reason"], entry["forced"])
 
 
-def _accuracy(
-    params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent], ref: str
-) -> tuple[float | None, int | None, tuple[float, float] | None]:
-    """Return a model's test accuracy, the number of images and the interval.
-
-    They are in a report of the model, otherwise in the audit log and the data set that it names.
-    """
+def _score(params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent], ref: str) -> Score:
+    """Return a model's score on test: from a report of it, else from the audit log and the data set that it names."""
     match reports["evaluation"], reports["retrain"]:
         case EvaluationReport(model=model) as scored, _ if model == ref:
-            return scored.accuracy, scored.n, scored.interval
+            return Score(n=scored.n, accuracy=scored.accuracy, interval=scored.interval)
         case _, RetrainReport(candidate=candidate) as retrained if candidate == ref:
-            return retrained.after.test.accuracy, retrained.after.test.n, retrained.after.test.interval
+            return retrained.after.test
         case _, RetrainReport(parent=parent) as retrained if parent == ref:
-            return retrained.before.test.accuracy, retrained.before.test.n, retrained.before.test.interval
+            return retrained.before.test
     for entry in reversed(registry.history(params.registered_model)):
         record = entry["gate"] or {}
         accuracy, dataset = (record.get("accuracy") or {}).get(ref), record.get("dataset")
-        if accuracy is None:
-            continue
-        known = registry.resolve(dataset).metadata if dataset and registry.has(dataset) else {}
-        n = known.get("splits", {}).get("test")
-        if not n:
-            return accuracy, None, None
-        from flywheel.metrics.classification import wilson_interval
-
-        return accuracy, n, wilson_interval(round(accuracy * n), n)
-    return None, None, None
+        if accuracy is not None:
+            known = registry.resolve(dataset).metadata if dataset and registry.has(dataset) else {}
+            n = known.get("splits", {}).get("test") or 0
+            if n:
+                from flywheel.metrics.classification import wilson_interval
+            return Score(n=n, accuracy=accuracy, interval=wilson_interval(round(accuracy * n), n) if n else None)
+    return Score(n=0, accuracy=None, interval=None)
 
 
 def _nodes(params: Params, registry: Registry) -> list[Node]:
@@ -221,35 +186,15 @@ def _nodes(params: Params, registry: Registry) -> list[Node]:
     ref = aliases.get("production") or aliases.get("best")
     if ref is None or not registry.has(ref):
         return []
-    found: dict[str, Version | None] = {}
-    for ancestor in registry.lineage(registry.resolve(ref)):
-        found[ancestor.ref] = ancestor.version
-    pointing: dict[str, list[str]] = {}
-    for alias, name in aliases.items():
-        pointing.setdefault(name, []).append(alias)
+    versions = {ancestor.ref: ancestor.version for ancestor in registry.lineage(registry.resolve(ref))}
     return ordered(
         [
             Node(
-                name,
-                version.label,
-                version.type,
-                version.created,
+                name, version.label, version.type, version.created,
                 tuple(ref for refs in version.inputs.values() for ref in refs),
-                tuple(pointing.get(name, ())),
+                tuple(alias for alias, to in aliases.items() if to == name),
             )
-            for name, version in found.items()
+            for name, version in versions.items()
             if version is not None
         ]
-    )
-
-
-def _moves(params: Params, registry: Registry) -> list[Move]:
-    """Return the promotions, newest first."""
-    return [
-        Move(
-            entry["at"], entry["who"], entry["alias"], registry.label(entry["from"]) if entry["from"] else None,
-            registry.label(entry["to"]), entry["reason"], entry["forced"],
-        )
-        for entry in reversed(registry.history(params.registered_model))
-        if entry["alias"] == "production"
-    ]  # fmt: skip
+    )  # fmt: skip

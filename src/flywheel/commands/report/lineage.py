@@ -1,16 +1,14 @@
-"""Draw the lineage as SVG: a column for each type of artifact, a row for each version, the oldest at the top."""
+"""Lay out the lineage: a column for each type of artifact, a row for each version, the oldest at the top."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from flywheel.commands.report.markup import Html, join, tag
+from typing import Any
 
 COLUMNS = {"dataset": "data", "model": "models", "feedback": "failures"}
 BOX, GUTTER, ROW, HEIGHT, TOP = 154, 34, 62, 40, 26  # pixels
 LINES_A_COLUMN = 5  # parallel edges; more overlap
-MAX_LETTERS = 21  # fit into a box
 
 
 @dataclass(frozen=True)
@@ -24,31 +22,39 @@ class Node:
     inputs: tuple[str, ...]
     aliases: tuple[str, ...] = ()
 
+    @property
+    def column(self) -> str:
+        """The type by which it is drawn."""
+        return self.type if self.type in COLUMNS else "model"
 
-def draw(nodes: Sequence[Node]) -> Html:
-    """Return the graph as SVG. Parents come first in `nodes`. Edges to versions that are not in it are left out."""
-    columns = [column for column in COLUMNS if any(_column(node) == column for node in nodes)]
+
+def graph(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return the drawing in pixels: sizes, columns (name, x), edges (paths of line and tip), boxes (node, x, y).
+
+    Parents come first in `nodes`. Edges to versions that are not in it are left out.
+    """
+    columns = [column for column in COLUMNS if any(node.column == column for node in nodes)]
     left = {column: index * (BOX + GUTTER) + GUTTER for index, column in enumerate(columns)}
-    corner = {node.ref: (left[_column(node)], TOP + row * ROW) for row, node in enumerate(nodes)}
-    width, height = len(columns) * (BOX + GUTTER) + 4, TOP + len(nodes) * ROW
+    corner = {node.ref: (left[node.column], TOP + row * ROW) for row, node in enumerate(nodes)}
     parents = {ref for node in nodes for ref in node.inputs}
     lines: dict[str, int] = {}  # parent -> number of its line in the gutter of its column
     for column in columns:
-        for number, node in enumerate(node for node in nodes if _column(node) == column and node.ref in parents):
+        for number, node in enumerate(node for node in nodes if node.column == column and node.ref in parents):
             lines[node.ref] = number % LINES_A_COLUMN
-    edges = [
-        _edge(corner[ref], corner[node.ref], lines[ref], number, len(node.inputs))
-        for node in nodes
-        for number, ref in enumerate(node.inputs)
-        if ref in corner
-    ]
-    description = "; ".join(f"{node.label} from {', '.join(_labels(node, nodes)) or 'a source'}" for node in nodes)
-    heads = [tag("text", COLUMNS[column], x=left[column], y=12, class_="lane") for column in columns]
-    boxes = [_box(node, *corner[node.ref]) for node in nodes]
-    return tag(
-        "svg", tag("title", f"Lineage: {description}"), *heads, *edges, *boxes,
-        viewBox=f"0 0 {width} {height}", width=width, height=height, role="img", class_="lineage",
-    )  # fmt: skip
+    labels = {node.ref: node.label for node in nodes}
+    made = [(node.label, ", ".join(labels.get(r, r.partition("@")[0]) for r in node.inputs)) for node in nodes]
+    return {
+        "width": len(columns) * (BOX + GUTTER) + 4, "height": TOP + len(nodes) * ROW, "box": BOX, "box_height": HEIGHT,
+        "columns": [(COLUMNS[column], left[column]) for column in columns],
+        "edges": [
+            _edge(corner[ref], corner[node.ref], lines[ref], (number + 1) / (len(node.inputs) + 1))
+            for node in nodes
+            for number, ref in enumerate(node.inputs)
+            if ref in corner
+        ],
+        "boxes": [(node, *corner[node.ref]) for node in nodes],
+        "description": "; ".join(f"{label} from {inputs or 'a source'}" for label, inputs in made),
+    }  # fmt: skip
 
 
 def ordered(nodes: Sequence[Node]) -> list[Node]:
@@ -63,36 +69,12 @@ def ordered(nodes: Sequence[Node]) -> list[Node]:
     return result
 
 
-def _column(node: Node) -> str:
-    return node.type if node.type in COLUMNS else "model"
-
-
-def _labels(node: Node, nodes: Sequence[Node]) -> list[str]:
-    known = {other.ref: other.label for other in nodes}
-    return [known.get(ref, ref.partition("@")[0]) for ref in node.inputs]
-
-
-def _edge(parent: tuple[int, int], child: tuple[int, int], line: int, number: int, count: int) -> Html:
-    """Return the edge: from the parent down the gutter of its column, then along the row of the child."""
+def _edge(parent: tuple[int, int], child: tuple[int, int], line: int, part: float) -> tuple[str, str]:
+    """Return an edge from the parent down the gutter of its column, then along the row of the child, and its tip."""
     (px, py), (cx, cy) = parent, child
     gutter = px - 8 - 5 * line
-    start, end = py + HEIGHT - 8, cy + HEIGHT * (number + 1) // (count + 1)
+    start, end = py + HEIGHT - 8, cy + int(HEIGHT * part)
     target = cx - 2 if cx >= px else cx + BOX + 2
-    turn = 4 if target > gutter else -4
-    line_path = f"M{px} {start}H{gutter + 4}q-4 0 -4 4V{end - 4}q0 4 {turn} 4H{target}"
-    tip = f"M{target} {end}l{-turn} -3v6z"
-    return join(tag("path", d=line_path, class_="edge"), tag("path", d=tip, class_="tip"))
-
-
-def _box(node: Node, x: int, y: int) -> Html:
-    name = node.label if len(node.label) <= MAX_LETTERS else f"{node.label[: MAX_LETTERS - 1]}…"
-    description = ", ".join([node.label, node.type, f"made {node.created[:16].replace('T', ' ')} UTC", *node.aliases])
-    below = ", ".join(node.aliases) if node.aliases else node.created[5:16].replace("T", " ")
-    live = " live" if "production" in node.aliases else ""
-    return tag(
-        "g", tag("title", description),
-        tag("rect", x=x, y=y, width=BOX, height=HEIGHT, rx=6),
-        tag("text", name, x=x + 9, y=y + 17, class_="name"),
-        tag("text", below, x=x + 9, y=y + 32, class_="below"),
-        class_=f"node {_column(node)}{live}",
-    )  # fmt: skip
+    bend = 4 if target > gutter else -4
+    path = f"M{px} {start}H{gutter + 4}q-4 0 -4 4V{end - 4}q0 4 {bend} 4H{target}"
+    return path, f"M{target} {end}l{-bend} -3v6z"
