@@ -32,7 +32,7 @@ from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 from flywheel.retraining import stage as retraining_stage
 from flywheel.traffic import feedback
 from flywheel.training.loop import TrainingData, fit
@@ -66,7 +66,7 @@ def run_seed(choice: tuple[str, str], retrainings: int, seed: int) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="fw-loop-") as folder:
         seeded = f"data.seed={seed} retrain.seed={seed} retrain.control=true"
         params = harness.params(profile, f"{overrides} {harness.scratch(folder)} {seeded}")
-        registry = LocalRegistry(params.store)
+        registry = Registry(params.store)
         data_stage.run(params, registry)
         version = registry.resolve(params.dataset_name)
         images = dataset.open_directory(registry.open(version))

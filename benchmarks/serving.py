@@ -36,7 +36,7 @@ from flywheel import cli, files
 from flywheel.data.images import decode
 from flywheel.models import classifier
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.serving import replica
 
 SERVERS = ("textbook", "batched", "ours")
@@ -136,7 +136,7 @@ def measure(folder: Path, seconds: int, rounds: int) -> dict[str, Any]:
 
 def _swap(params: Params, model: Path, folder: Path) -> None:
     """Promote ten times, evenly over the run."""
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     other = shutil.copytree(model, folder / "other")
     description = files.read_json(other / "model.json")
     files.write_json(other / "model.json", {**description, "recipe": {**description["recipe"], "seed": 1}})
@@ -195,7 +195,7 @@ def _publish(params: Params, directory: Path) -> Path:
     classifier.Classifier("standard", CLASSES, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 32).save(
         directory, {"precision": "auto"}
     )
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     version = registry.publish("model-bench", "model", directory, metadata={}, inputs={})
     registry.link(version, params.registered_model, ("production",), reason="benchmark")
     return directory

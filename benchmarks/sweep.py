@@ -35,7 +35,7 @@ from flywheel.data import dataset
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
 from flywheel.pipeline import plotting
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.training.loop import TrainingData
 
 RESULT = harness.RESULTS / "sweep.json"
@@ -93,7 +93,7 @@ def with_compact() -> str:
 def textbook(overrides: str, trials: int, epochs: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the trials of the textbook search, and the numbers of its training and validation images."""
     params = harness.params("cifar10", overrides)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data = TrainingData.of(dataset.open_directory(registry.open(registry.resolve(params.dataset_name))))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))

@@ -22,7 +22,7 @@ from typing import Any
 import harness
 
 from flywheel import cli, files
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.sweep import cluster, tune_runner
 from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
@@ -53,7 +53,7 @@ def measure(trials: int) -> dict[str, Any]:
         parts: dict[str, float] = {}
         state.searcher.propose = timed(state.searcher.propose, "propose", parts)  # type: ignore[method-assign]
         journal.append = timed(journal.append, "journal", parts)  # type: ignore[method-assign]
-        recorder = Recorder(state, CheckpointStore(f"{folder}/trials"), Tracker(params, LocalRegistry(params.store)))
+        recorder = Recorder(state, CheckpointStore(f"{folder}/trials"), Tracker(params, Registry(params.store)))
         with cluster.connected():
             slots = cluster.Slots(params.sweep)
             started_at, started = time.time(), time.monotonic()

@@ -9,7 +9,7 @@ Writes  nothing
 
 from flywheel import cli
 from flywheel.commands import status
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--verify", action="store_true", help="read every byte; exit 1 if a version is damaged")
     arguments = parser.parse_args()
-    registry = LocalRegistry(cli.load_params(arguments).store)
+    registry = Registry(cli.load_params(arguments).store)
     for line in status.verify(registry) if arguments.verify else status.artifacts(registry):
         print(line, flush=True)
 

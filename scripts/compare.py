@@ -9,7 +9,7 @@ Writes  nothing
 
 from flywheel import cli, files
 from flywheel.commands import compare
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    result = compare.versions(params, LocalRegistry(params.store), arguments.a, arguments.b)
+    result = compare.versions(params, Registry(params.store), arguments.a, arguments.b)
     print(files.json_text(result).rstrip() if arguments.json else "\n".join(compare.table(result)))
 
 

@@ -8,7 +8,7 @@ Writes  the artifact <data.name>_dataset; reports/<profile>/samples_<split>.png
 
 from flywheel import cli
 from flywheel.data import stage as data_stage
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "data"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         receipt = data_stage.run(params, registry, force=arguments.force)
         counts = ", ".join(f"{name} {count:,}" for name, count in receipt["metrics"]["splits"].items())
         cli.log.info(f"data: {registry.resolve(receipt['outputs'][0]).label}: {counts}")

@@ -10,14 +10,14 @@ import sys
 
 from flywheel import cli
 from flywheel.commands import doctor
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print one line per check, and the fix below each problem."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     problems = 0
-    for finding in doctor.examine(params, LocalRegistry(params.store)):
+    for finding in doctor.examine(params, Registry(params.store)):
         problems += bool(finding.fix)
         print(f"{'PROBLEM' if finding.fix else 'ok':<9}{finding.name:<12}{finding.text}", flush=True)
         if finding.fix:

@@ -9,7 +9,7 @@ Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst
 
 from flywheel import cli
 from flywheel.evaluation import stage as evaluation_stage
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "evaluate"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         receipt = evaluation_stage.run(params, registry, force=arguments.force)
         metrics = receipt["metrics"]
         low, high = metrics["interval"]

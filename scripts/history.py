@@ -9,7 +9,7 @@ Writes  nothing
 
 from flywheel import cli
 from flywheel.commands import status
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the moves of every alias, not only of production")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    print("\n".join(status.history(params, LocalRegistry(params.store), arguments.all)))
+    print("\n".join(status.history(params, Registry(params.store), arguments.all)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Writes  nothing
 
 from flywheel import cli
 from flywheel.commands import status
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("artifact", nargs="?", help="name, name:alias, name:vN or name@digest")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    print("\n".join(status.lineage(params, LocalRegistry(params.store), arguments.artifact)))
+    print("\n".join(status.lineage(params, Registry(params.store), arguments.artifact)))
 
 
 if __name__ == "__main__":

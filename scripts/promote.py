@@ -11,7 +11,7 @@ Writes  the aliases production and previous of <data.name>-classifier, with a li
 
 from flywheel import cli
 from flywheel.gate import promotion
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "promote"):
-        promotion.promote(params, Mirror(params), arguments.model, force=arguments.force, reason=arguments.reason)
+        promotion.promote(params, mirrored(params), arguments.model, force=arguments.force, reason=arguments.reason)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Writes  nothing; with --yes removes versions from the registry
 from flywheel import cli
 from flywheel.commands import housekeeping
 from flywheel.files import human_size
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="remove them")
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     if arguments.yes:
         versions, freed = housekeeping.prune(params, registry)
         outcome = f"removed {len(versions)} versions, {human_size(freed)} freed"

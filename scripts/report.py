@@ -8,13 +8,13 @@ Writes  reports/<profile>/index.html, which needs no network
 
 from flywheel import cli
 from flywheel.commands.report import page
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
     """Write the page and print where it is."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
-    print(f"report: {page.write(params, LocalRegistry(params.store))}")
+    print(f"report: {page.write(params, Registry(params.store))}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.js
 
 from flywheel import cli
 from flywheel.retraining import stage as retraining_stage
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "retrain"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         report = retraining_stage.run(params, registry, force=arguments.force)
         if report is None:
             return

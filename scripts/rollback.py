@@ -8,7 +8,7 @@ Writes  the aliases production and previous, with a line in store/<profile>/audi
 
 from flywheel import cli
 from flywheel.gate import promotion
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "rollback"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         cli.log.info(promotion.rollback(params, registry, reason=arguments.reason))
 
 

@@ -9,14 +9,14 @@ Writes  the artifact <data.name>-feedback; store/<profile>/feedback.jsonl; simul
 
 from flywheel import cli
 from flywheel.simulation import stage as simulation_stage
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
     """Send the traffic; print accuracy, speed and failures."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
     with cli.logged(params, "simulate"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         report = simulation_stage.run(params, registry)
         low, high = report.interval
         parts = [

@@ -8,13 +8,13 @@ Writes  nothing
 
 from flywheel import cli
 from flywheel.commands import status
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 
 def main() -> None:
     """Print one line per stage."""
     params = cli.load_params(cli.parser(__doc__).parse_args())
-    print("\n".join(status.status(params, LocalRegistry(params.store))))
+    print("\n".join(status.status(params, Registry(params.store))))
 
 
 if __name__ == "__main__":

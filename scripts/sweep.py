@@ -11,7 +11,7 @@ Writes  the artifact model-<run_id>, linked as best; sweep.json, sweep.csv and p
 from flywheel import cli
 from flywheel.files import human_size
 from flywheel.sweep import stage as sweep_stage
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "sweep"):
-        registry = Mirror(params)
+        registry = mirrored(params)
         receipt = sweep_stage.run(params, registry, force=arguments.force)
         metrics = receipt["metrics"]
         model = registry.resolve(receipt["outputs"][0])

@@ -16,7 +16,7 @@ import pytest
 
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import Registry
 
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
@@ -91,7 +91,7 @@ def params(make_params: Callable[..., Params]) -> Params:
 @pytest.fixture
 def registry(params: Params) -> Registry:
     """An empty registry of the demo profile."""
-    return LocalRegistry(params.store)
+    return Registry(params.store)
 
 
 @pytest.fixture(scope="session")

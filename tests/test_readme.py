@@ -22,7 +22,7 @@ from PIL import Image
 from served import free_port
 
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
@@ -286,7 +286,7 @@ def test_the_commands_of_the_readme_run_in_a_fresh_clone(checkout: Path, tmp_pat
         said[line] = said.get(line, "") + done.stdout
 
     def model() -> str:
-        return LocalRegistry(checkout / "store" / "demo").resolve("digits-classifier:best").label
+        return Registry(checkout / "store" / "demo").resolve("digits-classifier:best").label
 
     readme = (checkout / "README.md").read_text()
     images = flowers(tmp_path / "flowers")

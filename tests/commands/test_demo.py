@@ -15,7 +15,7 @@ from served import free_port
 
 from flywheel import files
 from flywheel.commands import demo
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import Registry
 from flywheel.retraining.report import RetrainReport, Score, Scores
 from flywheel.simulation.report import SimulationReport
 
@@ -89,7 +89,7 @@ def test_the_demo_runs_and_leaves_no_process(tmp_path: Path) -> None:
     served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
     if report["promoted"]:
         assert list(served["models"]) == ["retrained-model:v0"]
-    registry = LocalRegistry(store)
+    registry = Registry(store)
     assert {one.ref.partition("@")[0] for one in registry.lineage(registry.resolve("retrained-model"))} >= {
         "digits_dataset", "digits-feedback",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.tracking import connection
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Make = Callable[..., Params]
 
 
 def findings(params: Params) -> dict[str, Finding]:
-    return {finding.name: finding for finding in doctor.examine(params, LocalRegistry(params.store))}
+    return {finding.name: finding for finding in doctor.examine(params, Registry(params.store))}
 
 
 def test_a_working_machine_has_no_problem(make_params: Make) -> None:
@@ -71,7 +71,7 @@ def test_a_store_that_cannot_be_written_is_a_problem(params: Params, monkeypatch
 
 
 def test_a_damaged_manifest_is_a_problem(params: Params, tmp_path: Path) -> None:
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     (tmp_path / "a").write_text("a")
     registry.publish("thing", "test", {"a": tmp_path / "a"})
     assert findings(params)["registry"].text.startswith("1 versions in ")

@@ -22,7 +22,7 @@ from served import free_port
 from wandb_double import WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.tracking import run_files
 
 pytestmark = pytest.mark.long
@@ -36,7 +36,7 @@ SMALL = (
 FAILURES = """
 from flywheel.traffic import feedback
 from flywheel.data import dataset
-registry = Mirror(params)
+registry = mirrored(params)
 version = registry.resolve(params.dataset_name)
 opened = dataset.open_directory(registry.open(version))
 import numpy as np
@@ -104,7 +104,7 @@ def test_everything_of_a_turn_is_on_w_and_b(first: Path, double: WandbDouble) ->
     assert {one.digest for one in runs["evaluate"].used} == {runs["data"].logged[0].digest, model.digest}
     assert double.aliases(REGISTRY, MODEL)["production"] == double.aliases(REGISTRY, MODEL)["best"] == model.digest
     assert all(record.confirmed for record in run_files.records(store_of(first)))
-    here = LocalRegistry(store_of(first)).resolve(f"{MODEL}:production")
+    here = Registry(store_of(first)).resolve(f"{MODEL}:production")
     assert here.digest == model.digest
     assert not double.mentions(os.uname().nodename)
     for told in (str(first), str(ROOT)):
@@ -120,7 +120,7 @@ def test_a_colleague_with_an_empty_store_evaluates(first: Path, double: WandbDou
     assert "W&B: downloaded " in said or "W&B: online" in said
     ours, theirs = (json.loads((base / "reports/demo/evaluation.json").read_text()) for base in (first, tmp_path))
     assert ours == theirs
-    assert LocalRegistry(store_of(tmp_path)).aliases(MODEL) == LocalRegistry(store_of(first)).aliases(MODEL)
+    assert Registry(store_of(tmp_path)).aliases(MODEL) == Registry(store_of(first)).aliases(MODEL)
 
 
 def test_evaluate_works_in_an_empty_store(first: Path, double: WandbDouble, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_server_with_an_empty_store_answers(first: Path, double: WandbDouble, 
     script(tmp_path, double, "serve", "serve.port=18765")
     try:
         model = requests.get("http://127.0.0.1:18765/healthz", timeout=30).json()
-        assert LocalRegistry(store_of(first)).resolve(f"{MODEL}:production").name in str(model)
+        assert Registry(store_of(first)).resolve(f"{MODEL}:production").name in str(model)
     finally:
         script(tmp_path, double, "stop")
 
@@ -146,7 +146,7 @@ def test_a_fresh_ci_runner_retrains_once(first: Path, double: WandbDouble, tmp_p
     assert "nothing to do" not in said
     assert "sync: all is on W&B" in said
     assert (runner / "reports/demo/index.html").exists()
-    retrained = LocalRegistry(store_of(runner)).resolve("retrained-model")
+    retrained = Registry(store_of(runner)).resolve("retrained-model")
     assert retrained.digest in {one.digest for one in double.collection(PROJECT, "retrained-model").members}
     assert "promoted to production" in said
     said = script(tmp_path / "two", double, "retrain")

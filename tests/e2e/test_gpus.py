@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from flywheel.params import file as params_file
 from flywheel.sweep import cluster, tune_runner
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.sweep.state import SweepState
 from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal
@@ -65,7 +65,7 @@ state = SweepState(params, Journal(folder / "sweep-1.jsonl"))
 store = CheckpointStore(str(folder / "trials"))
 with cluster.connected():
     slots = cluster.Slots(params.sweep)
-    recorder = Recorder(state, store, Tracker(params, LocalRegistry(params.store)))
+    recorder = Recorder(state, store, Tracker(params, Registry(params.store)))
     assert tune_runner.run(state, data, recorder, slots, function=around)
 print("resources", slots.resources)
 """

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from flywheel import files
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.sweep.journal import Journal, SweepRecord
 from flywheel.sweep.report import TrialReport
 
@@ -121,7 +121,7 @@ def test_a_sweep_killed_three_times_ends_like_one_that_was_not(tmp_path: Path, r
     assert f"goes on: {ended} of 12 trials ended" in last.stdout
     assert comparable(journal(cut)) == comparable(journal(whole))
     assert len(journal(cut).trials) == 12
-    models = [LocalRegistry(folder / "store" / "demo").resolve("digits-classifier:best") for folder in (whole, cut)]
+    models = [Registry(folder / "store" / "demo").resolve("digits-classifier:best") for folder in (whole, cut)]
     weights = [model.files["model.safetensors"].sha256 for model in models]
     assert weights[0] == weights[1]
     assert not (cut / "store" / "demo" / "trials" / journal_path(cut).stem).exists()
@@ -154,7 +154,7 @@ def test_a_killed_sweep_with_concurrent_trials_ends_with_exactly_its_trials_and_
     assert nine[:6] == six
     assert len(nine) == 9
     assert all(trial.bayesian for trial in nine[6:])
-    models = [name for name in LocalRegistry(tmp_path / "store" / "demo").collections() if name.startswith("model-")]
+    models = [name for name in Registry(tmp_path / "store" / "demo").collections() if name.startswith("model-")]
     best = sorted(nine, key=lambda trial: (-(trial.accuracy or 0), trial.number))[:2]
     assert {f"model-{trial.id}" for trial in best} <= set(models)
     assert "up to date" in run(tmp_path, "sweep", f"{overrides} sweep.trials=9").stdout
@@ -169,7 +169,7 @@ def test_other_params_begin_a_new_sweep_and_the_old_one_is_named(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert re.search(rf"{former} is left as it is, after 0 of \d trials", again.stdout)
     assert "early_stopping changed: False -> True" in again.stdout
-    assert len([n for n in LocalRegistry(tmp_path / "store" / "demo").collections() if n.startswith("model-")]) == 1
+    assert len([n for n in Registry(tmp_path / "store" / "demo").collections() if n.startswith("model-")]) == 1
     wait_for_none_left(tmp_path, 90)
 
 

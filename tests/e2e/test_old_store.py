@@ -19,7 +19,7 @@ from wandb_double import WandbDouble
 
 from flywheel import files
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
@@ -36,7 +36,7 @@ def unpack(folder: Path) -> Server:
     paths = " ".join(f"paths.{name}={folder / name}" for name in ("store", "reports", "cache"))
     overrides = f"{paths} serve.port={free_port()} {OVERRIDES}"
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    return Server(params, LocalRegistry(params.store), folder, overrides)
+    return Server(params, Registry(params.store), folder, overrides)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from served import free_port
 from wandb_double import WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, store_of, wait_until
 
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.sweep.journal import Journal
 from flywheel.tracking import run_files
 
@@ -139,7 +139,7 @@ def test_every_stage_survives_an_outage_and_sync_uploads_everything(
 
 
 def check_uploaded(base: Path, double: WandbDouble) -> None:
-    registry = LocalRegistry(store_of(base))
+    registry = Registry(store_of(base))
     records = list(run_files.records(store_of(base)))
     assert {record.job_type for record in records} == {*STAGES, "trial"}
     assert sum(record.job_type == "trial" for record in records) == 2

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from flywheel import files
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 DONE = "data: up to date (nothing changed since "
@@ -269,7 +269,7 @@ def test_a_killed_stage_is_not_done_and_the_next_run_completes(empty: Checkout, 
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (empty.store / "receipts").exists()
-    whole = LocalRegistry(empty.store)
+    whole = Registry(empty.store)
     for version in whole.versions("digits_dataset"):
         whole.verify(version)
     expected = (
@@ -298,7 +298,7 @@ def test_a_stage_killed_at_any_time_leaves_a_store_that_the_next_run_completes(e
             process.kill()
     if not (empty.store / "receipts" / "data.json").exists():
         assert not empty.status()["data"].startswith("up to date nothing changed")
-    registry = LocalRegistry(empty.store)
+    registry = Registry(empty.store)
     for version in registry.versions("digits_dataset"):
         registry.verify(version)
     assert empty.says().startswith(("data: running (never run)", "data: up to date ("))

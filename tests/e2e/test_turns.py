@@ -13,7 +13,7 @@ from flywheel import files
 from flywheel.data import dataset
 from flywheel.models import classifier
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.traffic import feedback
 
 # Each round's production fails other groups of images, so that each has new failures whatever a training gives.
@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Server:
     paths = f"paths.store={tmp_path / 'store'} paths.reports={tmp_path / 'reports'} paths.cache={tmp_path / 'cache'}"
     overrides = f"{paths} serve.port={free_port()} {SETTINGS} {SMALL}"
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data = made_models.publish_dataset(registry, params, made_models.dataset(params))
     model = made_models.model(wrong=WRONG[0])
     version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": data.ref})

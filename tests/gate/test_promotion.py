@@ -29,7 +29,7 @@ from flywheel.models import classifier
 from flywheel.params import RETRAINED_NAME, Params
 from flywheel.params import file as params_file
 from flywheel.pipeline.stage import StageError
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
 MODEL = "digits-classifier"
@@ -91,7 +91,7 @@ def made() -> Dataset:
 @pytest.fixture
 def store(make_params: Callable[..., Params], made: Dataset) -> Store:
     params = make_params(SMALL)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     return Store(params, registry, made, made_models.publish_dataset(registry, params, made))
 
 
@@ -236,7 +236,7 @@ def test_a_move_meanwhile_is_one_sentence_and_changes_nothing(store: Store) -> N
 
 def test_without_a_data_set_it_says_what_to_make(make_params: Callable[..., Params], tmp_path: Path) -> None:
     params = make_params(SMALL)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     candidate = registry.publish("model-a", "model", save("good", tmp_path / "model", params))
     with pytest.raises(StageError, match="there is no digits_dataset; run make data PROFILE=demo"):
         promotion.judge(params, registry, candidate)
@@ -521,11 +521,11 @@ import sys
 from pathlib import Path
 from flywheel.params import file as params_file
 from flywheel.gate import promotion
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 if sys.argv[3] == "promote":
     from flywheel.gate import plots, predictions  # imported before it begins: a rollback does not need them
 params = params_file.load(sys.argv[1], "demo", sys.argv[2])
-registry = LocalRegistry(params.store)
+registry = Registry(params.store)
 print("begun", flush=True)
 while True:
     if sys.argv[3] == "rollback":

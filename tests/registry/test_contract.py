@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry, RegistryError, Version
-from flywheel.tracking.mirror import Mirror
+from flywheel.registry import Registry, RegistryError, Version
+from flywheel.tracking.mirror import Mirror, mirrored
 
 
 @pytest.fixture
@@ -21,13 +21,14 @@ def store(tmp_path: Path) -> Path:
 def registry(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The local store, or a mirror with a project of its own when tracking/test_mirror.py runs this file."""
     if "CONTRACT_BASE_URL" not in os.environ:
-        return LocalRegistry(store)
+        return Registry(store)
     for name in ("BASE_URL", "API_KEY"):
         monkeypatch.setenv(f"WANDB_{name}", os.environ[f"CONTRACT_{name}"])
     paths = f"paths.store={store.parent} paths.reports={tmp_path}/reports"
     overrides = f"{paths} tracking.wandb=online tracking.project={tmp_path.name.replace('_', '-')}"
-    shared = Mirror(params_file.load(profile="demo", overrides=overrides))
-    assert shared.connection.online
+    shared = mirrored(params_file.load(profile="demo", overrides=overrides))
+    assert isinstance(shared.upstream, Mirror)
+    assert shared.upstream.connection.online
     return shared
 
 
@@ -231,7 +232,7 @@ def test_lineage_follows_the_inputs_of_a_repeated_version_once(registry: Registr
 def test_another_process_sees_the_same(registry: Registry, store: Path, tmp_path: Path) -> None:
     version = publish(registry, tmp_path, "one")
     registry.link(version, "model", ("best",), reason="x")
-    other = LocalRegistry(store)
+    other = Registry(store)
     assert other.resolve("model:best") == version
     assert other.collections() == ["thing"]
     assert other.registered_models() == ["model"]

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 
 from flywheel import files
-from flywheel.registry import LocalRegistry, Registry, RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version
 
 FORK = multiprocessing.get_context("fork")
 ROOT = os.getuid() == 0
@@ -61,7 +61,7 @@ def store(base: Path) -> Path:
 
 @pytest.fixture
 def registry(store: Path) -> Registry:
-    return LocalRegistry(store)
+    return Registry(store)
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_audit_log_cut_anywhere_in_its_last_write_shows_all_of_it_or_nothing_and
 
 def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publish_works(small_disk: Path) -> None:
     store, filler, refusals = small_disk / "store", small_disk / "filler", []
-    registry = LocalRegistry(store)
+    registry = Registry(store)
     kept = [publish(registry, "first", extra=5_000)]
     registry.link(kept[0], "model", ("production",), reason="x")
     for free in range(12):  # a version of these files takes ten pages
@@ -367,7 +367,7 @@ def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publis
 
 def test_file_larger_than_the_disk_is_refused_and_its_space_freed(small_disk: Path) -> None:
     store = small_disk / "store"
-    registry = LocalRegistry(store)
+    registry = Registry(store)
     one = publish(registry, "one")
     with pytest.raises(RegistryError, match="No space left on device; free space"):
         publish(registry, "two", extra=3_000_000)
@@ -378,7 +378,7 @@ def test_file_larger_than_the_disk_is_refused_and_its_space_freed(small_disk: Pa
 
 
 def test_versions_on_a_full_disk_can_be_opened(small_disk: Path) -> None:
-    registry = LocalRegistry(small_disk / "store")
+    registry = Registry(small_disk / "store")
     version = publish(registry, "one")
     (folder_of(small_disk / "store", version) / "verified.json").unlink()
     fill(small_disk / "filler", 0)
@@ -407,7 +407,7 @@ def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Regist
     aliases, history, content_before = registry.aliases("model"), registry.history(), log.read_bytes()
 
     def move(store: Path) -> None:
-        LocalRegistry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
+        Registry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
 
     elsewhere = base / "elsewhere"
     shutil.copytree(store, elsewhere)
@@ -421,7 +421,7 @@ def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Regist
         log.write_bytes(content_before)
     move(store)
     assert registry.history()[: len(history)] == history
-    assert registry.aliases("model") == LocalRegistry(elsewhere).aliases("model") != aliases
+    assert registry.aliases("model") == Registry(elsewhere).aliases("model") != aliases
 
 
 # -- no permission, read-only, moved -------------------------------------------------------------------
@@ -444,9 +444,9 @@ def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, s
 def test_store_that_cannot_be_created_is_refused_in_one_sentence(store: Path, base: Path) -> None:
     sources = content("one")
     base.chmod(0o555)
-    message = refusal(lambda: in_child(lambda: LocalRegistry(store).publish("thing", "test", sources), user=NOBODY))
+    message = refusal(lambda: in_child(lambda: Registry(store).publish("thing", "test", sources), user=NOBODY))
     assert str(store) in message
-    assert LocalRegistry(store).collections() == []
+    assert Registry(store).collections() == []
 
 
 def test_unreadable_source_is_not_reported_as_an_error_of_the_store(registry: Registry, store: Path) -> None:
@@ -477,7 +477,7 @@ def test_read_only_store_can_be_read(
     (folder_of(store, data) / "verified.json").unlink()
 
     def read(store: Path) -> None:
-        there = LocalRegistry(store)
+        there = Registry(store)
         for reference in ("model:best", "model", "model-1:v0", version.ref):
             assert there.resolve(reference) == version
         assert (there.open(data) / "a").read_text() == "data"
@@ -497,10 +497,10 @@ def test_read_only_store_refuses_every_change_in_one_sentence(
     registry.link(version, "model", ("best",), reason="x")
     sources = content("two")
     changes: list[Callable[[Path], object]] = [
-        lambda store: LocalRegistry(store).publish("thing", "test", sources),
-        lambda store: LocalRegistry(store).link(version, "model", ("production",), reason="y"),
-        lambda store: LocalRegistry(store).set_latest(version),
-        lambda store: LocalRegistry(store).remove([version]),
+        lambda store: Registry(store).publish("thing", "test", sources),
+        lambda store: Registry(store).link(version, "model", ("production",), reason="y"),
+        lambda store: Registry(store).set_latest(version),
+        lambda store: Registry(store).remove([version]),
     ]
     for change in changes:
         message = refusal(lambda change=change: read_only(change))
@@ -526,7 +526,7 @@ def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path
     else:
         moved.parent.mkdir()
         store.rename(moved)
-    there = LocalRegistry(moved)
+    there = Registry(moved)
     assert there.history() == history
     assert there.resolve("model:previous") == one
     lineage = there.lineage(there.resolve("model:production"))
@@ -546,7 +546,7 @@ def test_two_processes_that_publish_the_same_content_make_one_version(registry: 
     kept = []
     for turn in range(10):
         sources = content(f"{turn}", extra=200_000)
-        published = at_once(2, lambda who, sources=sources: LocalRegistry(store).publish("thing", "test", sources))
+        published = at_once(2, lambda who, sources=sources: Registry(store).publish("thing", "test", sources))
         assert published[0] == published[1]
         assert published[0].label == f"thing:v{turn}"
         kept.append(published[0])
@@ -563,16 +563,16 @@ def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_comp
 
     def work(who: int) -> object:
         if who < 20:
-            return LocalRegistry(store).publish("thing", "test", every[who])
+            return Registry(store).publish("thing", "test", every[who])
         seen, until = 0, time.monotonic() + 60
         while seen < 20 and time.monotonic() < until:
-            versions = LocalRegistry(store).versions("thing")
+            versions = Registry(store).versions("thing")
             assert len(versions) >= seen
             seen = len(versions)
             for version in versions:
-                LocalRegistry(store).open(version)
+                Registry(store).open(version)
             if versions:
-                assert LocalRegistry(store).resolve("thing").number < 20
+                assert Registry(store).resolve("thing").number < 20
         return seen
 
     *published, seen = at_once(21, work)
@@ -586,7 +586,7 @@ def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_comp
 
 def test_twenty_concurrent_alias_moves_leave_a_chain(registry: Registry, store: Path) -> None:
     versions = [publish(registry, f"{who}") for who in range(20)]
-    at_once(20, lambda who: LocalRegistry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
+    at_once(20, lambda who: Registry(store).link(versions[who], "model", ("production",), reason=f"{who}"))
     moves = [entry for entry in registry.history("model") if entry["alias"] == "production"]
     assert sorted(entry["to"] for entry in moves) == sorted(version.ref for version in versions)
     assert [entry["from"] for entry in moves] == [None, *(entry["to"] for entry in moves[:-1])]
@@ -639,7 +639,7 @@ def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
         aliases, history = registry.aliases("model"), registry.history()
         fault_hit, outcome = with_fault(lambda step=step: action(registry, step), fault, step, store)
 
-        found = LocalRegistry(store)
+        found = Registry(store)
         check_integrity(store, kept)
         if action is publish_new and isinstance(outcome, Version):
             assert found.resolve("thing") == outcome
@@ -697,7 +697,7 @@ def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Regi
         fresh = [write(base / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
 
         def loop(report: Callable[[object], None], turn: int = turn, fresh: list[Path] = fresh) -> None:
-            here = LocalRegistry(store)
+            here = Registry(store)
             for index in range(10_000):  # every fourth is published a second time
                 unique = fresh[(index - index % 4 // 3) % len(fresh)]
                 contents = {"a": unique, "sub/b": shared[index % 6], "sub/c": shared[turn % 6]}
@@ -710,7 +710,7 @@ def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Regi
         for version in finished:
             assert numbers.setdefault(version.label, version.ref) == version.ref
         check_integrity(store, finished)
-        finished.append(publish(LocalRegistry(store), f"after-{turn}"))
+        finished.append(publish(Registry(store), f"after-{turn}"))
         assert leftovers_in_tmp(store) == []
         check_integrity(store, finished[-1:])
     assert len(finished) > 100
@@ -729,7 +729,7 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_con
         moment_s, seed = random.uniform(0, 0.1), random.random()
 
         def loop(report: Callable[[object], None], seed: float = seed) -> None:
-            here, choose = LocalRegistry(store), Random(seed)
+            here, choose = Registry(store), Random(seed)
             for _ in range(10_000):
                 version = choose.choice(versions)
                 aliases = tuple(choose.sample(["best", "candidate", "production"], choose.randint(1, 3)))
@@ -745,7 +745,7 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_con
         complete = log[: log.rfind(b"\n") + 1].splitlines()
         lines = [json.loads(line) for line in complete]  # only the last line may be cut
         entries = [entry for line in lines for entry in (line if isinstance(line, list) else [line])]
-        found = LocalRegistry(store)
+        found = Registry(store)
         assert found.history() == entries
         assert found.aliases("model") == {entry["alias"]: entry["to"] for entry in entries if entry["alias"]}
         for aliases, ref in reported:
@@ -755,13 +755,13 @@ def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_con
                 else {}
             )
         unreported = entries[-4:]  # what one more link may have moved before it could report
-        found = LocalRegistry(store).aliases("model")
+        found = Registry(store).aliases("model")
         for alias, ref in table.items():
             assert found[alias] == ref or (alias, found[alias]) in {(e["alias"], e["to"]) for e in unreported}
         for alias in found:
-            registry.verify(LocalRegistry(store).resolve(f"model:{alias}"))
-        LocalRegistry(store).link(versions[0], "model", ("best",), reason="next")
-        assert LocalRegistry(store).aliases("model")["best"] == versions[0].ref
+            registry.verify(Registry(store).resolve(f"model:{alias}"))
+        Registry(store).link(versions[0], "model", ("best",), reason="next")
+        assert Registry(store).aliases("model")["best"] == versions[0].ref
     assert len(finished) > 200
 
 
@@ -789,7 +789,7 @@ def test_publishing_a_large_file_takes_little_longer_than_copying_it_and_computi
 
     published_s, parts_s = [], []
     for _ in range(3):
-        published_s.append(seconds(lambda: LocalRegistry(store).publish("large", "test", {"file": source})))
+        published_s.append(seconds(lambda: Registry(store).publish("large", "test", {"file": source})))
         shutil.rmtree(store)
         parts_s.append(seconds(copy_and_digest))
         (base / "copy").unlink()
@@ -859,7 +859,7 @@ def flip(path: Path, position: int = 0) -> None:
 
 def check_integrity(store: Path, finished: list[Version]) -> None:
     """Assert that every version folder is listed once and intact to the last byte, and all of `finished` is there."""
-    registry = LocalRegistry(store)
+    registry = Registry(store)
     listed = {version.label: version for name in registry.collections() for version in registry.versions(name)}
     folders = (store / "registry" / "versions").glob("*/v*")
     assert sorted(listed) == sorted(f"{folder.parent.name}:{folder.name}" for folder in folders)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flywheel.registry import LocalRegistry, RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.registry.audit import MODEL_ALIASES
 
 NAMES = st.sampled_from(["data", "model-1"])
@@ -27,7 +27,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="registry-properties-"))
-        self.registry = LocalRegistry(self.folder / "store")
+        self.registry = Registry(self.folder / "store")
         self.sources = 0
         self.versions: dict[str, list[Version]] = {}  # by name, oldest first
         self.contents: dict[str, dict[str, str]] = {}  # by label
@@ -127,7 +127,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.registry = LocalRegistry(self.folder / "store")
+        self.registry = Registry(self.folder / "store")
 
     @invariant()
     def every_version_is_complete(self) -> None:

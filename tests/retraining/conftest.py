@@ -14,7 +14,7 @@ from flywheel.data import dataset
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 from flywheel.traffic import feedback
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store with the data set and the model in production."""
     root = tmp_path_factory.mktemp("built")
     params = load(root)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data = made_models.publish_dataset(registry, params, made_models.dataset(params))
     model = made_models.model(wrong=WRONG)
     version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": data.ref})
@@ -62,7 +62,7 @@ def params(root: Path) -> Params:
 
 @pytest.fixture
 def registry(params: Params) -> Registry:
-    return LocalRegistry(params.store)
+    return Registry(params.store)
 
 
 @pytest.fixture

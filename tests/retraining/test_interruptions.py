@@ -17,7 +17,7 @@ import pytest
 
 from flywheel import files
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled retrain.control=false"
@@ -173,7 +173,7 @@ def test_killed_at_random_moments_the_failures_are_used_exactly_once(
     kills = 0
     for turn in range(5):
         copy = fresh(f"turn-{turn}")
-        registry, store = LocalRegistry(copy / "store" / "demo"), copy / "store" / "demo"
+        registry, store = Registry(copy / "store" / "demo"), copy / "store" / "demo"
         process = start(copy, "retrain.epochs=1")
         time.sleep(draw.uniform(0.3, 1.0) * duration_s)
         kills += process.poll() is None

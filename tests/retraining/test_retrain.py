@@ -20,7 +20,7 @@ from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError
 from flywheel.retraining import stage as retraining_stage
 from flywheel.retraining.report import RetrainReport, Score
@@ -58,7 +58,7 @@ def test_an_empty_store_is_no_reason_to_do_nothing_for_ever(make: Make, tmp_path
     """A fresh CI runner without W&B, or cron in the wrong directory: exit 0 would hide it."""
     empty = make(f"paths.store={tmp_path / 'empty'}")
     with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
-        retraining_stage.run(empty, LocalRegistry(empty.store))
+        retraining_stage.run(empty, Registry(empty.store))
 
 
 def test_failures_are_used_once_even_by_a_refused_candidate(
@@ -154,7 +154,7 @@ def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, fai
 def test_a_retraining_on_drifted_digits_helps_where_production_failed(make: Make, tmp_path: Path) -> None:
     """With a parent that was trained for real, on real digits."""
     params = make(f"paths.store={tmp_path / 'digits'} data.image_size=16 retrain.epochs=5 promotion.auto=false")
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data_stage.run(params, registry)
     parent = parents.produce(params, registry, tmp_path / "parent", epochs=8)
     opened = dataset.open_directory(registry.open(registry.resolve("digits_dataset")))

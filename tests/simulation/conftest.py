@@ -20,7 +20,7 @@ from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
@@ -122,7 +122,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a made data set (150 simulation images) and two models in the registry."""
     root = tmp_path_factory.mktemp("built")
     params = load(root)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data = made_models.publish_dataset(registry, params, made_models.dataset(params))
     for name in ("model-1", "model-2"):
         (root / name).write_text(name)
@@ -154,7 +154,7 @@ def make(root: Path) -> Callable[[str], Params]:
 
 @pytest.fixture
 def registry(params: Params) -> Registry:
-    return LocalRegistry(params.store)
+    return Registry(params.store)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -89,7 +89,7 @@ def make_server(folder: Path, extra: str = "") -> Server:
         f"serve.port={free_port()} {SETTINGS} {extra}"
     )
     params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     server = Server(params, registry, folder, overrides)
     server.produce(publish(registry, folder, 1))
     return server

@@ -15,8 +15,8 @@ HEAD = """
 import logging, os, sys, time
 from pathlib import Path
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry
-from flywheel.tracking.mirror import Mirror
+from flywheel.registry import Registry
+from flywheel.tracking.mirror import mirrored
 from flywheel.tracking.runs import Tracker
 logging.getLogger("flywheel").setLevel("INFO")
 logging.getLogger("flywheel").addHandler(logging.StreamHandler(sys.stdout))

@@ -23,7 +23,7 @@ from flywheel.models import classifier
 from flywheel.params import Params, Recipe
 from flywheel.params import file as params_file
 from flywheel.pipeline import stage
-from flywheel.registry import LocalRegistry, Registry, Version
+from flywheel.registry import Registry, Version
 from flywheel.sweep import SweepError, cluster
 from flywheel.sweep import stage as sweep_stage
 from flywheel.sweep.journal import Journal
@@ -73,7 +73,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Swept:
     params = params_file.load(
         profile="demo", overrides=f"{paths} {SMALL} {space} sweep.initial_trials=[{{}}, {DIVERGING}]"
     )
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     with captured() as said:
         data_stage.run(params, registry)
         sweep_stage.run(params, registry)
@@ -198,7 +198,7 @@ def test_a_sweep_whose_trials_all_fail_raises_their_error(make_params: Make) -> 
     space = "sweep.space.learning_rate=10.0 sweep.space.architecture=compact sweep.space.optimizer=sgd"
     diverging = "recipe.weight_decay=1.0 recipe.momentum=0.0 sweep.space.batch_size=16 tracking.wandb=disabled"
     params = make_params(f"data.image_size=16 sweep.trials=1 sweep.epochs=1 {space} {diverging}")
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data_stage.run(params, registry)
     with pytest.raises(SweepError, match=r"all 1 trials failed: TrainingDiverged: the "):
         sweep_stage.run(params, registry)

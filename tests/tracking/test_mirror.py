@@ -15,13 +15,13 @@ from wandb_double import WandbDouble
 from wandb_process import ROOT, Done, clean_environment, python, store_of
 
 from flywheel import files
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 
 # One machine: two data sets, two models of the same size, aliases.
 ONE = """
-registry = Mirror(params)
+registry = mirrored(params)
 old = publish(registry, "digits_dataset", "old images", type="dataset")
 data = publish(registry, "digits_dataset", "images", type="dataset", metadata={"fingerprint": "f", "n": [1, None]})
 first = publish(registry, "model-a", "weights of a", inputs={"dataset": data.ref})
@@ -35,8 +35,8 @@ run.finish()
 # Another, whose store is empty.
 OTHER = """
 import json
-from flywheel.registry import LocalRegistry, RegistryError
-registry = Mirror(params)
+from flywheel.registry import Registry, RegistryError
+registry = mirrored(params)
 def tell(*references):
     for reference in references:
         try:
@@ -83,7 +83,7 @@ def told(done: Done) -> dict[str, list[Any]]:
 
 
 def test_another_machine_resolves_every_name_and_asks_once(one: Path, double: WandbDouble, tmp_path: Path) -> None:
-    here = LocalRegistry(store_of(one))
+    here = Registry(store_of(one))
     data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
     names = ["digits_dataset", "digits_dataset:latest", data.ref, f"{MODEL}:best", f"{MODEL}:production", first.ref]
     names += ["model-c:v0", "model-c"]  # which no alias names
@@ -104,7 +104,7 @@ print(json.dumps(registry.aliases("{MODEL}")))
     assert done.lines[-3] == f"lineage {[second.ref, data.ref, first.ref, data.ref]}"
     assert done.lines[-2] == f"versions {[version.ref for version in here.versions('digits_dataset')]}"
     assert json.loads(done.lines[-1]) == here.aliases(MODEL)
-    there = LocalRegistry(store_of(tmp_path))
+    there = Registry(store_of(tmp_path))
     for name in ("digits_dataset", "model-a", "model-b"):
         assert there.resolve(name).files == here.resolve(name).files
         there.verify(there.resolve(name))
@@ -123,7 +123,7 @@ def test_offline_nothing_is_requested(double: WandbDouble, tmp_path: Path) -> No
 
 def test_damaged_download_is_named_and_not_kept(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     double.fail("GET blob", "corrupt", times=1)
-    ref = LocalRegistry(store_of(one)).resolve("model-a").ref
+    ref = Registry(store_of(one)).resolve("model-a").ref
     done = other(tmp_path, double, f"tell({ref!r})")
     assert "arrived damaged from W&B; nothing was kept, try again" in done.lines[-1]
     blobs = store_of(tmp_path) / "registry" / "blobs"
@@ -133,8 +133,8 @@ def test_damaged_download_is_named_and_not_kept(one: Path, double: WandbDouble, 
 
 
 def test_lost_file_is_downloaded_again(one: Path, double: WandbDouble, tmp_path: Path) -> None:
-    version = LocalRegistry(store_of(one)).resolve("model-a")
-    (LocalRegistry(store_of(one)).open(version) / "a").unlink()
+    version = Registry(store_of(one)).resolve("model-a")
+    (Registry(store_of(one)).open(version) / "a").unlink()
     done = python(one, OTHER + 'tell("model-a")', **double.environment)
     assert told(done)["model-a"][1] == "weights of a"
 
@@ -149,7 +149,7 @@ def test_failing_download_is_one_sentence(one: Path, double: WandbDouble, tmp_pa
 
 
 def test_versions_logged_before_inputs_had_roles_are_read(one: Path, double: WandbDouble, tmp_path: Path) -> None:
-    here = LocalRegistry(store_of(one))
+    here = Registry(store_of(one))
     data, first, second = (here.resolve(name) for name in ("digits_dataset", "model-a", "model-b"))
     (logged,) = double.collection(PROJECT, "model-b").members
     now = logged.given["metadata"]
@@ -166,7 +166,7 @@ def test_linking_asks_for_aliases_before_it_takes_the_writers_lock(tmp_path: Pat
     """Linking asks where aliases are, before the writer's lock is taken: asking writes too."""
     with WandbDouble() as double:
         code = """
-registry = Mirror(params)
+registry = mirrored(params)
 registry.link(publish(registry, "model-a", "a"), params.registered_model, ("best",), reason="x")
 print(registry.resolve(f"{params.registered_model}:best").label)
 """
@@ -192,7 +192,7 @@ def test_contract_of_the_registry_holds_online(tmp_path: Path) -> None:
 def test_manifests_without_files_take_little_space(one: Path, double: WandbDouble, tmp_path: Path) -> None:
     other(tmp_path, double, "registry.refresh()")
     store = store_of(tmp_path)
-    known = LocalRegistry(store)
+    known = Registry(store)
     assert known.collections() == ["digits_dataset", "model-a", "model-b"]
     assert all(known.missing_file(version) for name in known.collections() for version in known.versions(name))
     assert files.size_of(store / "registry") < 20_000
@@ -205,20 +205,20 @@ def test_aliases_moved_on_w_and_b_are_followed_and_those_moved_in_both_are_named
     """The last test of this module: it moves aliases that the others read."""
     other(tmp_path, double, 'registry.refresh(); tell("model-a")')
     move = """
-registry = Mirror(params)
+registry = mirrored(params)
 run = Tracker(params, registry).start("promote", "back", {})
 registry.link(registry.resolve("model-a"), params.registered_model, ("production",), reason="back")
 run.finish()
 """
     assert len(python(one, move, **double.environment).lines) == 1
-    here = LocalRegistry(store_of(one))
+    here = Registry(store_of(one))
     assert double.aliases(REGISTRY, MODEL)["production"] == here.resolve("model-a").digest
     follow = f'registry.refresh(); print(registry.resolve("{MODEL}:production").name)'
     assert other(tmp_path, double, follow).lines[-1] == "model-a"
-    there = LocalRegistry(store_of(tmp_path))
+    there = Registry(store_of(tmp_path))
     there.link(there.resolve("model-b"), MODEL, ("production",), reason="here")
     theirs = """
-registry = Mirror(params)
+registry = mirrored(params)
 run = Tracker(params, registry).start("promote", "new", {})
 new = publish(registry, "model-c", "weights of c")
 run.made(new)

@@ -15,7 +15,7 @@ from wandb_double import WandbDouble
 from wandb_process import clean_environment, python, start, store_of, wait_until
 
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.tracking import run_files
 from flywheel.tracking.runs import Run, Tracker
 
@@ -24,7 +24,7 @@ PROJECT = "flywheel-demo"
 
 # A stage as the stages are: a run that uses and makes artifacts, and trials whose runs overlap.
 STAGE = """
-registry = Mirror(params)
+registry = mirrored(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
 first = Tracker(params, registry).start("data", "data", {})
 first.made(data)
@@ -50,7 +50,7 @@ print("waited", tracker.connection.waited_s)
 """
 HEALTHY = STAGE % ""
 RUN = """
-run = Tracker(params, LocalRegistry(params.store)).start("data", "the data", {}, id="once")
+run = Tracker(params, Registry(params.store)).start("data", "the data", {}, id="once")
 run.log({"x": 1})
 run.finish()
 """
@@ -73,7 +73,7 @@ def recorded(base: Path) -> dict[str, run_files.RunRecord]:
 
 def test_disabled_writes_nothing(make_params: Make, tmp_path: Path, said: list[str]) -> None:
     params = make_params("tracking.wandb=disabled")
-    run = Tracker(params, LocalRegistry(params.store)).start("data", "data", {})
+    run = Tracker(params, Registry(params.store)).start("data", "data", {})
     run.log({"a": 1})
     run.log_pictures([tmp_path / "no.png"])
     run.log_confusion_matrix([0], [0], ["a"])
@@ -227,7 +227,7 @@ def test_first_error_of_a_run_is_logged_once_and_fails_nothing(
     make_params: Make, tmp_path: Path, said: list[str]
 ) -> None:
     params, broken = make_params("tracking.wandb=offline"), Broken()
-    tracker = Tracker(params, LocalRegistry(params.store))
+    tracker = Tracker(params, Registry(params.store))
     run = Run(tracker, run_files.RunFile(params.store, "abc"))
     run._run = broken
     run.log({"a": 1})
@@ -244,7 +244,7 @@ def test_picture_that_cannot_be_saved_is_logged_and_fails_nothing(
     make_params: Make, tmp_path: Path, said: list[str]
 ) -> None:
     params = make_params("tracking.wandb=offline")
-    run = Run(Tracker(params, LocalRegistry(params.store)), run_files.RunFile(params.store, "abc"))
+    run = Run(Tracker(params, Registry(params.store)), run_files.RunFile(params.store, "abc"))
     run.log_pictures([tmp_path / "absent.png"])
     assert len(said) == 1
     assert said[0].endswith("absent.png'; results are in the reports")

@@ -16,7 +16,7 @@ from PIL import Image
 from wandb_double import Run, WandbDouble
 from wandb_process import ROOT, clean_environment, overrides, python, store_of
 
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 from flywheel.tracking import run_files
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
@@ -25,7 +25,7 @@ PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-clas
 TURN = """
 import numpy as np
 from PIL import Image
-registry = Mirror(params)
+registry = mirrored(params)
 data = publish(registry, "digits_dataset", "images", type="dataset")
 run = Tracker(params, registry).start("data", "data", {"source": "digits"}, id="data0")
 run.made(data)
@@ -45,7 +45,7 @@ run.summarize({"accuracy": 0.4})
 run.finish()
 """
 MOVE = """
-registry = LocalRegistry(params.store)
+registry = Registry(params.store)
 model = publish(registry, "model-%s", "weights of %s" * 1000)
 registry.link(model, params.registered_model, ("production",), reason="a test moves it")
 """
@@ -81,7 +81,7 @@ def sync(base: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
 
 def check_uploaded(base: Path, double: WandbDouble) -> None:
     """All that the round made is on W&B, once."""
-    registry = LocalRegistry(store_of(base))
+    registry = Registry(store_of(base))
     data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
     train = double.projects[PROJECT].runs["train0"]
     assert [row["accuracy"] for row in train.history if "accuracy" in row] == [epoch / 10 for epoch in range(5)]
@@ -166,7 +166,7 @@ def test_versions_of_unknown_runs_are_uploaded(turn: Path, double: WandbDouble) 
     code, said = sync(turn, double)
     assert code == 0, said
     assert "the run that made it is unknown" in said
-    registry = LocalRegistry(store_of(turn))
+    registry = Registry(store_of(turn))
     aliases = double.aliases(REGISTRY, MODEL)
     assert aliases["production"] == registry.resolve("model-b").digest
     assert aliases["previous"] == aliases["best"] == registry.resolve("model-a").digest
@@ -183,7 +183,7 @@ def test_run_in_progress_is_left_for_later(tmp_path: Path, double: WandbDouble) 
 @pytest.mark.long
 def test_pruned_versions_and_media_are_left_out_and_named(turn: Path, double: WandbDouble) -> None:
     made = """
-registry = Mirror(params)
+registry = mirrored(params)
 run = Tracker(params, registry).start("sweep", "another", {})
 version = publish(registry, "model-gone", "weights")
 run.made(version)
@@ -262,7 +262,7 @@ def test_stalled_service_ends_sync_in_bounded_time(turn: Path, double: WandbDoub
 def moved_by_colleague(other: Path, double: WandbDouble, name: str) -> str:
     """A colleague moves production on W&B to a model of theirs; returns its digest."""
     colleague = """
-registry = Mirror(params)
+registry = mirrored(params)
 registry.refresh()
 model = publish(registry, "model-%s", "weights of %s" * 1000)
 run = Tracker(params, registry).start("promote", "theirs", {})
@@ -272,7 +272,7 @@ run.finish()
 """
     done = python(other, colleague % (name, name), **double.environment)
     assert done.code == 0, done
-    return LocalRegistry(store_of(other)).resolve(f"model-{name}").digest
+    return Registry(store_of(other)).resolve(f"model-{name}").digest
 
 
 @pytest.mark.parametrize("keep", ["theirs", pytest.param("ours", marks=pytest.mark.long)])
@@ -282,7 +282,7 @@ def test_alias_moved_by_someone_else_stays_until_a_person_decides(
     assert sync(turn, double)[0] == 0
     theirs = moved_by_colleague(tmp_path, double, "theirs")
     python(turn, MOVE % ("ours", "ours"))
-    ours = LocalRegistry(store_of(turn)).resolve("model-ours").digest
+    ours = Registry(store_of(turn)).resolve("model-ours").digest
     code, said = sync(turn, double)
     assert code == 1
     assert f"{MODEL}:production is model-theirs@{theirs} on W&B, moved by someone else, and model-ours:v0 here" in said
@@ -291,7 +291,7 @@ def test_alias_moved_by_someone_else_stays_until_a_person_decides(
     assert code == 0, said
     kept = {"ours": ours, "theirs": theirs}[keep]
     assert double.aliases(REGISTRY, MODEL)["production"] == kept
-    assert LocalRegistry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
+    assert Registry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
 
 
 @pytest.mark.long
@@ -301,7 +301,7 @@ def test_alias_moved_offline_several_times_is_uploaded(turn: Path, double: Wandb
         python(turn, MOVE % (name, name))
     code, said = sync(turn, double)
     assert code == 0, said
-    registry = LocalRegistry(store_of(turn))
+    registry = Registry(store_of(turn))
     aliases = double.aliases(REGISTRY, MODEL)
     assert (aliases["production"], aliases["previous"]) == (
         registry.resolve("model-c").digest, registry.resolve("model-b").digest

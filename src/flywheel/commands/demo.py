@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import Registry
 from flywheel.retraining.report import RetrainReport, Scores
 from flywheel.simulation.report import SimulationReport
 
@@ -57,7 +57,7 @@ def run(params: Params, arguments: Sequence[str]) -> None:
     log.info("\n" + "   ".join(f"{name} {s:.0f} s" for name, s in seconds))
     retrained, simulated = _report(params, "retrain", RetrainReport), _report(params, "simulation", SimulationReport)
     if retrained and simulated and (before is None or before.candidate != retrained.candidate):
-        for line in table(LocalRegistry(params.store), retrained, simulated):
+        for line in table(Registry(params.store), retrained, simulated):
             log.info(line)
     log.info("")
     _script("report", arguments)
@@ -106,7 +106,7 @@ def _script(name: str, arguments: Sequence[str]) -> None:
 def _wait_for_production(params: Params) -> None:
     """Wait until the server answers with the model in production."""
     served = server_record.read(params)
-    wanted = LocalRegistry(params.store).aliases(params.registered_model).get("production")
+    wanted = Registry(params.store).aliases(params.registered_model).get("production")
     until = time.monotonic() + params.serve.poll_s + LOAD_S
     while served is not None and time.monotonic() < until:
         with contextlib.suppress(requests.RequestException, ValueError):

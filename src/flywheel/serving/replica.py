@@ -21,7 +21,7 @@ from flywheel import FlywheelError
 from flywheel.data.images import from_array
 from flywheel.models import classifier, packing
 from flywheel.models import device as devices
-from flywheel.registry import LocalRegistry, Version
+from flywheel.registry import Registry, Version
 from flywheel.serving import ServingError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Replica:
     """Hold the model that answers. `compute` must run in the single thread of `executor`."""
 
     def __init__(self, store: Path, registered_model: str, threads: int, cuda: bool, max_batch_size: int):
-        self._registry, self._registered_model = LocalRegistry(store), registered_model
+        self._registry, self._registered_model = Registry(store), registered_model
         self._max_batch_size = max_batch_size
         self._device = devices.pick(cuda)
         sys.setswitchinterval(SWITCH_S)

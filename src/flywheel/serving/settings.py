@@ -7,9 +7,9 @@ import socket
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import fingerprint
-from flywheel.registry import LocalRegistry, RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.serving import ServingError
-from flywheel.tracking.mirror import Mirror
+from flywheel.tracking.mirror import mirrored
 from flywheel.tracking.remote import kill_wandb
 
 
@@ -43,7 +43,7 @@ def production(params: Params, *, ask_wandb: bool = True) -> Version:
 
     With `ask_wandb`, and online, W&B is asked for the newest production alias and for a model that is not here.
     """
-    registry = Mirror(params) if ask_wandb else LocalRegistry(params.store)
+    registry = mirrored(params) if ask_wandb else Registry(params.store)
     registry.refresh()
     ref = registry.aliases(params.registered_model).get("production")
     profile = f"PROFILE={params.profile}"

@@ -1,4 +1,4 @@
-"""A registry that holds a local and a remote one: versions that the local store lacks are looked up on W&B.
+"""W&B behind the local registry: versions that the store lacks are looked up there.
 
 Manifests are fetched first and are small; files are downloaded when a version is opened. W&B is never asked for a
 version that is stored locally, so an up-to-date check needs no network. `refresh` takes over the aliases that others
@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flywheel import files
 from flywheel.params import RETRAINED_NAME, Params
-from flywheel.registry import LocalRegistry, Registry, RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.registry.audit import MODEL_ALIASES
-from flywheel.registry.manifest import NAME
 from flywheel.tracking.connection import Connection, WandbError
 from flywheel.tracking.remote import Remote
 
@@ -27,84 +26,59 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Mirror(Registry):
-    """A local registry whose lookups continue on W&B when this process is online."""
+def mirrored(params: Params) -> Registry:
+    """Return the registry of a profile; its lookups continue on W&B when this process is online."""
+    return Registry(params.store, Mirror(params))
+
+
+class Mirror:
+    """Takes over from W&B into the local registry what is asked for (`registry.Upstream`), and aliases in both ways."""
 
     def __init__(self, params: Params, connection: Connection | None = None):
         self.params = params
         self.connection = connection or Connection(params)
-        self.local = LocalRegistry(params.store)
+        self.local = Registry(params.store)
         self.remote = Remote(self.connection)
         self._seen_file = params.store_paths.wandb_aliases
         self._scratch = params.store_paths.scratch("wandb")
         self._refreshed = False
         self._absent: set[str] = set()
 
-    # -- local first, then W&B -------------------------------------------------------------------------
+    # -- what the store lacks --------------------------------------------------------------------------
 
-    def resolve(self, reference: str) -> Version:
-        try:
-            return self.local.resolve(reference)
-        except RegistryError:
-            if reference in self._absent or not NAME.fullmatch(reference.partition("@")[0].partition(":")[0]):
-                raise
-            self._absent.add(reference)
-            self._fetch_manifests(reference)
-            return self.local.resolve(reference)
-
-    def aliases(self, registered_model: str) -> dict[str, str]:
-        """Return alias -> ref of a registered model; those of W&B if there are none in the local store."""
-        found = self.local.aliases(registered_model)
-        if not found and registered_model == self.params.registered_model and not self._refreshed:
+    def find(self, reference: str) -> None:
+        """Add the manifest that a reference names on W&B, if there is one. Asks once for each reference."""
+        if reference in self._absent or not self.connection.online:
+            return
+        self._absent.add(reference)
+        self.connection.log_mode()
+        versions: list[Version] | None
+        if "@" in reference:
+            version = self._ask(lambda: self.remote.version(reference))
+            versions = [version] if version else None
+        else:
             self.refresh()
-            found = self.local.aliases(registered_model)
-        return found
+            name = reference.partition(":")[0]
+            if name in (self.params.registered_model, *self.local.collections()):
+                return
+            versions = self._ask(lambda: self.remote.versions(name))  # a model without an alias
+        for version in versions or []:
+            self.local.add_manifest(version)
 
-    def open(self, version: Version) -> Path:
-        """Return the directory of a version's files; missing ones are downloaded and verified."""
-        if self.missing_file(version) is not None and self.connection.online:
-            self.connection.log_mode()
-            try:
-                self.connection.run(lambda: self._download(version), lambda: files.size_of(self._scratch))
-            except WandbError as error:
-                raise RegistryError(f"{version.label} is not here and W&B does not give it: {error}") from None
-        return self.local.open(version)
+    def find_aliases(self, registered_model: str) -> None:
+        """Take over the aliases on W&B, once."""
+        if registered_model == self.params.registered_model:
+            self.refresh()
 
-    def link(self, version: Version, registered_model: str, aliases: tuple[str, ...] = (), **why: Any) -> None:
-        self.aliases(registered_model)  # asks W&B now: the network must not be waited for with the writer's lock held
-        self.local.link(version, registered_model, aliases, **why)
-
-    # -- local only: runs upload the versions they made, `make sync` the rest ---------------------------
-
-    def publish(self, *args: Any, **kwargs: Any) -> Version:
-        return self.local.publish(*args, **kwargs)
-
-    def set_latest(self, version: Version) -> None:
-        self.local.set_latest(version)
-
-    def remove(self, versions: Sequence[Version]) -> int:
-        return self.local.remove(versions)
-
-    def verify(self, version: Version) -> None:
-        self.local.verify(version)
-
-    def missing_file(self, version: Version) -> Path | None:
-        return self.local.missing_file(version)
-
-    def collections(self) -> list[str]:
-        return self.local.collections()
-
-    def versions(self, name: str) -> list[Version]:
-        return self.local.versions(name)
-
-    def damaged(self) -> list[str]:
-        return self.local.damaged()
-
-    def aliases_of(self, version: Version) -> list[str]:
-        return self.local.aliases_of(version)
-
-    def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
-        return self.local.history(registered_model)
+    def fetch(self, version: Version) -> None:
+        """Download a version's files and verify them. Raises RegistryError."""
+        if not self.connection.online:
+            return
+        self.connection.log_mode()
+        try:
+            self.connection.run(lambda: self._download(version), lambda: files.size_of(self._scratch))
+        except WandbError as error:
+            raise RegistryError(f"{version.label} is not here and W&B does not give it: {error}") from None
 
     # -- aliases, in both directions -------------------------------------------------------------------
 
@@ -156,7 +130,7 @@ class Mirror(Registry):
     def _moved_by_others(self, model: str, alias: str, on_wandb: str | None) -> bool:
         """Tell whether someone else moved an alias on W&B since this store last saw or moved it."""
         seen = self._seen(model).get(alias)
-        ours = [entry["to"] for entry in self.history(model) if entry["alias"] == alias]
+        ours = [entry["to"] for entry in self.local.history(model) if entry["alias"] == alias]
         # Our own later moves count too: this store may have been killed before it recorded them as seen.
         since = ours[ours.index(seen) :] if seen in ours else []
         return on_wandb not in (seen, *(ours if seen is None else since))
@@ -188,13 +162,13 @@ class Mirror(Registry):
         kept |= self._move_local_aliases(model, {alias: ref for alias, ref in moved.items() if alias not in kept}, here)
         self._record_seen(model, {alias: ref for alias, ref in on_wandb.items() if alias not in kept})
         for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED_NAME):
-            latest, versions = self.remote.latest(name), self.versions(name)
+            latest, versions = self.remote.latest(name), self.local.versions(name)
             if latest is None or any(version.digest == latest.digest for version in versions):
                 continue  # nothing new: the manifests before it were added with it
             for version in self.remote.versions(name):
                 self.local.add_manifest(version)
             if not versions:
-                self.set_latest(self.local.resolve(latest.ref))
+                self.local.set_latest(self.local.resolve(latest.ref))
 
     def _move_local_aliases(self, model: str, moved: dict[str, str], here: dict[str, str]) -> set[str]:
         """Move aliases in the local store, in one write, after adding the manifests of their versions.
@@ -221,24 +195,6 @@ class Mirror(Registry):
         """Return name:vN of a ref, without asking W&B."""
         return "nothing" if ref is None else self.local.label(ref)
 
-    def _fetch_manifests(self, reference: str) -> None:
-        """Add the manifest that a reference names on W&B, if there is one."""
-        if not self.connection.online:
-            return
-        self.connection.log_mode()
-        versions: list[Version] | None
-        if "@" in reference:
-            version = self._ask(lambda: self.remote.version(reference))
-            versions = [version] if version else None
-        else:
-            self.refresh()
-            name = reference.partition(":")[0]
-            if name in (self.params.registered_model, *self.collections()):
-                return
-            versions = self._ask(lambda: self.remote.versions(name))  # a model without an alias
-        for version in versions or []:
-            self.local.add_manifest(version)
-
     def _ask(self, question: Callable[[], T]) -> T | None:
         try:
             return self.connection.run(question)
@@ -253,5 +209,5 @@ class Mirror(Registry):
                 return  # `open` then names the missing file
             log.info(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
             latest = self.local.resolve(version.name)
-            self.publish(version.name, version.type, Path(directory))
-            self.set_latest(latest)
+            self.local.publish(version.name, version.type, Path(directory))
+            self.local.set_latest(latest)

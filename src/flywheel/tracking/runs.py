@@ -166,8 +166,8 @@ class Tracker:
 
     def __init__(self, params: Params, registry: Registry):
         self.params = params
-        self.registry = registry if isinstance(registry, Mirror) else Mirror(params)
-        self.connection: Connection = self.registry.connection
+        self.mirror = registry.upstream if isinstance(registry.upstream, Mirror) else Mirror(params)
+        self.connection: Connection = self.mirror.connection
         self.group = f"round-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
@@ -226,7 +226,7 @@ class Tracker:
 
     def init_on_wandb(self, record: RunRecord) -> tuple[Any, str]:
         """Start W&B's run, offline if it does not start online. Returns it and its folder, below W&B's."""
-        mode, init_run = self.connection.mode.name, self.registry.remote.init_run
+        mode, init_run = self.connection.mode.name, self.mirror.remote.init_run
         try:
             run = init_run(record, mode)
         except Exception as error:
@@ -248,12 +248,12 @@ class Tracker:
 
     def upload(self, run: Any, used: Sequence[Version], made: Sequence[Version]) -> None:
         """Upload the artifacts of a W&B run in progress: outputs, inputs, and the registered model's aliases."""
-        remote, registry = self.registry.remote, self.registry
+        remote = self.mirror.remote
         with self._api_lock:
             for version in made:
-                remote.upload(run, version, registry.local.open(version))
+                remote.upload(run, version, self.mirror.local.open(version))
             missing = remote.add_inputs(run.id, [version.ref for version in used])
-            if missing := missing or registry.push_aliases(self.params.registered_model):
+            if missing := missing or self.mirror.push_aliases(self.params.registered_model):
                 raise WandbError("; ".join(missing))
 
     def confirm(self, file: RunFile) -> None:
@@ -261,7 +261,7 @@ class Tracker:
         record = file.read()
         assert record is not None
         with self._api_lock:
-            if missing := missing_parts(self.registry.remote, record):
+            if missing := missing_parts(self.mirror.remote, record):
                 raise WandbError("; ".join(missing))
         file.append("confirmed", where=self.connection.project_url)
 

@@ -57,12 +57,12 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
     reached, files.Locked when another process syncs.
     """
     with files.lock(params.store_paths.lock("sync")):
-        registry = Mirror(params, Connection(params, upload=True))
-        mode = registry.connection.mode
+        mirror = Mirror(params, Connection(params, upload=True))
+        mode = mirror.connection.mode
         if mode.name != "online":
             raise SyncError(f"W&B is not online, nothing was uploaded: {mode.why}")
-        registry.connection.log_mode()
-        syncing = _Sync(registry, keep)
+        mirror.connection.log_mode()
+        syncing = _Sync(mirror, keep)
         try:
             syncing.run()
         except StalledError:
@@ -75,17 +75,19 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
 class _Sync:
     """One call of sync: its report, and the processes that it started."""
 
-    def __init__(self, registry: Mirror, keep: str | None):
-        self.registry = registry
-        self.remote = registry.remote
-        self.store = registry.params.store
+    def __init__(self, mirror: Mirror, keep: str | None):
+        self.mirror = mirror
+        self.registry = mirror.local
+        self.remote = mirror.remote
+        self.connection = mirror.connection
+        self.store = mirror.params.store
         self.keep = keep
         self.report = Report()
         self._uploads: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
         """Sync runs, then artifacts, then aliases."""
-        records, project = list(run_files.records(self.store)), self.registry.connection.project_url
+        records, project = list(run_files.records(self.store)), self.connection.project_url
         running = [record for record in records if record.running]
         waiting = [record for record in records if project not in record.confirmed and record not in running]
         self.report.confirmed_before = sum(project in record.confirmed for record in records)
@@ -111,9 +113,9 @@ class _Sync:
 
     def _do(self, item: str, action: Callable[[], list[str]]) -> None:
         """Sync one item in bounded time and report what is missing afterwards. Raises StalledError."""
-        self.registry.connection.stall_budget_s = STALL_TIMEOUT_S
+        self.connection.stall_budget_s = STALL_TIMEOUT_S
         try:
-            missing = self.registry.connection.run(action)
+            missing = self.connection.run(action)
         except StalledError:
             self.report.missing.append(f"{item}: W&B does not answer")
             raise
@@ -126,7 +128,7 @@ class _Sync:
 
     def _sync_run(self, record: RunRecord) -> list[str]:
         """Upload one run, except what was removed meanwhile. Returns what W&B lacks of it afterwards."""
-        if gone := [ref for ref in record.made if not self.registry.local.has(ref)]:
+        if gone := [ref for ref in record.made if not self.registry.has(ref)]:
             log.info(f"sync: {', '.join(gone)}: pruned before it was on W&B, left out")
             record = replace(record, made=tuple(ref for ref in record.made if ref not in gone))
         if lost := [one for one in record.media if not media.path(self.store, one).exists()]:
@@ -134,13 +136,13 @@ class _Sync:
             record = replace(record, media=tuple(one for one in record.media if one not in lost))
         run = self.remote.run(record.key)
         if run is None or not dict(run.summary_metrics):  # W&B has nothing of it; otherwise rows would be duplicated
-            folders = [self.registry.params.store_paths.wandb / path for path in record.folders]
+            folders = [self.mirror.params.store_paths.wandb / path for path in record.folders]
             if recorded := [folder for folder in folders if list(folder.glob("*.wandb"))]:
                 for folder in recorded:
                     self._upload(record, folder)
                 missing_parts(self.remote, replace(record, used=(), made=()))  # waits until W&B shows the upload
                 run = self.remote.run(record.key)
-        made = [self.registry.local.resolve(ref) for ref in record.made]
+        made = [self.registry.resolve(ref) for ref in record.made]
         missing = ["all"] if run is None else missing_parts(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in missing):
             self._resume(record, made, run)
@@ -148,15 +150,14 @@ class _Sync:
         missing = [reason for version in made if (reason := self.remote.why_incomplete(version))]
         missing = missing or missing_parts(self.remote, record)
         if not missing:
-            RunFile(self.store, record.key).append("confirmed", where=self.registry.connection.project_url)
+            RunFile(self.store, record.key).append("confirmed", where=self.connection.project_url)
             return []
         return missing_inputs or missing
 
     def _upload(self, record: RunRecord, folder: Path) -> None:
         """Have wandb upload its recording of a run: rows, final values, pictures. Its exit code is meaningless."""
-        connection = self.registry.connection
         command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
-        command += ["--id", record.key, "--entity", connection.mode.entity, "--project", connection.project]
+        command += ["--id", record.key, "--entity", self.connection.mode.entity, "--project", self.connection.project]
         quiet, environment = subprocess.DEVNULL, {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
         process = subprocess.Popen([*command, str(folder)], stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
         self._uploads.append(process)
@@ -185,7 +186,7 @@ class _Sync:
                     resumed.log({one.name: media.wandb_object(self.store, one)})
                 resumed.summary.update(dict(record.summary))
             for version in made:
-                self.remote.upload(resumed, version, self.registry.local.open(version))
+                self.remote.upload(resumed, version, self.registry.open(version))
         finally:
             with wandb_errors():
                 resumed.finish(exit_code=EXIT_CODES.get(record.finished or "failed", 1))
@@ -218,8 +219,8 @@ class _Sync:
 
     def _sync_aliases(self, model: str) -> list[str]:
         if self.keep == "theirs":
-            self.registry.pull_aliases(model)
-        return self.registry.push_aliases(model, ours=self.keep == "ours")
+            self.mirror.pull_aliases(model)
+        return self.mirror.push_aliases(model, ours=self.keep == "ours")
 
 
 def _title(record: RunRecord) -> str:

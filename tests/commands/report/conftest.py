@@ -15,7 +15,7 @@ from flywheel.evaluation import stage as evaluation_stage
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import Registry
 from flywheel.retraining import stage as retraining_stage
 from flywheel.simulation import result as results
 from flywheel.simulation.client import Prediction
@@ -118,7 +118,7 @@ def simulate(params: Params, registry: Registry) -> None:
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
     """data, sweep, evaluate, simulate, retrain. No test changes it."""
     params = load(tmp_path_factory.mktemp("turned"))
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     data_stage.run(params, registry)
     sweep(params, registry)
     evaluation_stage.run(params, registry)

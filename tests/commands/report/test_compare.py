@@ -15,7 +15,7 @@ import pytest
 from flywheel import FlywheelError, files
 from flywheel.commands import compare
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry
+from flywheel.registry import Registry
 
 ROOT = Path(__file__).parents[3]
 
@@ -96,7 +96,7 @@ def test_models_of_other_data_or_classes_are_refused(
 ) -> None:
     params = make_params()
     shutil.copytree(loop.params.store, params.store)
-    registry = LocalRegistry(params.store)
+    registry = Registry(params.store)
     source = registry.open(registry.resolve("retrained-model"))
     shutil.copytree(source, tmp_path / "model")
     description = files.read_json(tmp_path / "model" / "model.json")

@@ -23,7 +23,7 @@ from flywheel import files
 from flywheel.commands.report import facts, page
 from flywheel.commands.report.facts import Facts
 from flywheel.params import Params
-from flywheel.registry import LocalRegistry, Registry
+from flywheel.registry import Registry
 from flywheel.tracking.run_files import RunRecord
 
 ROOT = Path(__file__).parents[3]
@@ -188,7 +188,7 @@ def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make
     params.reports.mkdir(parents=True)
     for name in ("sweep", "evaluation", "gate"):
         shutil.copy(loop.params.reports / f"{name}.json", params.reports)
-    shown = written(params, LocalRegistry(params.store))
+    shown = written(params, Registry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
     assert re.search(r"What the failures taught\s+Not yet; type make retrain PROFILE=demo", shown.text)
@@ -203,7 +203,7 @@ def test_a_damaged_report_affects_its_own_section_only(
     shutil.copytree(loop.params.store, params.store)
     for content in ("", "{", "[]", "{}", '{"trials": null, "worst": 3, "model": {}}'):
         (params.reports / f"{name}.json").write_text(content)
-        shown = written(params, LocalRegistry(params.store))
+        shown = written(params, Registry(params.store))
         assert shown.text.count("written again by") == (2 if name == "simulation" else 1)
         assert f"{facts.REPORTS[name][1]} PROFILE=demo" in shown.text
 
@@ -213,7 +213,7 @@ def test_images_that_are_gone_leave_their_words(loop: Any, make_params: Callable
     shutil.copytree(loop.params.reports, params.reports)
     shutil.copytree(loop.params.store, params.store)
     shutil.rmtree(params.store / "registry" / "versions" / "digits_dataset")
-    shown = written(params, LocalRegistry(params.store))
+    shown = written(params, Registry(params.store))
     assert shown.named("img") == []
     assert "→ " in shown.text
 

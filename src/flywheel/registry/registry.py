@@ -18,24 +18,52 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.registry import manifest
 from flywheel.registry.audit import MODEL_ALIASES, AliasMove, Audit
-from flywheel.registry.base import Registry
 from flywheel.registry.blobs import Blobs
 from flywheel.registry.manifest import NAME, NUMBER, RegistryError, Version, inputs_by_role
 from flywheel.registry.versions import VersionFolders
 
 
-class LocalRegistry(Registry):
-    """Artifacts of one profile's store."""
+class Ancestor(NamedTuple):
+    """A version in a lineage: its depth, its role for the version above it; `version` is None if it is not stored."""
 
-    def __init__(self, store: Path):
+    depth: int
+    role: str
+    ref: str
+    version: Version | None
+
+
+class Upstream(Protocol):
+    """A registry elsewhere, asked for what the store lacks; it adds what it finds to the store."""
+
+    def find(self, reference: str) -> None:
+        """Add the manifests that a reference names there, if there are any."""
+
+    def find_aliases(self, registered_model: str) -> None:
+        """Take over the aliases of a registered model that the store does not know."""
+
+    def fetch(self, version: Version) -> None:
+        """Add the files of a version. Raises RegistryError."""
+
+    def refresh(self) -> None:
+        """Take over what others published and moved."""
+
+
+class Registry:
+    """Versioned artifacts, and registered models whose versions are links and whose aliases are logged.
+
+    They are in one profile's store; what it lacks is looked up in `upstream`, if there is one.
+    """
+
+    def __init__(self, store: Path, upstream: Upstream | None = None):
         paths = StorePaths(store)
         self.root = paths.registry
+        self.upstream = upstream
         self._tmp = self.root / "tmp"
         self._blobs = Blobs(self.root / "blobs", self._tmp)
         self._folders = VersionFolders(self.root / "versions")
@@ -52,6 +80,11 @@ class LocalRegistry(Registry):
         metadata: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Version:
+        """Store files as a version of `name`; identical content gives the existing version. Moves `latest`.
+
+        `contents` is a directory or maps paths inside the artifact to files. `inputs` are role -> refs
+        (`name@digest`). Raises RegistryError for a bad name or no files.
+        """
         if not NAME.fullmatch(name):
             raise RegistryError(f"{name!r} is not an artifact name: letters, digits, '.', '_', '-', at most 128")
         sources = _sources(contents)
@@ -71,6 +104,7 @@ class LocalRegistry(Registry):
             return version
 
     def set_latest(self, version: Version) -> None:
+        """Make an existing version the latest of its collection."""
         with self._write_lock():
             self._folders.set_latest(version)
 
@@ -85,11 +119,18 @@ class LocalRegistry(Registry):
         gate: Mapping[str, Any] | None = None,
         forced: bool = False,
     ) -> None:
+        """Link a version to a registered model and move aliases of that model to it, all logged in one write.
+
+        `expected` maps aliases to the ref each must still point to (None: to nothing): otherwise nothing moves and
+        RegistryError says so. When `production` moves, `previous` moves to the former production. An alias that
+        already points to the version stays.
+        """
         unknown = set(aliases) - set(MODEL_ALIASES)
         if unknown:
             raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
+        self.aliases(registered_model)  # asks upstream now: nobody waits for a network with the writer's lock held
         with self._write_lock():
-            before = self.aliases(registered_model)
+            before = self._audit.aliases(registered_model)
             for alias, ref in (expected or {}).items():
                 if before.get(alias) != ref:
                     raise RegistryError(
@@ -129,7 +170,7 @@ class LocalRegistry(Registry):
         `previous` comes first, since moving production by `link` moves it.
         """
         with self._write_lock():
-            current = self.aliases(registered_model)
+            current = self._audit.aliases(registered_model)
             changes = [
                 AliasMove(alias, expected.get(alias), moves[alias])
                 for alias in MODEL_ALIASES[::-1]
@@ -139,6 +180,7 @@ class LocalRegistry(Registry):
         return [str(change.alias) for change in changes]
 
     def remove(self, versions: Sequence[Version]) -> int:
+        """Remove versions and the blobs only they had; returns the bytes freed. Their numbers are not used again."""
         with self._write_lock():
             self._tmp.mkdir(parents=True, exist_ok=True)
             for version in versions:
@@ -150,60 +192,95 @@ class LocalRegistry(Registry):
     # -- reading ---------------------------------------------------------------------------------------
 
     def resolve(self, reference: str) -> Version:
-        name, digest = reference.partition("@")[::2]
-        name, alias = name.partition(":")[::2]
-        if not NAME.fullmatch(name):
+        """Return the version that `name`, `name:alias`, `name:vN` or `name@digest` names.
+
+        A registered model's versions and aliases resolve to the version they link to. Raises RegistryError.
+        """
+        if not NAME.fullmatch(reference.partition("@")[0].partition(":")[0]):
             raise RegistryError(f"{reference!r} is not of the form name, name:alias, name:vN or name@digest")
-        if digest:
-            version = self._find(name, digest)
-            if version is None:
-                raise RegistryError(f"no artifact {reference} in {self.root}")
-            return version
-        if self._audit.links(name):
-            return self.resolve(self._linked_ref(name, alias or "latest"))
-        numbers = self._folders.numbers(name)
-        if not numbers:
-            raise RegistryError(f"no artifact {name} in {self.root}")
-        if alias in ("", "latest"):
-            return self._folders.read(name, self._folders.latest(name, numbers))
-        if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
-            return self._folders.read(name, int(alias[1:]))
-        raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
+        try:
+            return self._resolve(reference)
+        except RegistryError:
+            if self.upstream is None:
+                raise
+            self.upstream.find(reference)
+            return self._resolve(reference)
 
     def open(self, version: Version) -> Path:
+        """Return the directory of a version's files, after checking their integrity (do not write there).
+
+        Files whose size and modification time have not changed since they were verified are trusted; others are read
+        again. Raises RegistryError naming the damaged or missing file.
+        """
+        if self.upstream is not None and self.missing_file(version) is not None:
+            self.upstream.fetch(version)
         return self._folders.open(version)
 
     def verify(self, version: Version) -> None:
+        """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
         self._folders.verify(version)
 
     def missing_file(self, version: Version) -> Path | None:
+        """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
         return self._folders.missing_file(version)
 
     def refresh(self) -> None:
-        """Do nothing: the store on disk is up to date."""
+        """Take over what others published and moved upstream."""
+        if self.upstream is not None:
+            self.upstream.refresh()
 
     def collections(self) -> list[str]:
+        """Return the names of all artifacts that have a version, sorted."""
         return self._folders.names()
 
     def versions(self, name: str) -> list[Version]:
+        """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
         return [read for read in self._read_all(name) if isinstance(read, Version)]
 
     def damaged(self) -> list[str]:
+        """Return the reason why each damaged manifest cannot be read."""
         read = (read for name in self.collections() for read in self._read_all(name))
         return [str(error) for error in read if isinstance(error, RegistryError)]
 
     def aliases(self, registered_model: str) -> dict[str, str]:
-        return self._audit.aliases(registered_model)
+        """Return alias -> ref of a registered model; those upstream if there are none in the store."""
+        found = self._audit.aliases(registered_model)
+        if not found and self.upstream is not None:
+            self.upstream.find_aliases(registered_model)
+            found = self._audit.aliases(registered_model)
+        return found
 
     def aliases_of(self, version: Version) -> list[str]:
+        """Return the aliases of a version: `latest` and `<registered model>:<alias>`."""
         numbers = self._folders.numbers(version.name)
         found = ["latest"] if numbers and self._folders.latest(version.name, numbers) == version.number else []
         for model in self.registered_models():
-            found += [f"{model}:{a}" for a, ref in sorted(self.aliases(model).items()) if ref == version.ref]
+            found += [f"{model}:{a}" for a, ref in sorted(self._audit.aliases(model).items()) if ref == version.ref]
         return found
 
     def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
+        """Return the audit log, oldest first: at, who, model, alias, from, to, reason, gate, forced."""
         return self._audit.entries(registered_model)
+
+    def registered_models(self) -> list[str]:
+        """Return the names of the registered models, sorted."""
+        return sorted({entry["model"] for entry in self.history()})
+
+    def has(self, reference: str) -> bool:
+        """Tell whether a reference names a version that can be resolved."""
+        try:
+            self.resolve(reference)
+        except RegistryError:
+            return False
+        return True
+
+    def label(self, reference: str) -> str:
+        """Return name:vN for people, or the reference itself if it cannot be resolved."""
+        return self.resolve(reference).label if self.has(reference) else reference
+
+    def lineage(self, version: Version) -> Iterator[Ancestor]:
+        """Yield a version and its ancestors, depth first. The inputs of a version follow its first mention only."""
+        yield from self._ancestors("", version.ref, 0, set())
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -219,6 +296,25 @@ class LocalRegistry(Registry):
         except OSError as error:
             path = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
             raise RegistryError(f"cannot change {self.root}: {path}{error.strerror}{files.advice(error)}") from None
+
+    def _resolve(self, reference: str) -> Version:
+        name, digest = reference.partition("@")[::2]
+        name, alias = name.partition(":")[::2]
+        if digest:
+            version = self._find(name, digest)
+            if version is None:
+                raise RegistryError(f"no artifact {reference} in {self.root}")
+            return version
+        if self._audit.links(name):
+            return self._resolve(self._linked_ref(name, alias or "latest"))
+        numbers = self._folders.numbers(name)
+        if not numbers:
+            raise RegistryError(f"no artifact {name} in {self.root}")
+        if alias in ("", "latest"):
+            return self._folders.read(name, self._folders.latest(name, numbers))
+        if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
+            return self._folders.read(name, int(alias[1:]))
+        raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
 
     def _find(self, name: str, digest: str) -> Version | None:
         return next((version for version in self.versions(name) if version.digest == digest), None)
@@ -252,9 +348,18 @@ class LocalRegistry(Registry):
                 path.unlink(missing_ok=True)
                 self._blobs.link(entry, path)
 
+    def _ancestors(self, role: str, ref: str, depth: int, followed: set[str]) -> Iterator[Ancestor]:
+        version = self.resolve(ref) if self.has(ref) else None
+        yield Ancestor(depth, role, ref, version)
+        if version is not None and ref not in followed:
+            followed.add(ref)
+            for of, parents in version.inputs.items():
+                for parent in parents:
+                    yield from self._ancestors(of, parent, depth + 1, followed)
+
     def _linked_ref(self, model: str, alias: str) -> str:
         """Return the ref that an alias or version number of a registered model links to."""
-        links, aliases = self._audit.links(model), self.aliases(model)
+        links, aliases = self._audit.links(model), self._audit.aliases(model)
         if alias == "latest":
             return links[-1]
         if NUMBER.fullmatch(alias) and int(alias[1:]) < len(links):
