@@ -14,6 +14,7 @@ from typing import Any
 from flywheel import FlywheelError
 from flywheel.params import Params
 from flywheel.pipeline import stage
+from flywheel.pipeline.stage import changes, flatten
 from flywheel.registry import Registry, RegistryError, Version
 
 NOT_COMPARED = frozenset({"fingerprint", "params", "recipe", "git", "versions", "stage", "metrics"})
@@ -38,14 +39,10 @@ def versions(params: Params, registry: Registry, first: str, second: str) -> dic
     a, b = _find(params, registry, first), _find(params, registry, second)
     if a.type != b.type:
         raise CompareError(f"{a.label} is a {a.type} and {b.label} a {b.type}; name two of one type")
-    described = [_described(registry, version) for version in (a, b)]
+    old, new = _described(registry, a), _described(registry, b)
     differences = {
-        part: {
-            name: [one[part].get(name) for one in described]
-            for name in sorted(described[0][part].keys() | described[1][part].keys())
-            if described[0][part].get(name) != described[1][part].get(name)
-        }
-        for part in described[0]
+        part: {name: [old[part].get(name), new[part].get(name)] for name in changes(old[part], new[part])}
+        for part in old
     }
     return {
         **{
@@ -91,11 +88,13 @@ def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]
     metrics |= dict(metadata.get("metrics") or {})
     return {
         # The recipe of a model overrides the defaults of its sweep.
-        "params": _flat({**metadata.get("params", {}), **({"recipe": r} if (r := metadata.get("recipe")) else {})}, 2),
+        "params": flatten(
+            {**metadata.get("params", {}), **({"recipe": r} if (r := metadata.get("recipe")) else {})}, 2
+        ),
         "data": data,
         "made": made,
         # Without the figures of a retraining by split and class, because the paired comparison has them for both.
-        "metrics": {name: value for name, value in _flat(metrics, 1).items() if not isinstance(value, dict | list)},
+        "metrics": {name: value for name, value in flatten(metrics, 1).items() if not isinstance(value, dict | list)},
     }
 
 
@@ -164,17 +163,6 @@ def _row(name: str, one: Mapping[str, Any], first: str, second: str) -> str:
     interval = f"{100 * one['low']:+.2f} to {100 * one['high']:+.2f}"
     points = f"{100 * one['difference']:+.2f}"
     return f"  {name:<14}{one['n']:>7,}{first:>9}{second:>9}{points:>9}   {interval:<20}{verdict:<16}"
-
-
-def _flat(value: Mapping[str, Any], levels: int, prefix: str = "") -> dict[str, Any]:
-    """Return section.key -> value, flattened to `levels` levels."""
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and levels > 1:
-            found |= _flat(item, levels - 1, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = item
-    return found
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,7 @@ from flywheel.registry import Registry, Version
 def ever_in_production(params: Params, registry: Registry) -> list[str]:
     """Return the refs of all models that are or were in production, as far as this store knows."""
     logged = [e["to"] for e in registry.history(params.registered_model) if e["alias"] in ("production", "previous")]
-    return list(dict.fromkeys([*(parent for _, _, parent in _turns(params, registry)), *logged]))
+    return list(dict.fromkeys([*(parent for _, _, parent in _retrainings(params, registry)), *logged]))
 
 
 def best_recorded(params: Params, registry: Registry, dataset: str) -> str | None:
@@ -40,7 +40,7 @@ def contenders(params: Params, registry: Registry) -> list[str]:
 def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]:
     """Return data set -> model -> test accuracy of the models that were in production and are here."""
     found: dict[str, dict[str, float]] = {}
-    for version, dataset, parent in _turns(params, registry):
+    for version, dataset, parent in _retrainings(params, registry):
         metrics: Any = version.metadata.get("metrics", {})
         for ref, when in ((parent, "before"), (version.ref, "after")):
             accuracy = ((metrics.get(when) or {}).get("test") or {}).get("accuracy")
@@ -55,7 +55,7 @@ def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]
     return {name: of for name, of in kept.items() if of}
 
 
-def _turns(params: Params, registry: Registry) -> Iterator[tuple[Version, str, str]]:
+def _retrainings(params: Params, registry: Registry) -> Iterator[tuple[Version, str, str]]:
     """Yield (retrained model, data set, parent) from production and previous back to the first retraining."""
     aliases, seen = registry.aliases(params.registered_model), set()
     for ref in (aliases.get("production"), aliases.get("previous")):

@@ -18,6 +18,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @classmethod
+    def section(cls, key: str) -> type[Section] | None:
+        """Return the class of the section that a key holds, or None if it holds a value or does not exist."""
+        field = cls.model_fields.get(key)
+        kind = field.annotation if field else None
+        return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
     def identity(self) -> dict[str, Any]:
         """Return the params that change the result, as JSON values; leave out those marked NOT_IDENTITY."""
         result: dict[str, Any] = {}

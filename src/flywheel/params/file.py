@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from flywheel import FlywheelError
 from flywheel.params import Params, Sweep
@@ -79,7 +79,7 @@ def parse_overrides(text: str) -> list[tuple[str, Any]]:
     return pairs
 
 
-def overlay(base: Any, over: Any, model: type[BaseModel], base_at: str, over_at: str) -> dict[str, Any]:
+def overlay(base: Any, over: Any, model: type[Section], base_at: str, over_at: str) -> dict[str, Any]:
     """Return `base` with the values of `over`: sections and sweep.space are merged, other values replaced.
 
     `base_at` and `over_at` are the origins of the two, for the error when one is not a mapping.
@@ -91,9 +91,7 @@ def overlay(base: Any, over: Any, model: type[BaseModel], base_at: str, over_at:
             )
     merged = dict(base)
     for key, value in over.items():
-        field = model.model_fields.get(key)
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if kind := model.section(key):
             former = {} if base.get(key) is None else base[key]
             merged[key] = overlay(former, value, kind, _below(base_at, key), _below(over_at, key))
         elif model is Sweep and key == "space" and isinstance(value, dict) and isinstance(base.get(key), dict):
@@ -161,14 +159,13 @@ def _lines(error: ValidationError, path: str, origins: Sequence[tuple[str, list[
 
 def _key(location: tuple[int | str, ...]) -> Key:
     """Return the key of an error: its location without the names that pydantic adds for the branches of a union."""
-    model: Any = Params
+    model: type[Section] = Params
     for depth, part in enumerate(location):
-        field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if kind := model.section(str(part)):
             model = kind
             continue
-        inside = location[depth + 1 :] if get_origin(kind) in (dict, tuple) else ()
+        field = model.model_fields.get(str(part))
+        inside = location[depth + 1 :] if field and get_origin(field.annotation) in (dict, tuple) else ()
         found = (*location[: depth + 1], *inside)
         return tuple(f"[{name}]" if isinstance(name, int) else name for name in found if name != "[key]")
     return tuple(map(str, location))
@@ -181,22 +178,19 @@ def _siblings(key: Key) -> Sequence[str]:
     return [name for name in model.model_fields if model is not Params or name != "profile"]
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _keys(model: type[Section], prefix: str = "") -> Iterator[str]:
     """Yield the full path of every key."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+    for name in model.model_fields:
+        if kind := model.section(name):
             yield from _keys(kind, f"{prefix}{name}.")
         elif prefix:
             yield prefix + name
 
 
-def _leaves(tree: Any, model: type[BaseModel] | None, prefix: Key = ()) -> Iterator[Key]:
+def _leaves(tree: Any, model: type[Section] | None, prefix: Key = ()) -> Iterator[Key]:
     """Yield the keys whose values a mapping sets; sections, and sweep.space, are not values."""
     for name, value in tree.items() if isinstance(tree, dict) else ():
-        field = model.model_fields.get(name) if model else None
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if kind := model.section(name) if model else None:
             yield from _leaves(value, kind, (*prefix, name))
         elif model is Sweep and name == "space" and isinstance(value, dict):
             yield from _leaves(value, None, (*prefix, name))

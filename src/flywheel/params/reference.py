@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-import annotated_types
 import yaml
-from pydantic.fields import FieldInfo
 
 from flywheel.params import Params
 from flywheel.params import file as params_file
@@ -22,6 +19,16 @@ you change an *identity* param, those of `data`, `sweep` and `evaluate` that use
 start. `make docs` writes this page from the code that checks the params.
 """
 EMPTY = "–"
+TYPES = {
+    "number": "number",
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "mapping of recipe params to a value, a list or a range",
+    "array": "list of mappings",
+}
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def page(source: Path) -> str:
@@ -30,61 +37,38 @@ def page(source: Path) -> str:
     profiles = {name: params_file.load(source, name) for name in tree["profiles"]}
     parts = [HEADER]
     for name, field in Params.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            columns = " | ".join(profiles)
+        if kind := Params.section(name):
             parts.append(f"## {name}\n\n{_text(kind.__doc__)}\n")
-            parts.append(f"| key | type | {columns} | identity | what it does |\n|{' --- |' * (len(profiles) + 4)}")
-            sections = {profile: getattr(loaded, name) for profile, loaded in profiles.items()}
-            identity = not any(mark is NOT_IDENTITY for mark in field.metadata)
-            parts.append("\n".join(_rows(name, kind, sections, identity)) + "\n")
+            columns = ("key", "type", *profiles, "identity", "what it does")
+            parts.append(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+            sections = [getattr(loaded, name) for loaded in profiles.values()]
+            parts.append("\n".join(_rows(name, kind, sections, NOT_IDENTITY not in field.metadata)) + "\n")
     return "\n".join(parts)
 
 
-def _rows(path: str, kind: type[Section], values: Mapping[str, Any], identity: bool) -> Iterator[str]:
+def _rows(path: str, kind: type[Section], sections: Sequence[Any], identity: bool) -> Iterator[str]:
+    schemas = kind.model_json_schema()["properties"]
     for name, field in kind.model_fields.items():
-        inner = field.annotation
-        held = {profile: getattr(value, name) for profile, value in values.items()}
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from _rows(f"{path}.{name}", inner, held, identity)
+        values = [getattr(section, name) for section in sections]
+        if inner := kind.section(name):
+            yield from _rows(f"{path}.{name}", inner, values, identity)
             continue
-        shown = " | ".join(_value(value) for value in held.values())
-        counts = "yes" if identity and not any(mark is NOT_IDENTITY for mark in field.metadata) else EMPTY
-        yield f"| `{path}.{name}` | {_type(field)} | {shown} | {counts} | {_text(field.description)} |"
+        counts = "yes" if identity and NOT_IDENTITY not in field.metadata else EMPTY
+        cells = (f"`{path}.{name}`", _type(schemas[name]), *map(_value, values), counts, _text(field.description))
+        yield f"| {' | '.join(cells)} |"
 
 
-def _type(field: FieldInfo) -> str:
-    names = " or ".join(_names(field.annotation))
-    limits = [text for mark in field.metadata for text in _limits(mark)]
-    for part in get_args(field.annotation):
-        limits += [text for mark in getattr(part, "__metadata__", ()) for text in _limits(mark)]
-    return f"{names}{', ' if limits else ''}{', '.join(dict.fromkeys(limits))}"
+def _type(schema: Mapping[str, Any]) -> str:
+    """Return a type with its limits, of its JSON schema."""
+    kinds = schema.get("anyOf", [schema])
+    names = [name for one in kinds for name in _names(one)]
+    limits = [f"{sign} {one[key]:,}" for one in kinds for key, sign in LIMITS.items() if key in one]
+    return ", ".join([" or ".join(names), *limits])
 
 
-def _names(kind: Any) -> list[str]:
-    if hasattr(kind, "__metadata__"):
-        return _names(kind.__origin__)
-    if get_origin(kind) is Literal:
-        return [f"`{choice}`" for choice in get_args(kind)]
-    if get_origin(kind) in (Union, types.UnionType):
-        return [name for part in get_args(kind) for name in _names(part)]
-    if get_origin(kind) is dict:
-        return ["mapping of recipe params to a value, a list or a range"]
-    if get_origin(kind) is tuple:
-        return ["list of mappings"]
-    return {float: ["number"], int: ["whole number"], str: ["text"], bool: ["true or false"]}.get(kind, ["null"])
-
-
-def _limits(mark: Any) -> Iterator[str]:
-    if isinstance(mark, FieldInfo):
-        for inner in mark.metadata:
-            yield from _limits(inner)
-    for kind, attribute, sign in (
-        (annotated_types.Ge, "ge", "≥"), (annotated_types.Gt, "gt", ">"),
-        (annotated_types.Le, "le", "≤"), (annotated_types.Lt, "lt", "<"),
-    ):  # fmt: skip
-        if isinstance(mark, kind):
-            yield f"{sign} {getattr(mark, attribute):,}"
+def _names(schema: Mapping[str, Any]) -> list[str]:
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return [f"`{choice}`" for choice in choices] or [TYPES[schema["type"]]]
 
 
 def _value(value: Any) -> str:

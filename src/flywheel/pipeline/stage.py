@@ -199,31 +199,37 @@ def _version_with(stage: Stage) -> Version | None:
     return max(matching, key=lambda version: version.created, default=None)
 
 
+def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first difference of two nested mappings as `section.key changed: before -> now`."""
+    before, now = flatten(before), flatten(now)
+    return next((f"{key} changed: {before.get(key)} -> {now.get(key)}" for key in changes(before, now)), None)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values differ, sorted."""
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def flatten(value: Mapping[str, Any], levels: int = 99) -> dict[str, Any]:
+    """Return a nested mapping as one of section.key -> value, flattened to `levels` levels."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and levels > 1:
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(item, levels - 1).items()}
+        else:
+            flat[key] = item
+    return flat
+
+
 def _difference(stage: Stage, receipt: Mapping[str, Any]) -> str:
     """Return the first difference between a receipt and the stage."""
-    before, now = _flatten(receipt["params"]), _flatten(stage.identity)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"{key} changed: {before.get(key)} -> {now.get(key)}"
+    if change := first_change(receipt["params"], stage.identity):
+        return change
     for role, refs in stage.inputs.items():
         if receipt["inputs"].get(role) != refs:
             return f"its input changed: {role}"
-    changed = sorted(
-        module
-        for module in receipt["code"].keys() | stage.code.keys()
-        if receipt["code"].get(module) != stage.code.get(module)
-    )
+    changed = changes(receipt["code"], stage.code)
     return f"code changed: {', '.join(changed)}" if changed else "its inputs changed"
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def _git() -> dict[str, Any]:

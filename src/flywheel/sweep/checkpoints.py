@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,19 +39,16 @@ class CheckpointStore:
         if self.directory is not None:
             with files.atomic(self.directory / name) as temporary:
                 temporary.write_bytes(data)
-            return
-        filesystem, root = self._remote()
-        filesystem.makedirs(root, exist_ok=True)
-        filesystem.pipe_file(f"{root}/{name}", data)  # object stores show a file only once it is complete
+        else:
+            filesystem, root = self._open()
+            filesystem.makedirs(root, exist_ok=True)
+            filesystem.pipe_file(f"{root}/{name}", data)  # object stores show a file only once it is complete
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if it is missing or does not match its digest."""
+        filesystem, root = self._open()
         try:
-            if self.directory is not None:
-                data = (self.directory / name).read_bytes()
-            else:
-                filesystem, root = self._remote()
-                data = filesystem.cat_file(f"{root}/{name}")
+            data = filesystem.cat_file(f"{root}/{name}")
         except OSError:
             return None
         digest, payload = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
@@ -60,29 +56,21 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Return the names of the files and subfolders."""
+        filesystem, root = self._open()
         try:
-            if self.directory is not None:
-                return sorted(path.name for path in self.directory.iterdir())
-            filesystem, root = self._remote()
             return sorted(path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(root, detail=False))
         except OSError:
             return []
 
     def remove(self, name: str = "") -> None:
         """Remove a file or subfolder, or everything; a missing one is no error."""
-        if self.directory is not None:
-            path = self.directory / name
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            return
-        filesystem, root = self._remote()
+        filesystem, root = self._open()
         with contextlib.suppress(OSError):
             filesystem.rm(f"{root}/{name}".rstrip("/"), recursive=True)
 
     def size_bytes(self) -> int:
-        """Return the size of all files."""
-        if self.directory is not None:
-            return files.size_of(self.directory)
-        filesystem, root = self._remote()
+        """Return the size of all files, 0 if some vanish meanwhile."""
+        filesystem, root = self._open()
         try:
             return int(filesystem.du(root))
         except OSError:
@@ -93,9 +81,11 @@ class CheckpointStore:
         """The directory, or None for a URI."""
         return None if "://" in self.uri else Path(self.uri)
 
-    def _remote(self) -> tuple[Any, str]:
+    def _open(self) -> tuple[Any, str]:
         import fsspec  # type: ignore[import-untyped]
 
+        if self.directory is not None:
+            return fsspec.filesystem("file"), self.uri
         filesystem, root = fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
         return filesystem, str(root)
 

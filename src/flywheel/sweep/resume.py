@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flywheel.pipeline.stage import changes, first_change
 from flywheel.sweep.journal import Journal, SweepRecord
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
     same = next((found for found in records if found[1].begun["identity"] == identity), None)
     if same and not force:
         journal, record = same
-        before = record.begun["code"]
-        changed = sorted(module for module in before.keys() | code.keys() if before.get(module) != code.get(module))
+        changed = changes(record.begun["code"], code)
         all_failed = record.ended > 0 and all(trial.status == "failed" for trial in record.trials)
         if not (record.done and changed) and not all_failed:
             if changed:
@@ -46,7 +46,7 @@ def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
             return Resumed(journal, record, bool(changed))
     if records and not records[0][1].done:
         journal, record = records[0]
-        why = "forced" if force else _difference(record.begun["identity"], identity) or "its trials failed"
+        why = "forced" if force else first_change(record.begun["identity"], identity) or "its trials failed"
         log.info(
             f"sweep: {journal.sweep_id} is left as it is, after {record.ended} of {len(record.trials)} trials, and a "
             f"new one begins ({why}); make clean removes its checkpoints"
@@ -57,14 +57,3 @@ def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
         count += 1
         path = folder / f"{name}-{count}.jsonl"
     return Resumed(Journal(path), None, False)
-
-
-def _difference(before: Any, now: Any, path: str = "") -> str | None:
-    """Return the first difference of two identities as `key changed: before -> now`."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(before.keys() | now.keys()):
-            found = _difference(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if before == now else f"{path} changed: {before} -> {now}"

@@ -118,11 +118,29 @@ class Mirror:
         self._record_seen(model, {alias: ref for alias, ref in aliases.items() if alias not in lost})
         return [f"{model}:{alias} was moved on W&B to another version meanwhile" for alias in lost]
 
-    def pull_aliases(self, model: str) -> None:
-        """Move the aliases here to where they are on W&B. Raises WandbError."""
-        on_wandb, here = self.remote.aliases(model, MODEL_ALIASES), self.local.aliases(model)
-        moved = {alias: ref for alias, ref in on_wandb.items() if here.get(alias) != ref}
-        kept = self._move_local_aliases(model, moved, here)
+    def pull_aliases(self, model: str, *, theirs: bool = False) -> None:
+        """Move the aliases here to where they were moved on W&B, after adding the manifests of their versions.
+
+        One that moved here, too, stays, with a message, unless `theirs`. So does one that another process moves
+        meanwhile, and all of them once this process stopped waiting for W&B. Raises WandbError.
+        """
+        on_wandb, here, seen = self.remote.aliases(model, MODEL_ALIASES), self.local.aliases(model), self._seen(model)
+        moved = {a: ref for a, ref in on_wandb.items() if ref != here.get(a) and (theirs or ref != seen.get(a))}
+        kept = set() if theirs else {alias for alias in moved if here.get(alias) not in (None, seen.get(alias))}
+        for alias in sorted(kept):
+            log.info(f"W&B: {model}:{alias} was moved both here and on W&B; make sync shows both")
+            del moved[alias]
+        for ref in moved.values():
+            version = self.remote.version(ref)
+            if version is None:
+                raise WandbError(f"{ref} was not logged by this package")
+            self.local.add_manifest(version)
+        if moved:
+            why, allowed = f"as on W&B, {self.remote.path(model)}", lambda: self.connection.online
+            done = self.local.move_aliases(model, moved, expected=here, reason=why, allowed=allowed)
+            kept |= moved.keys() - done
+            for alias in done:
+                log.info(f"W&B: {model}: {alias} = {self._label(moved[alias])}")
         self._record_seen(model, {alias: ref for alias, ref in on_wandb.items() if alias not in kept})
 
     # -- inside ----------------------------------------------------------------------------------------
@@ -152,15 +170,7 @@ class Mirror:
         files.write_json(self._seen_file, known)
 
     def _pull_changes(self) -> None:
-        model = self.params.registered_model
-        on_wandb = self.remote.aliases(model, MODEL_ALIASES)
-        here, seen = self.local.aliases(model), self._seen(model)
-        moved = {alias: ref for alias, ref in on_wandb.items() if ref not in (here.get(alias), seen.get(alias))}
-        kept = {alias for alias in moved if here.get(alias) not in (None, seen.get(alias))}
-        for alias in sorted(kept):
-            log.info(f"W&B: {model}:{alias} was moved both here and on W&B; make sync shows both")
-        kept |= self._move_local_aliases(model, {alias: ref for alias, ref in moved.items() if alias not in kept}, here)
-        self._record_seen(model, {alias: ref for alias, ref in on_wandb.items() if alias not in kept})
+        self.pull_aliases(self.params.registered_model)
         for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED_NAME):
             latest, versions = self.remote.latest(name), self.local.versions(name)
             if latest is None or any(version.digest == latest.digest for version in versions):
@@ -169,27 +179,6 @@ class Mirror:
                 self.local.add_manifest(version)
             if not versions:
                 self.local.set_latest(self.local.resolve(latest.ref))
-
-    def _move_local_aliases(self, model: str, moved: dict[str, str], here: dict[str, str]) -> set[str]:
-        """Move aliases in the local store, in one write, after adding the manifests of their versions.
-
-        Returns those that did not move: another process moved them since `here` was read, or this process stopped
-        waiting for W&B.
-        """
-        if not moved:
-            return set()
-        for ref in moved.values():
-            version = self.remote.version(ref)
-            if version is None:
-                raise WandbError(f"{ref} was not logged by this package")
-            self.local.add_manifest(version)
-        reason = f"as on W&B, {self.remote.path(model)}"
-        done = self.local.move_aliases(
-            model, moved, expected=here, reason=reason, allowed=lambda: self.connection.online
-        )
-        if done:
-            log.info(f"W&B: {model}: {', '.join(f'{alias} = {self._label(moved[alias])}' for alias in done)}")
-        return set(moved) - set(done)
 
     def _label(self, ref: str | None) -> str:
         """Return name:vN of a ref, without asking W&B."""

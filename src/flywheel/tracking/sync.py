@@ -219,7 +219,7 @@ class _Sync:
 
     def _sync_aliases(self, model: str) -> list[str]:
         if self.keep == "theirs":
-            self.mirror.pull_aliases(model)
+            self.mirror.pull_aliases(model, theirs=True)
         return self.mirror.push_aliases(model, ours=self.keep == "ours")
 
 
