@@ -1,4 +1,4 @@
-"""Check Python, device, disks, registry, Ray and W&B on this machine; print a fix for each problem.
+"""Check Python, device, limits, disks, registry, Ray and W&B on this machine; print a fix for each problem.
 
     python scripts/doctor.py --profile demo         (make doctor PROFILE=demo)
 

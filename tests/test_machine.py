@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from flywheel import cli
-from flywheel.machine import environment
+from flywheel.commands.doctor import Finding
+from flywheel.machine import environment, limits
 from flywheel.pipeline.server_record import Served
 
 ROOT = Path(__file__).parents[1]
@@ -107,3 +108,89 @@ def test_libraries_print_nothing_about_the_shell(nobody: list[str], tmp_path: Pa
     code += "  print(os.environ['TMPDIR'] == tempfile.gettempdir(), os.environ['WANDB_API_KEY'], torch.ones(9).sum())"
     result = run(code, garbage, *nobody)
     assert (result.stderr, result.stdout) == ("", "True key tensor(9.)\n")
+
+
+RAY = """
+  from flywheel.machine import ray_address
+  with ray_address.connect(None, num_cpus=1):
+    import ray; print(ray.get(ray.remote(lambda: 7).remote()))"""
+SWEEP = "from flywheel.machine import ray_address; ray_address.connect(None).__enter__()"
+
+
+@pytest.mark.parametrize(
+    ("limits", "cause"),
+    [
+        ("ulimit -n 64", "64 open files are allowed, Ray needs "),
+        ("ulimit -v 3000000", "the address space is limited to 3.1 GB, Ray needs "),
+    ],
+)
+def test_a_limit_is_said_before_ray_starts_and_by_the_doctor(limits: str, cause: str) -> None:
+    limited = ["sh", "-c", f'{limits}; exec "$@"', "sh"]
+    result = run(SWEEP, {}, *limited)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: Ray cannot run on this machine: {cause}")
+    assert result.returncode == 1
+    doctor = run("from flywheel.commands.doctor import _machine; print(*_machine())", {}, *limited)
+    text, fix = line.removeprefix("error: Ray cannot run on this machine: ").split("; ")
+    assert doctor.stdout == f"{Finding('machine', text, fix)}\n"
+
+
+def test_limits_of_the_container_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In version 2 of control groups and in version 1."""
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    assert list(limits.lacks()) == []
+    for name, text in (("memory.max", "1000000000\n"), ("pids/pids.max", "100"), ("pids/pids.current", "90")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    threads, memory = limits.lacks()
+    assert threads.text.startswith("10 more processes and threads are allowed, Ray needs ")
+    assert memory.text == "1.0 GB of memory, Ray needs 1.5 GB"
+    (tmp_path / "pids/pids.max").write_text("max\n")
+    assert list(limits.lacks()) == [memory]
+
+
+def test_a_folder_for_rays_sockets_is_short_and_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("a" * limits.SOCKET_FOLDER_CHARACTERS)
+    long.mkdir()
+    for unusable in (long, tmp_path / "gone", Path("/proc")):
+        monkeypatch.setenv("TMPDIR", str(unusable))
+        assert limits.temporary_folder() == Path("/tmp")
+    monkeypatch.setattr(limits, "TEMPORARY_BYTES", 1 << 60)
+    (lack,) = limits.lacks()
+    assert lack.text.startswith("no temporary folder for Ray: none of /proc, /tmp, /var/tmp, /dev/shm can be written")
+
+
+def test_ray_needs_no_home_and_no_shared_memory(nobody: list[str], tmp_path: Path) -> None:
+    """A home that cannot be written, a shared memory that cannot either, a long TMPDIR, and proxies for everything."""
+    (tmp_path / "home").mkdir(mode=0o555)
+    (tmp_path / ("a" * 80)).mkdir()
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
+    hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*hidden, "true"], capture_output=True).returncode:
+        hidden = []  # nothing can be mounted here: the rest is tried
+    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / ("a" * 80)), **proxies}
+    result = run(RAY, variables, *hidden, *nobody)
+    assert (result.stdout, result.returncode) == ("7\n", 0), result.stderr
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_variable_that_keeps_ray_from_starting_is_named() -> None:
+    result = run(RAY, {"RAY_RUNTIME_ENV_HOOK": "no.such.hook", "RAY_worker_niceness": None})
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        "error: cannot use Ray on this machine: No module named 'no'; Ray reads RAY_RUNTIME_ENV_HOOK"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("bytearray(10**13)", "error: there is not enough memory; end other programs, or lower "),
+        ("import torch; torch.empty(10**13)", "error: there is not enough memory; end other programs, or lower "),
+        ('raise RuntimeError("can\'t start new thread")', "error: no more threads can be started; raise the limit of"),
+        ("import os; raise OSError(24, os.strerror(24))", "error: Too many open files; raise the limit of open files"),
+    ],
+)
+def test_a_limit_that_is_met_later_is_one_sentence(error: str, said: str) -> None:
+    (line,) = run(error, {}).stderr.splitlines()
+    assert line.startswith(said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import logging.handlers
@@ -145,6 +146,21 @@ def main(script: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        lack = _lack(error)
+        if lack is None:
+            raise
+        print(f"error: {lack}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: finished work is kept; run the same command again", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _lack(error: Exception) -> str | None:
+    """Return what this machine lacks in one sentence, if an error of Python or torch says so."""
+    if isinstance(error, MemoryError) or any(text in str(error) for text in ("allocate memory", "out of memory")):
+        return f"there is not enough memory{files.NO_MEMORY}"
+    if "can't start new thread" in str(error):
+        return f"no more threads can be started{files.ADVICE[errno.EAGAIN]}"
+    return None

@@ -21,6 +21,7 @@ from flywheel import FlywheelError
 
 NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
 NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
+NO_MEMORY = "; end other programs, or lower data.image_size or sweep.max_concurrent_trials"
 ADVICE = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -28,6 +29,9 @@ ADVICE = {
     errno.EACCES: NOT_WRITABLE,
     errno.EPERM: NOT_WRITABLE,
     errno.EROFS: NOT_WRITABLE,
+    errno.EMFILE: "; raise the limit of open files (ulimit -n)",
+    errno.EAGAIN: "; raise the limit of processes (ulimit -u; docker: --pids-limit)",
+    errno.ENOMEM: NO_MEMORY,
 }
 
 CHUNK_BYTES = 1 << 20
@@ -204,7 +208,7 @@ def size_of(directory: Path) -> int:
 
 
 def advice(error: OSError) -> str:
-    """Return what to do about an error of the disk, as the end of a sentence; "" for other errors."""
+    """Return what to do about an error of the disk or a limit, as the end of a sentence; "" for other errors."""
     return ADVICE.get(error.errno or 0, "")
 
 

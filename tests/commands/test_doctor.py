@@ -39,7 +39,7 @@ def test_a_working_machine_has_no_problem(make_params: Make) -> None:
     with listening() as taken:
         free = taken.getsockname()[1]
     found = findings(make_params(f"serve.port={free}"))
-    names = ["python", "packages", "device", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
+    names = ["python", "packages", "device", "machine", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
     assert list(found) == names
     assert {name: finding.fix for name, finding in found.items() if finding.fix} == {}
     assert "torch 2.14.1" in found["packages"].text
@@ -93,6 +93,16 @@ def test_a_missing_package_is_a_problem(params: Params, monkeypatch: pytest.Monk
     found = findings(params)["packages"]
     assert "no no-such-package" in found.text
     assert "make setup" in found.fix
+
+
+def test_a_package_from_elsewhere_is_a_problem(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "optuna").mkdir()
+    (tmp_path / "optuna/__init__.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)  # as PYTHONPATH does
+    monkeypatch.delitem(sys.modules, "optuna", raising=False)
+    found = doctor._packages()
+    assert found.text.endswith(f", optuna is imported from {tmp_path}/optuna")
+    assert found.fix == "unset PYTHONPATH"
 
 
 def listening() -> socket.socket:
@@ -205,6 +215,11 @@ def test_online_that_was_asked_for_and_is_not_is_a_problem(
     assert findings(online)["wandb"].text.startswith("offline (no API key;")
     assert findings(online)["wandb"].fix.startswith("check the key (.venv/bin/wandb login, or WANDB_API_KEY)")
     assert findings(make_params("tracking.wandb=auto"))["wandb"].fix == ""
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert doctor._wandb(online) == Finding(
+        "wandb", "disabled (WANDB_DISABLED)", "undo that, or set tracking.wandb=auto"
+    )
+    monkeypatch.delenv("WANDB_DISABLED")
     for name, value in double.environment.items():
         monkeypatch.setenv(name, value)
     assert findings(online)["wandb"].text == "online (127.0.0.1 answers)"

@@ -12,13 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from flywheel import FlywheelError
 from flywheel.files import human_size
-from flywheel.machine import ray_address
+from flywheel.machine import limits, ray_address
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.tracking import run_files
@@ -26,7 +28,7 @@ from flywheel.tracking.connection import choose_mode
 
 PROBE_TIMEOUT_S = 1
 LOW_DISK_BYTES = 5_000_000_000
-DEPENDENCIES = ("torch", "torchvision", "ray", "wandb", "optuna")
+DEPENDENCIES = ("numpy", "torch", "torchvision", "ray", "wandb", "optuna")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
         yield _python()
         yield _packages()
         yield _device()
+        yield from _machine()
         yield from _disk(params)
         yield _store(params, registry)
         yield _port(params)
@@ -77,14 +80,16 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    found, missing = [], []
+    found, missing, foreign = [], [], []
     for name in DEPENDENCIES:
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            missing.append(name)
-    text = ", ".join([*found, *(f"no {name}" for name in missing)])
-    return Finding("packages", text, "rm .venv/ready-*; make setup" if missing else "")
+            missing.append(f"no {name}")
+        if (spec := util.find_spec(name)) and spec.origin and not Path(spec.origin).is_relative_to(sys.prefix):
+            foreign.append(f"{name} is imported from {Path(spec.origin).parent}")
+    fix = "rm .venv/ready-*; make setup" if missing else "unset PYTHONPATH" if foreign else ""
+    return Finding("packages", ", ".join([*found, *missing, *foreign]), fix)
 
 
 def _device() -> Finding:
@@ -92,8 +97,9 @@ def _device() -> Finding:
         import torch
 
         from flywheel.models import device as devices
-    except ImportError as error:
-        return Finding("device", f"torch cannot be imported ({error})", "rm -r .venv; make setup")
+    except Exception as error:  # whatever a broken package raises
+        fix = ".venv/bin/python -m pip install --force-reinstall -c requirements.lock torch"
+        return Finding("device", f"torch cannot be imported ({error})", fix)
     device = devices.pick()
     precision = "bfloat16" if devices.has_bfloat16(device) else "float32"
     cpus = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
@@ -102,6 +108,14 @@ def _device() -> Finding:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = ", ".join(f"{gpu.name} ({human_size(gpu.total_memory)})" for gpu in gpus)
     return Finding("device", f"{names}, {cpus}, trains in {precision}")
+
+
+def _machine() -> Iterator[Finding]:
+    """Yield what a local Ray lacks here; sweep and serve say the same before they start it."""
+    lacks = [Finding("machine", lack.text, lack.fix) for lack in limits.lacks()]
+    memory = psutil.virtual_memory()
+    text = f"{human_size(memory.available)} of {human_size(memory.total)} memory available, Ray can run"
+    yield from lacks or [Finding("machine", text)]
 
 
 def _disk(params: Params) -> Iterator[Finding]:
@@ -154,6 +168,7 @@ def _wandb(params: Params) -> Finding:
     waiting = sum(not record.confirmed for record in run_files.records(params.store))
     text = f"{mode.name} ({mode.why}){f', {waiting} runs for make sync' if waiting else ''}"
     if params.tracking.wandb == "online" != mode.name:  # in a new CI runner nothing else would fail
-        key = "check the key (.venv/bin/wandb login, or WANDB_API_KEY)"
-        return Finding("wandb", text, f"{key}, the network and WANDB_BASE_URL, or set tracking.wandb=auto")
+        key = "check the key (.venv/bin/wandb login, or WANDB_API_KEY), the network and WANDB_BASE_URL"
+        asked = mode.why.startswith(("WANDB_MODE", "WANDB_DISABLED", "mode in "))
+        return Finding("wandb", text, f"{'undo that' if asked else key}, or set tracking.wandb=auto")
     return Finding("wandb", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -49,6 +50,7 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
     A process that is connected already stays connected as it is. Workers get the environment `variables`; `options`
     go to ray.init. Raises RayError.
     """
+    given = [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name not in QUIET]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -58,7 +60,7 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
         return
     if address is None:
         environment: dict[str, Any] = local_python()
-        options["include_dashboard"] = False
+        options = {"include_dashboard": False, **_local_options(), **options}
     else:
         check(address)
         environment = {"py_modules": [str(PACKAGE)]}  # the nodes of a cluster have our dependencies, but not our code
@@ -73,10 +75,12 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
             runtime_env=environment,
             **options,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises Exception itself when its processes do not start in time
         where = "Ray on this machine" if address is None else f"the cluster at RAY_ADDRESS={address}"
         reason = " ".join(str(error).split())[:300]
-        advice = "; the same Python and requirements.lock must be on both sides" if "mismatch" in reason else ""
+        advice = f"; Ray reads {', '.join(sorted(given))}: unset what it does not need" if given else ""
+        if "mismatch" in reason:
+            advice = "; the same Python and requirements.lock must be on both sides"
         raise RayError(f"cannot use {where}: {reason}{advice}") from None
     signal.signal(signal.SIGTERM, before)
     try:
@@ -84,6 +88,21 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _local_options() -> dict[str, Any]:
+    """Return the folders of a local Ray, and give it a token of its own. Raises RayError if it cannot run here."""
+    from flywheel.machine import limits
+
+    for lack in limits.lacks():
+        raise RayError(f"Ray cannot run on this machine: {lack.text}; {lack.fix}")
+    # Ray refuses clients without its token; it would write one into the home directory.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder = limits.temporary_folder()
+    options = {"_temp_dir": f"{folder}/ray"}
+    if os.access("/dev/shm", os.W_OK | os.X_OK):
+        return options
+    return options | {"_plasma_directory": str(folder), "object_store_memory": limits.object_store_bytes()}
 
 
 def local_python() -> dict[str, str]:
