@@ -1,20 +1,16 @@
-"""Which ports are open to the network, and what they answer. Fails if Ray changes its private HAProxy template."""
+"""Which ports are open to the network, and what they answer."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import processes
 import psutil
 import pytest
 import requests
 from served import Server, png
-
-from flywheel.serving import ingress
 
 LOOPBACK = ("127.0.0.1", "::1")
 # Ray's own processes. Their RPC needs the token; over HTTP they answer metrics at most.
@@ -64,41 +60,6 @@ def test_ray_refuses_clients_without_the_token(server: Server) -> None:
         )
         assert done.returncode != 0
         assert "IN" not in done.stdout
-
-
-def test_the_wrapper_turns_all_other_ports_into_sockets(tmp_path: Path) -> None:
-    if ingress.haproxy() is None:
-        pytest.skip("no HAProxy here; Serve's own proxy is used")
-    variables = ingress.environment(tmp_path, 8000)
-    wrapper = tmp_path / "haproxy"
-    wrapper.write_text(wrapper.read_text().replace(f"exec {ingress.haproxy()}", "exec echo"))
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(
-        "frontend prometheus\n    bind :9101\nfrontend http\n    bind *:8000\nlisten stats\n  bind *:8404\n"
-    )
-    told = subprocess.run([wrapper, "-db", "-f", config, "-sf", "1"], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["-db", "-f", str(config), "-sf", "1"]
-    binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
-    assert binds == [f"bind unix@{tmp_path}/port-9101.sock", "bind *:8000", f"bind unix@{tmp_path}/port-8404.sock"]
-    assert variables["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(wrapper)
-
-
-def test_rays_template_binds_as_the_wrapper_expects() -> None:
-    origin = importlib.util.find_spec("ray")
-    assert origin is not None
-    text = (Path(str(origin.origin)).parent / "serve" / "_private" / "haproxy_templates.py").read_text()
-    binds = {line.strip() for line in text.splitlines() if line.strip().startswith("bind ")}
-    http = {line for line in binds if "grpc" not in line}
-    assert http == {
-        "bind :{{ config.metrics_port }}",
-        "bind *:{{ config.stats_port }}",
-        "bind {{ config.frontend_host }}:{{ config.frontend_port }}",
-    }
-
-
-def test_without_haproxy_the_proxy_of_serve_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress, "haproxy", lambda: None)
-    assert not any("HAPROXY" in name or "HA_PROXY" in name for name in ingress.environment(tmp_path, 8000))
 
 
 def _own_address(address: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
 import io
 import json
 import socket
@@ -132,6 +135,68 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> Non
         pass  # the server closed the connection, which also refuses the request
     assert sent < 100_000_000
     assert server.predict(png()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "reason"),
+    [
+        ({"Content-Encoding": "gzip"}, gzip.compress(png()), "Content-Encoding: gzip is not supported"),
+        ({"Content-Type": "application/json"}, b'{"image": "iVBORw0KGgo="}', "JSON or base64 is not supported"),
+        ({}, base64.b64encode(png()), "JSON or base64 is not supported"),
+        ({}, b"data:image/png;base64,iVBORw0KGgo=", "JSON or base64 is not supported"),
+    ],
+)
+def test_an_encoded_image_is_refused_by_name(server: Server, headers: dict[str, str], body: bytes, reason: str) -> None:
+    answer = server.predict(body, **headers)
+    assert answer.status_code == 415
+    assert reason in answer.json()["error"]
+
+
+def test_a_large_header_is_refused_in_json(server: Server) -> None:
+    assert server.predict(png(), **{"X-Large": "x" * 20_000}).status_code == 200
+    answer = server.predict(png(), **{"X-Large": "x" * 40_000})
+    assert answer.status_code == 431
+    assert "larger than 32,768 bytes" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("start", "part", "reason"),
+    [
+        (b"POST /pre", b"d", b" 408 "),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n", b"x", b"(serve.request_timeout_s)"),
+    ],
+)
+def test_a_request_that_arrives_in_drips_is_ended(server: Server, start: bytes, part: bytes, reason: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=60) as client:
+        client.sendall(start)
+        client.settimeout(0.3)
+        answer = b""
+        until = time.monotonic() + 60
+        while not answer:
+            assert time.monotonic() < until
+            client.sendall(part)
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(4096)
+    assert b" 408 " in answer
+    assert reason in answer
+
+
+def test_a_client_that_closes_its_sending_side_gets_its_answer(server: Server) -> None:
+    body = png()
+    with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=60) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_only_pages_of_cors_origins_may_call_the_server(server: Server) -> None:
+    for origin, allowed in (("https://example.org", True), ("https://example.com", False)):
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        preflight = requests.options(f"{server.url}/predict", headers=asked, timeout=60)
+        answer = server.predict(png(), Origin=origin)
+        assert answer.status_code == 200
+        for response in (preflight, answer):
+            assert (response.headers.get("access-control-allow-origin") == origin) is allowed
 
 
 def test_too_many_parts_are_refused(server: Server) -> None:

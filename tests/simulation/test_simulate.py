@@ -331,6 +331,12 @@ def test_a_server_that_keeps_refusing_is_asked_a_bounded_number_of_times(make: M
     assert (report.errors, report.retries, server.requests) == ({"status_503": 1}, 3, 13)
 
 
+def test_a_server_that_says_when_to_come_back_is_waited_for(make: Make, server: Server, run: Any) -> None:
+    server.fault = lambda number, tries: busy(1.0) if number == 1 and tries < 3 else None
+    report = run(make("simulate.requests=2 simulate.max_attempts=1 simulate.concurrency=1"))
+    assert (report.errors, report.n) == ({}, 2)
+
+
 def test_too_many_errors_end_it_early_and_publish_nothing(
     make: Make, registry: Registry, opened: Dataset, server: Server, run: Any
 ) -> None:

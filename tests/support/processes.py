@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from flywheel.serving.host import MARK
+from flywheel.serving.backend import MARK
 
 
 def of(store: Path) -> list[psutil.Process]:

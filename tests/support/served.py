@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SETTINGS = (
     "serve.max_batch_size=16 serve.max_queued_images=32 serve.max_body_bytes=200000 serve.max_parts=8 "
-    "serve.poll_s=0.2 serve.access_log=true"
+    "serve.poll_s=0.2 serve.access_log=true serve.header_timeout_s=2 serve.request_timeout_s=5 "
+    "serve.cors_origins=[https://example.org]"
 )
 
 

@@ -120,14 +120,20 @@ def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
 
 
 def _server(params: Params) -> tuple[str, str]:
-    """Return the state of the server and its URL, from its lock and its record. Sends no request."""
+    """Return the state of the server and its URL. A server that runs is asked whether it answers."""
     from flywheel.pipeline import server_record
 
     served = server_record.read(params)
     if served is not None and served.address is not None:
-        return "deployed", f"{served.url}, on the cluster at {served.address}"
+        state = "deployed" if served.answers() else "deployed, does not answer"
+        return state, f"{served.url}, on the cluster at {served.address}"
     if files.holder(params.store_paths.lock("serve")) is not None:
-        return ("running", f"{served.url} (pid {served.pid})") if served else ("starting", "or stopping")
+        if served is None:
+            return "starting", "or stopping"
+        where = f"{served.url} (pid {served.pid})"
+        if served.answers():
+            return "running", where
+        return "running, does not answer", f"{where}; make logs shows why, make stop serve starts it anew"
     return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
 
 

@@ -2,11 +2,13 @@
 
 Its modules:
 
-    host.py         start and stop a server on this machine: a process with its own Ray
+    host.py         start and stop a server on this machine, and keep its parts running
+    haproxy.py      the HAProxy in front of the replicas
+    backend.py      a process with a Ray of its own and the replicas in it
+    health.py       /healthz, and /metrics of all replicas together
     on_cluster.py   the same on a running Ray cluster
     application.py  deploy the application to Ray, delete it
     deployment.py   the Ray Serve deployment: replicas, resources, logs
-    ingress.py      the HAProxy in front of the replicas
     app.py          the HTTP interface of a replica
     batching.py     batches of queued requests
     replica.py      the model of a replica, and its replacement

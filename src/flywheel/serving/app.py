@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -38,6 +40,7 @@ log = logging.getLogger("flywheel.serving")
 access_log = logging.getLogger("flywheel.access")
 
 PAGE = Path(__file__).with_name("page.html")
+TEXTS = (b"{", b"[", b'"', b"data:image", b"iVBORw0KGg", b"/9j/")  # JSON; base64 of a PNG and of a JPEG
 INLINE_BYTES = 16_384  # up to here decoded on the event loop (0.1 ms for 32 x 32), larger ones in a thread
 
 
@@ -47,15 +50,22 @@ class Limits:
 
     body_bytes: int
     parts: int
+    seconds: float
 
 
 class App:
     """The routes of a replica."""
 
     def __init__(
-        self, replica: Replica, batcher: RequestBatcher[NDArray[np.uint8], Prediction], metrics: Metrics, limits: Limits
+        self,
+        replica: Replica,
+        batcher: RequestBatcher[NDArray[np.uint8], Prediction],
+        metrics: Metrics,
+        limits: Limits,
+        cors_origins: Sequence[str],
     ):
         self._replica, self._batcher, self._metrics, self._limits = replica, batcher, metrics, limits
+        self._cors_origins = cors_origins
         self._decoders = ThreadPoolExecutor(2, "decode")
         self._page = PAGE.read_text(encoding="utf-8")
 
@@ -68,7 +78,15 @@ class App:
             Route("/model", self._wrap(self._describe), methods=["GET"]),
             Route("/metrics", self._wrap(self._measure), methods=["GET"]),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: self._refuse})
+        cors = Middleware(
+            CORSMiddleware, allow_origins=self._cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )  # fmt: skip
+        return Starlette(
+            routes=routes,
+            middleware=[cors] if self._cors_origins else [],
+            exception_handlers={HTTPException: self._refuse},
+        )
 
     def _wrap(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Return a handler that also turns errors into JSON, counts the request and writes the access log."""
@@ -102,6 +120,7 @@ class App:
         return _error(request, error.status_code, reason, error.headers)
 
     async def _predict(self, request: Request) -> Response:
+        self._check_encoding(request)
         self._check_length(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
@@ -145,6 +164,13 @@ class App:
             "model": prediction.model.version.label,
         }
 
+    def _check_encoding(self, request: Request) -> None:
+        """Refuse a compressed body. Raises HTTPException."""
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            reason = f"Content-Encoding: {encoding} is not supported; send the image itself, it is compressed already"
+            raise HTTPException(415, reason, {"Accept-Encoding": "identity", "Connection": "close"})
+
     def _check_length(self, request: Request) -> None:
         """Refuse a body whose Content-Length is too large before reading it. Raises HTTPException."""
         length = request.headers.get("content-length", "")
@@ -156,8 +182,17 @@ class App:
         return HTTPException(413, reason, {"Connection": "close"})
 
     async def _stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for chunk in request.stream():
+        size, chunks = 0, request.stream()
+        until = asyncio.get_running_loop().time() + self._limits.seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                reason = f"the body did not arrive within {self._limits.seconds:g} s (serve.request_timeout_s)"
+                raise HTTPException(408, reason, {"Connection": "close"}) from None
+            if chunk is None:
+                return
             size += len(chunk)
             if size > self._limits.body_bytes:
                 raise self._too_large()
@@ -194,6 +229,9 @@ class App:
                 return images.decode(data, side)
             return await asyncio.get_running_loop().run_in_executor(self._decoders, images.decode, data, side)
         except images.ImageError as error:
+            if data[:64].lstrip().startswith(TEXTS):
+                reason = "JSON or base64 is not supported; send the image itself (curl --data-binary @image.png)"
+                raise HTTPException(415, reason) from None
             raise HTTPException(400, f"not an image that can be read: {error}") from None
 
     async def _show_page(self, request: Request) -> Response:

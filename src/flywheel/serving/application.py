@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from flywheel.serving import ServingError
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
-REQUEST_TIMEOUT_S = 60
 POLL_S = 0.2
 
 
@@ -20,8 +20,11 @@ def name(params: Params) -> str:
     return f"flywheel-{params.profile}"
 
 
-def deploy(params: Params) -> None:
-    """Deploy and wait until all replicas are ready. Raises ServingError at a failure or after serve.start_timeout_s."""
+def deploy(params: Params, *, own_proxy: bool = True) -> None:
+    """Deploy and wait until all replicas are ready. Raises ServingError at a failure or after serve.start_timeout_s.
+
+    Serve's own proxy listens on serve.host:serve.port, or, if HAProxy does, on another port of this machine.
+    """
     import ray
     from ray import serve
 
@@ -37,7 +40,7 @@ def deploy(params: Params) -> None:
                 f"{resources.get(kind, 0.0):g}; lower serve.{kind.lower()}s_per_replica or serve.min_replicas"
             )
     serve.start(
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": REQUEST_TIMEOUT_S},
+        http_options={"host": settings.host, "port": settings.port} if own_proxy else {"port": _free_port()},
         logging_config={"enable_access_log": False},
     )
     target = serve.RunTarget(bind(params, gpus), name=name(params), route_prefix="/")
@@ -52,6 +55,11 @@ def deploy(params: Params) -> None:
                 f"run make logs PROFILE={params.profile}"
             )
         time.sleep(POLL_S)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def delete(params: Params) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-from logging.handlers import RotatingFileHandler
+from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from flywheel.params import Params
-from flywheel.serving.app import App, Limits
-from flywheel.serving.batching import RequestBatcher
-from flywheel.serving.prometheus import Metrics
-from flywheel.serving.replica import Replica
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 ACCESS_LOG_BYTES, ACCESS_LOGS = 10_000_000, 5
 SPARE_REQUESTS = 64  # beyond the queue: health checks, the page, and requests that get 503
+HEALTH_CHECK_S = 2  # Serve replaces a replica that ended as soon as it notices; the default is 10
 
 
 @serve.deployment
@@ -28,6 +25,12 @@ class Predictor:
     """A replica: load the production model, then answer requests and follow production."""
 
     def __init__(self, params: Params, threads: int, cuda: bool):
+        # Only replicas need torch; the process that deploys them imports this module, too.
+        from flywheel.serving.app import App, Limits
+        from flywheel.serving.batching import RequestBatcher
+        from flywheel.serving.prometheus import Metrics
+        from flywheel.serving.replica import Replica
+
         settings = params.serve
         name = serve.get_replica_context().replica_id.unique_id
         _set_up_logs(params.store_paths.logs, name, settings.access_log)
@@ -41,7 +44,8 @@ class Predictor:
             settings.max_queued_images,
             metrics.count_batch,
         )
-        self._app = App(self._replica, batcher, metrics, Limits(settings.max_body_bytes, settings.max_parts))
+        limits = Limits(settings.max_body_bytes, settings.max_parts, settings.request_timeout_s)
+        self._app = App(self._replica, batcher, metrics, limits, settings.cors_origins)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Return the routes; Serve calls this after the constructor."""
@@ -63,6 +67,7 @@ def bind(params: Params, gpus: float) -> Any:
         name="predictor",
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=30,
+        health_check_period_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
         **({"autoscaling_config": scaling} if autoscale else {"num_replicas": settings.min_replicas}),
     ).bind(params, threads, gpus > 0)
@@ -71,9 +76,9 @@ def bind(params: Params, gpus: float) -> Any:
 def _set_up_logs(folder: Path, replica: str, access: bool) -> None:
     """Write the replica's messages to serve.log and, if `access`, its requests to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    messages = logging.FileHandler(folder / "serve.log", encoding="utf-8")
+    messages = WatchedFileHandler(folder / "serve.log", encoding="utf-8")
     messages.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {replica}: %(message)s", "%Y-%m-%d %H:%M:%S"))
-    handlers = {"flywheel.serving": messages}
+    handlers: dict[str, logging.Handler] = {"flywheel.serving": messages}
     if access:
         path = folder / f"access-{replica}.jsonl"
         handlers["flywheel.access"] = RotatingFileHandler(path, maxBytes=ACCESS_LOG_BYTES, backupCount=ACCESS_LOGS)

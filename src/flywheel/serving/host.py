@@ -1,42 +1,42 @@
-"""Start, run and stop the server on this machine: a host process with a Ray of its own.
+"""Start, run and stop the server on this machine, and keep its parts running.
 
-The host process holds the lock `serve` while it lives, so that the lock, not a pid, tells whether a server runs. Every
-process it starts has the store's path in its environment (MARK). After a crash of the host, `stop` ends exactly the
-processes with that mark: Ray, replicas and HAProxy.
+The host process holds the lock `serve` while it lives, so that the lock, not a pid, tells whether a server runs. It
+owns the listening socket, HAProxy and a backend: a process with a Ray of its own and the replicas. It starts HAProxy
+again when that ends, and another backend beside one that fails. Every process has the store's path in its environment
+(MARK): `stop` finds what a crashed host left by that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-import psutil
+from urllib.parse import urlsplit
 
 from flywheel import files
-from flywheel.machine import ray_address
 from flywheel.params import Params
-from flywheel.pipeline import server_record
+from flywheel.pipeline import fingerprint, server_record
 from flywheel.pipeline.server_record import Served
-from flywheel.serving import ServingError, application, ingress, settings
+from flywheel.serving import ServingError, haproxy, health, settings
+from flywheel.serving.backend import MARK, RUN, Backend, end_marked
 
 log = logging.getLogger(__name__)
 
-MARK = "FLYWHEEL_SERVER"
-DRAIN_S = 30  # for the requests in flight when the server stops
+REPLACES = "FLYWHEEL_SERVER_REPLACES"  # the pid of the host that a new one replaces when it is ready
+STOP_S = haproxy.DRAIN_S + 10
 KILL_AFTER_S = 5  # a process that was asked to end and still runs
 POLL_S = 0.1
-OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving does not use it
+READY_S = 5  # for the answer to the host's own request
+MAX_FAILURES = 3  # starts of a backend in a row that fail
 
 
 def start(params: Params, host_command: Sequence[str]) -> Served:
@@ -55,78 +55,149 @@ def run(params: Params) -> None:
     Raises ServingError, RayError, files.Locked.
     """
     model = settings.production(params, ask_wandb=MARK not in os.environ)  # `start` has asked W&B already
-    with files.lock(params.store_paths.lock("serve")), _folder() as folder:
-        _end_leftovers(params)
-        _check_port(params)
-        os.environ.update(
-            {
-                **ingress.environment(folder / "h", params.serve.port),
-                "RAY_AUTH_MODE": "token",  # Ray's ports listen on all interfaces and refuse clients without the token
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),
-                MARK: str(params.store),
-            }
-        )
-        stopping = threading.Event()
-        try:
-            with ray_address.connect(None, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder / "r")):
-                for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets its own
-                    signal.signal(number, lambda *_: stopping.set())
-                application.deploy(params)
-                url, now = settings.url(params), datetime.now(UTC).isoformat(timespec="seconds")
-                server_record.write(
-                    params, Served(url, os.getpid(), now, model.label, settings.digest(params), folder=str(folder))
-                )
-                log.info(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
-                while not stopping.wait(1):
-                    pass
-                log.info("serve: stopping when the requests in flight are answered")
-                server_record.remove(params)
-                application.delete(params)
-        finally:
-            server_record.remove(params)
-            _end_leftovers(params)
+    replaced_pid = int(os.environ.pop(REPLACES, "0"))
+    run_id = os.environ.setdefault(RUN, secrets.token_hex(8))
+    os.environ[MARK] = str(params.store)
+    folder = params.store_paths.serving / run_id
+    lock = params.store_paths.lock("serve")
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: signals.append(number))
+    with contextlib.ExitStack() as held:
+        if not replaced_pid:
+            held.enter_context(files.lock(lock))
+            _remove_leftovers(params)
+        if not replaced_pid or not _listens_there(params):
+            _check_port(params)
+        server = _Server(params, folder)
+        held.callback(server.close)
+        while not signals and not server.ready():
+            server.step()
+            time.sleep(POLL_S)
+        if replaced_pid and not signals:
+            _end_host(params, replaced_pid, signal.SIGUSR2)
+            held.enter_context(files.lock(lock, wait=True))
+        if not signals:
+            url, now = settings.url(params), datetime.now(UTC).isoformat(timespec="seconds")
+            digest = settings.digest(params)
+            server_record.write(params, Served(url, os.getpid(), now, model.label, digest, folder=str(folder)))
+            held.callback(_remove_record, params)
+            log.info(f"serve: {model.label} answers at {url} (pid {os.getpid()})")
+        while not signals:
+            server.step()
+            time.sleep(POLL_S)
+        log.info("serve: stopping when the requests in flight are answered")
+        server.drain(replaced=signals[0] == signal.SIGUSR2)
     log.info("serve: stopped")
 
 
 def stop(params: Params) -> bool:
     """End the server on this machine, or the processes a crashed one left. Returns whether there were any."""
-    ended = False
-    path = params.store_paths.lock("serve")
-    served = server_record.read(params)
-    if (pid := files.holder(path)) is not None:
-        ended = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-            until = time.monotonic() + DRAIN_S + 2 * KILL_AFTER_S
-            while files.holder(path) == pid and time.monotonic() < until:
-                time.sleep(POLL_S)
-            if files.holder(path) == pid:
-                os.kill(pid, signal.SIGKILL)
-    ended = bool(_end_leftovers(params)) or ended
-    if served is not None and served.folder:
-        shutil.rmtree(served.folder, ignore_errors=True)
-    server_record.remove(params)
-    return ended
+    pid = files.holder(params.store_paths.lock("serve"))
+    if pid is not None:
+        _end_host(params, pid, signal.SIGTERM)
+    return _remove_leftovers(params) or pid is not None
+
+
+class _Server:
+    """The parts that the host watches: HAProxy, the backend and, while one is replaced, the next backend."""
+
+    def __init__(self, params: Params, folder: Path):
+        self._params, self._folder = params, folder
+        # Replicas that start later must run the code of the first, so they import a copy.
+        shutil.copytree(fingerprint.PACKAGE, folder / "code" / "flywheel", ignore=shutil.ignore_patterns("__pycache__"))
+        self._live: Backend | None = None
+        self._next: Backend | None = None
+        self._replaced: list[Backend] = []
+        self._failures = self._repairs = 0
+        self._answers = health.HostAnswers(self._ports, lambda: self._repairs)
+        self._haproxy = haproxy.HAProxy(params, folder, self._answers.port) if haproxy.binary() else None
+
+    def ready(self) -> bool:
+        """Return whether replicas answer, asked as a client would."""
+        host, port = str(urlsplit(settings.url(self._params)).hostname), self._params.serve.port
+        if self._live is None or (self._haproxy is not None and not self._haproxy.settled()):
+            return False
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return all(health.get(port, path, READY_S, host) for path in ("/healthz", "/model"))
+        return False
+
+    def step(self) -> None:
+        """Repair what failed. Raises ServingError if it cannot be repaired."""
+        if self._haproxy is not None and (repaired := self._haproxy.check()):
+            self._repaired(repaired)
+        if self._next is None and (self._live is None or (problem := self._live.problem())):
+            if self._live is not None:
+                self._repaired(f"{problem}; starting another Ray")
+                if self._haproxy is None:  # both would listen on the same port
+                    self._live.close()
+            self._next = Backend(self._params, self._folder, own_proxy=self._haproxy is None)
+        if self._next is not None:
+            self._wait_for(self._next)
+        if self._haproxy is not None:
+            self._haproxy.route(self._ports())
+            while self._replaced and self._haproxy.settled():  # no request is on its way to the replaced replicas
+                self._replaced.pop().close()
+
+    def drain(self, *, replaced: bool) -> None:
+        """Finish the requests in flight."""
+        server_record.remove(self._params)
+        if self._haproxy is not None:
+            self._haproxy.stop(replaced=replaced)
+        elif self._live is not None:
+            self._live.drain()
+
+    def close(self) -> None:
+        """End everything."""
+        for part in (self._haproxy, self._live, self._next, *self._replaced):
+            if part is not None:
+                part.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_for(self, coming: Backend) -> None:
+        if coming.ports:
+            before, self._live, self._next, self._failures = self._live, coming, None, 0
+            if before is not None:
+                self._replaced.append(before)
+                log.info(f"serve: replicas answer again after {time.monotonic() - coming.started:.1f} s")
+        elif problem := coming.problem():
+            coming.close()
+            self._next = None
+            self._failures += 1
+            if self._live is None or self._failures == MAX_FAILURES:
+                raise ServingError(problem)
+            log.error(f"serve: {problem}; trying again")
+
+    def _repaired(self, what: str) -> None:
+        self._repairs += 1
+        log.warning(f"serve: {what}")
+
+    def _ports(self) -> Sequence[int]:
+        return self._live.ports if self._live is not None else ()
 
 
 def _start(params: Params, host_command: Sequence[str]) -> Served:
     settings.production(params)
     served, wanted = server_record.read(params), settings.digest(params)
-    if files.holder(params.store_paths.lock("serve")) is not None:
+    running = files.holder(params.store_paths.lock("serve"))
+    if running is not None:
         if served is None:
             raise files.Locked(f"a server of profile {params.profile} is starting or stopping; wait for it")
         if served.settings == wanted and served.answers():
             log.info(f"serve: nothing changed since {served.started}")
             return served
         log.info("serve: settings or code changed, or it does not answer; restarting")
-    stop(params)
-    _check_port(params)
+    if running is None or haproxy.binary() is None:
+        stop(params)
+        running = None
+        _check_port(params)
+    run_id = secrets.token_hex(8)
     printed = params.store_paths.log("serve").with_suffix(".out")
     printed.parent.mkdir(parents=True, exist_ok=True)
     with printed.open("wb") as output:
         process = subprocess.Popen(
             list(host_command),
-            env=os.environ | {MARK: str(params.store)},
+            env=os.environ | {MARK: str(params.store), RUN: run_id, REPLACES: str(running or 0)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -134,7 +205,7 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
         )
     try:
         until = time.monotonic() + params.serve.start_timeout_s
-        while (served := server_record.read(params)) is None or not served.answers():
+        while (served := server_record.read(params)) is None or served.pid != process.pid:
             if process.poll() is not None:
                 raise ServingError(_last_error(printed))
             if time.monotonic() > until:
@@ -143,20 +214,44 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
                 )
             time.sleep(POLL_S)
     except BaseException:
-        stop(params)
+        end_marked(RUN, run_id, grace_s=KILL_AFTER_S)
         raise
     return served
 
 
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """Yield a private directory for the sockets of Ray and HAProxy, whose paths must be short; remove it afterwards."""
-    parent = tempfile.gettempdir()
-    made = Path(tempfile.mkdtemp(prefix="fw-", dir=parent if len(parent) < 20 else "/tmp"))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+def _end_host(params: Params, pid: int, number: int) -> None:
+    """Ask a host to end and kill it if it does not."""
+    path = params.store_paths.lock("serve")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        until = time.monotonic() + STOP_S
+        while files.holder(path) == pid and time.monotonic() < until:
+            time.sleep(POLL_S)
+        if files.holder(path) == pid:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _remove_leftovers(params: Params) -> bool:
+    """End every other process of this store's servers and remove their files. Returns whether there were processes."""
+    ended = end_marked(MARK, str(params.store), grace_s=KILL_AFTER_S)
+    for link in params.store_paths.serving.glob("*/ray-*"):
+        shutil.rmtree(link.resolve(), ignore_errors=True)
+    shutil.rmtree(params.store_paths.serving, ignore_errors=True)
+    server_record.remove(params)
+    return bool(ended)
+
+
+def _remove_record(params: Params) -> None:
+    """Remove the record of this process."""
+    served = server_record.read(params)
+    if served is not None and served.pid == os.getpid():
+        server_record.remove(params)
+
+
+def _listens_there(params: Params) -> bool:
+    """Return whether the server that runs already listens where these params say."""
+    served = server_record.read(params)
+    return served is not None and served.url == settings.url(params)
 
 
 def _check_port(params: Params) -> None:
@@ -167,22 +262,6 @@ def _check_port(params: Params) -> None:
             f"serve.host={host} serve.port={port} cannot be used ({problem}); "
             f'choose another: make serve SET="serve.port={port + 1}"'
         )
-
-
-def _end_leftovers(params: Params) -> list[int]:
-    """End every other process that carries the mark of this store. Returns their pids."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(params.store):
-                process.terminate()
-                found.append(process)
-    _, alive = psutil.wait_procs(found, timeout=KILL_AFTER_S)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=KILL_AFTER_S)
-    return [process.pid for process in found]
 
 
 def _last_error(printed: Path) -> str:

@@ -31,6 +31,7 @@ from flywheel.simulation import SimulationError
 RETRIED = (500, 502, 503, 504)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # doubled from try to try
 LONGEST_RETRY_AFTER_S = 60.0  # however long the server asks for; a model takes seconds to load
+LONGEST_START_S = 120.0  # a server that starts asks again and again; such refusals are no attempts until then
 TIE = 1e-4  # servers round probabilities
 
 
@@ -119,10 +120,9 @@ class Client:
     ) -> tuple[requests.Response | NoAnswer, int, float]:
         """Return (the response or a NoAnswer, attempts, seconds that the last attempt took)."""
         no_answer = NoAnswer(index, "stopped", "stopped", 0)
-        for attempt in range(1, self.options.max_attempts + 1):
-            if self.stopping.is_set():
-                break
-            asked_s = 0.0
+        attempt, waited, waited_s = 0, 0, 0.0
+        while attempt - waited < self.options.max_attempts and not self.stopping.is_set():
+            attempt, asked_s = attempt + 1, 0.0
             started = time.perf_counter()
             try:
                 response = self.session.request(
@@ -135,13 +135,15 @@ class Client:
                 if response.status_code not in RETRIED:
                     break
                 asked_s = _retry_after_s(response)
+                if asked_s >= 1 and waited_s < LONGEST_START_S:
+                    waited, waited_s = waited + 1, waited_s + asked_s
             except requests.Timeout:
                 no_answer = NoAnswer(index, "timeout", f"no answer within {self.options.timeout_s:g} s", attempt)
             except requests.RequestException as error:
                 no_answer = NoAnswer(index, "connection", _cause(error), attempt)
-            if attempt < self.options.max_attempts:
+            if attempt - waited < self.options.max_attempts:
                 # Jitter, so that clients that were refused together do not come back together.
-                pause_s = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+                pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 9), LONGEST_PAUSE_S) * random.uniform(0.5, 1)
                 self.stopping.wait(max(pause_s, asked_s))
         return no_answer, no_answer.attempts, 0.0
 

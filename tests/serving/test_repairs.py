@@ -1,0 +1,234 @@
+"""What happens when a part of the server ends: it is started again, or the server ends; in between, 503 in JSON."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import kills
+import processes
+import psutil
+import pytest
+import requests
+from served import Server, free_port, png
+
+from flywheel.params import Params
+from flywheel.pipeline import server_record
+from flywheel.serving import ServingError, backend, haproxy, host
+
+needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy here; Serve's own proxy is used")
+
+# A backend whose only replica is this process. It answers with its pid and with the folder of its code.
+SMALL_BACKEND = """
+import http.server, json, os, sys, threading, flywheel
+class Replica(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = json.dumps({"pid": os.getpid(), "code": flywheel.__path__[0]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(json.dumps({"ports": [server.server_address[1]]}), flush=True)
+sys.stdin.readline()
+sys.stdin.read()
+"""
+
+
+def wait_for(condition: Callable[[], object], step: Callable[[], None] = lambda: None, timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "not in time"
+        step()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def small(make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[host._Server, str]]:
+    """The host's parts, HAProxy among them, with a small backend instead of Ray; and the URL."""
+    params = make_params(f"serve.port={free_port()} serve.header_timeout_s=0.5")
+    monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
+    monkeypatch.setenv(backend.MARK, str(params.store))
+    server = host._Server(params, params.store_paths.serving / "run")
+    yield server, f"http://127.0.0.1:{params.serve.port}"
+    server.close()
+    assert [process for process in processes.of(params.store) if process.pid != os.getpid()] == []
+    assert not (params.store_paths.serving / "run").exists()
+
+
+@needs_haproxy
+def test_before_and_between_backends_the_answer_is_503_in_json(small: tuple[host._Server, str]) -> None:
+    server, url = small
+    for path in ("/predict", "/healthz", "/model"):
+        refused = requests.get(url + path, timeout=60)
+        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/json")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "error" in refused.json()
+    wait_for(server.ready, server.step)
+    assert requests.get(f"{url}/predict", timeout=60).status_code == 200
+    server.drain(replaced=False)
+    assert requests.get(f"{url}/predict", timeout=60).status_code == 503
+
+
+@needs_haproxy
+def test_a_backend_that_ends_is_replaced_and_logged(small: tuple[host._Server, str], said: list[str]) -> None:
+    server, url = small
+    wait_for(server.ready, server.step)
+    first = requests.get(f"{url}/predict", timeout=60).json()
+    assert first["code"].endswith("/serving/run/code/flywheel")  # not the checkout, which may change meanwhile
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_for(lambda: server.ready() and server._repairs, server.step)
+    assert requests.get(f"{url}/predict", timeout=60).json()["pid"] != first["pid"]
+    assert f"Ray's driver (pid {first['pid']}) ended; starting another Ray" in "".join(said)
+    assert "replicas answer again" in "".join(said)
+    assert "flywheel_repairs_total 1" in requests.get(f"{url}/metrics", timeout=60).text
+
+
+@needs_haproxy
+def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
+    small: tuple[host._Server, str], said: list[str]
+) -> None:
+    server, url = small
+    wait_for(server.ready, server.step)
+    server._haproxy._process.kill()  # type: ignore[union-attr]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(requests.get, f"{url}/predict", timeout=60)  # waits in the socket of the host
+        wait_for(answer.done, server.step)
+        assert answer.result().status_code == 200
+    assert "ended with exit code -9; started again" in "".join(said)
+
+    def kill_again() -> None:
+        server._haproxy._process.kill()  # type: ignore[union-attr]
+        server.step()
+
+    with pytest.raises(ServingError, match="ends again and again"):
+        wait_for(lambda: False, kill_again)
+
+
+@needs_haproxy
+@pytest.mark.parametrize("fault", ["reports an error", "is silent"])
+def test_a_faulty_backend_answers_until_another_does(
+    small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    server, url = small
+    if fault == "reports an error":
+        report = """\nprint('{"error": "a part failed"}', flush=True)\nsys.stdin.read()"""
+        monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND.removesuffix("sys.stdin.read()\n") + report)
+    wait_for(lambda: server._live, server.step)
+    first = server._live
+    monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
+    if fault == "is silent":
+        monkeypatch.setattr(backend, "SILENT_S", 0)
+    statuses = set()
+
+    def step() -> None:
+        server.step()
+        if server._live is not first:
+            monkeypatch.setattr(backend, "SILENT_S", 60)
+        if server.ready():
+            statuses.add(requests.get(f"{url}/predict", timeout=60).status_code)
+
+    wait_for(lambda: server._live is not first, step)
+    assert statuses == {200}
+
+
+@needs_haproxy
+def test_a_server_whose_backend_cannot_start_ends_with_its_error(
+    small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = small
+    monkeypatch.setattr(backend, "COMMAND", """print('{"error": "no room"}', flush=True)""")
+    with pytest.raises(ServingError, match="no room"):
+        wait_for(lambda: False, server.step)
+    monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
+    wait_for(server.ready, server.step)
+    monkeypatch.setattr(backend, "COMMAND", "")
+    server._live.close()  # type: ignore[union-attr]
+    with pytest.raises(ServingError, match="ended"):  # after some attempts
+        wait_for(lambda: False, server.step)
+    assert server._failures == host.MAX_FAILURES
+
+
+@needs_haproxy
+def test_the_moved_log_is_reopened_and_a_killed_haproxy_comes_back(server: Server) -> None:
+    log = server.params.store_paths.log("serve")
+    log.rename(log.with_suffix(".1"))
+    before = server_record.read(server.params)
+    (victim,) = [process for process in processes.of(server.params.store) if process.name() == "haproxy"]
+    victim.kill()
+    assert server.predict(png()).status_code == 200
+    assert server_record.read(server.params) == before
+    wait_for(lambda: log.exists() and f"HAProxy (pid {victim.pid}) ended" in log.read_text())
+
+
+@needs_haproxy
+def test_health_is_answered_while_the_replica_is_busy(server: Server) -> None:
+    (replica,) = [process for process in processes.of(server.params.store) if "ServeReplica" in process.name()]
+    assert requests.get(f"{server.url}/healthz", timeout=60).status_code == 200
+    replica.suspend()
+    try:
+        answer = requests.get(f"{server.url}/healthz", timeout=60)
+        assert (answer.status_code, answer.json()["model"]) == (200, "model-1:v0")
+    finally:
+        replica.resume()
+
+
+def test_the_host_is_small(server: Server) -> None:
+    served = server_record.read(server.params)
+    assert served is not None
+    process = psutil.Process(served.pid)
+    assert process.memory_info().rss < 150_000_000
+    assert not [entry.path for entry in process.memory_maps() if "torch" in entry.path]
+
+
+def test_a_proxy_in_the_environment_does_not_matter(server: Server) -> None:
+    before = server_record.read(server.params)
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    assert "nothing changed since" in server.run("serve", env=proxies)
+    assert server_record.read(server.params) == before
+    assert f"running              {server.url}" in server.run("status", env=proxies)
+
+
+def test_status_asks_whether_a_server_answers(server: Server) -> None:
+    served = server_record.read(server.params)
+    assert served is not None
+    process = psutil.Process(served.pid)
+    process.suspend()
+    try:
+        assert "running, does not answer" in server.run("status")
+    finally:
+        process.resume()
+
+
+@pytest.mark.long
+def test_parts_that_are_killed_under_load_are_repaired(fresh: Server) -> None:
+    """The benchmark kills.py measures the same with more repeats."""
+    assert "answers at" in fresh.run("serve")
+    for part in kills.PARTS:
+        found = kills.kill(fresh.url, fresh.params.store, part)
+        assert found["unanswered"] <= kills.CLIENTS, (part, found)  # those in flight
+        assert found["not_json"] == 0
+        assert requests.get(f"{fresh.url}/healthz", timeout=60).status_code == 200
+    log = fresh.params.store_paths.log("serve").read_text()
+    for line in ("HAProxy (pid", "gcs_server (pid", "raylet (pid", "driver (pid", "was removed"):
+        assert line in log
+    served = server_record.read(fresh.params)
+    assert served is not None
+    assert served.pid is not None
+    os.kill(served.pid, signal.SIGKILL)
+    assert processes.gone(fresh.params.store, 15)
+
+
+@pytest.mark.long
+def test_a_restart_for_changed_settings_keeps_answering(fresh: Server) -> None:
+    assert "answers at" in fresh.run("serve")
+    with kills.Load(fresh.url) as load:
+        assert "restarting" in fresh.run("serve", extra="serve.max_parts=3")
+    assert set(load.statuses) == {"200"}
+    assert not fresh.run("serve", extra="serve.cpus_per_replica=1000").endswith("[exit 0]")  # cannot start
+    assert fresh.predict(png()).status_code == 200  # so the one before stays
