@@ -44,14 +44,11 @@ class Upstream(Protocol):
     def find(self, reference: str) -> None:
         """Add the manifests that a reference names there, if there are any."""
 
-    def find_aliases(self, registered_model: str) -> None:
-        """Take over the aliases of a registered model that the store does not know."""
-
     def fetch(self, version: Version) -> None:
         """Add the files of a version. Raises RegistryError."""
 
     def refresh(self) -> None:
-        """Take over what others published and moved."""
+        """Take over what others published and moved; only the first call asks."""
 
 
 class Registry:
@@ -246,7 +243,7 @@ class Registry:
         """Return alias -> ref of a registered model; those upstream if there are none in the store."""
         found = self._audit.aliases(registered_model)
         if not found and self.upstream is not None:
-            self.upstream.find_aliases(registered_model)
+            self.upstream.refresh()
             found = self._audit.aliases(registered_model)
         return found
 

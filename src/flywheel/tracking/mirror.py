@@ -65,11 +65,6 @@ class Mirror:
         for version in versions or []:
             self.local.add_manifest(version)
 
-    def find_aliases(self, registered_model: str) -> None:
-        """Take over the aliases on W&B, once."""
-        if registered_model == self.params.registered_model:
-            self.refresh()
-
     def fetch(self, version: Version) -> None:
         """Download a version's files and verify them. Raises RegistryError."""
         if not self.connection.online:
