@@ -161,14 +161,14 @@ def test_a_folder_for_rays_sockets_is_short_and_can_be_written(tmp_path: Path, m
 
 
 def test_ray_needs_no_home_and_no_shared_memory(nobody: list[str], tmp_path: Path) -> None:
-    """A home that cannot be written, a shared memory that cannot either, a long TMPDIR, and proxies for everything."""
+    """A home and a shared memory that cannot be written, a long TMPDIR, proxies for everything, no docstrings."""
     (tmp_path / "home").mkdir(mode=0o555)
     (tmp_path / ("a" * 80)).mkdir()
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
     hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"]
     if subprocess.run([*hidden, "true"], capture_output=True).returncode:
         hidden = []  # nothing can be mounted here: the rest is tried
-    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / ("a" * 80)), **proxies}
+    variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / ("a" * 80)), "PYTHONOPTIMIZE": "2", **proxies}
     result = run(RAY, variables, *hidden, *nobody)
     assert (result.stdout, result.returncode) == ("7\n", 0), result.stderr
     assert list((tmp_path / "home").iterdir()) == []
@@ -185,8 +185,8 @@ def test_a_variable_that_keeps_ray_from_starting_is_named() -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        ("bytearray(10**13)", "error: there is not enough memory; end other programs, or lower "),
-        ("import torch; torch.empty(10**13)", "error: there is not enough memory; end other programs, or lower "),
+        ("bytearray(10**13)", "error: there is not enough memory; end other programs, raise "),
+        ("import torch; torch.empty(10**13)", "error: there is not enough memory; end other programs, raise "),
         ('raise RuntimeError("can\'t start new thread")', "error: no more threads can be started; raise the limit of"),
         ("import os; raise OSError(24, os.strerror(24))", "error: Too many open files; raise the limit of open files"),
     ],
@@ -194,3 +194,10 @@ def test_a_variable_that_keeps_ray_from_starting_is_named() -> None:
 def test_a_limit_that_is_met_later_is_one_sentence(error: str, said: str) -> None:
     (line,) = run(error, {}).stderr.splitlines()
     assert line.startswith(said)
+
+
+def test_a_stage_says_that_the_address_space_is_too_small_for_torch() -> None:
+    command = ["sh", "-c", 'ulimit -v 3000000; exec "$@"', "sh", sys.executable, "scripts/data.py"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = "error: the address space is limited to 3.1 GB, torch needs 4.0 GB; ulimit -v unlimited\n"
+    assert (result.returncode, result.stderr) == (1, said)

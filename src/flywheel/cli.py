@@ -21,11 +21,12 @@ from typing import NoReturn, TextIO
 
 from flywheel import FlywheelError, files
 from flywheel.files import Locked
-from flywheel.machine import environment
+from flywheel.machine import environment, limits
 from flywheel.params import Params
 from flywheel.params import file as params_file
 
 log = logging.getLogger("flywheel")
+OUT_OF_MEMORY = ("allocate memory", "out of memory")  # of torch and CUDA
 LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
 
@@ -75,6 +76,8 @@ def load_params(arguments: argparse.Namespace) -> Params:
 @contextlib.contextmanager
 def logged(params: Params, stage: str) -> Iterator[None]:
     """Send log messages to stdout and, with their time, to the log file of the stage. The file gets errors, too."""
+    for lack in limits.address_space(limits.TORCH_ADDRESS_SPACE, "torch"):
+        raise FlywheelError(f"{lack.text}; {lack.fix}")
     path = params.store_paths.log(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     console, file = _Console(sys.stdout), _LogFile(path, encoding="utf-8", delay=True)
@@ -159,7 +162,7 @@ def main(script: Callable[[], None]) -> None:
 
 def _lack(error: Exception) -> str | None:
     """Return what this machine lacks in one sentence, if an error of Python or torch says so."""
-    if isinstance(error, MemoryError) or any(text in str(error) for text in ("allocate memory", "out of memory")):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
         return f"there is not enough memory{files.NO_MEMORY}"
     if "can't start new thread" in str(error):
         return f"no more threads can be started{files.ADVICE[errno.EAGAIN]}"

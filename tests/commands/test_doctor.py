@@ -39,7 +39,7 @@ def test_a_working_machine_has_no_problem(make_params: Make) -> None:
     with listening() as taken:
         free = taken.getsockname()[1]
     found = findings(make_params(f"serve.port={free}"))
-    names = ["python", "packages", "device", "machine", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
+    names = ["python", "packages", "machine", "device", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
     assert list(found) == names
     assert {name: finding.fix for name, finding in found.items() if finding.fix} == {}
     assert "torch 2.14.1" in found["packages"].text

@@ -29,6 +29,7 @@ from flywheel.tracking.connection import choose_mode
 PROBE_TIMEOUT_S = 1
 LOW_DISK_BYTES = 5_000_000_000
 DEPENDENCIES = ("numpy", "torch", "torchvision", "ray", "wandb", "optuna")
+REINSTALL = ".venv/bin/python -m pip install --force-reinstall -c requirements.lock torch"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
     with ThreadPoolExecutor() as pool:  # the network answers while torch is imported
         ray, wandb = pool.submit(_ray), pool.submit(_wandb, params)
         yield _python()
-        yield _packages()
-        yield _device()
-        yield from _machine()
+        before = [_packages(), *_machine()]
+        yield from before
+        yield _device("mend the problems above" if any(finding.fix for finding in before) else REINSTALL)
         yield from _disk(params)
         yield _store(params, registry)
         yield _port(params)
@@ -92,13 +93,12 @@ def _packages() -> Finding:
     return Finding("packages", ", ".join([*found, *missing, *foreign]), fix)
 
 
-def _device() -> Finding:
+def _device(fix: str) -> Finding:
     try:
         import torch
 
         from flywheel.models import device as devices
     except Exception as error:  # whatever a broken package raises
-        fix = ".venv/bin/python -m pip install --force-reinstall -c requirements.lock torch"
         return Finding("device", f"torch cannot be imported ({error})", fix)
     device = devices.pick()
     precision = "bfloat16" if devices.has_bfloat16(device) else "float32"

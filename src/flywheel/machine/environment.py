@@ -16,6 +16,8 @@ def prepare() -> None:
     bypass_proxies(*LOOPBACK)
     _name_user()
     os.environ["MPLBACKEND"] = "Agg"  # pictures are written to files
+    for name in ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT"):  # Ray's processes need their docstrings
+        os.environ.pop(name, None)
     if "TMPDIR" in os.environ:
         os.environ["TMPDIR"] = tempfile.gettempdir()  # Ray does not check that it can be written
     if not os.access(Path.home(), os.W_OK):

@@ -16,6 +16,7 @@ import psutil
 
 MEMORY_BYTES = 1_500_000_000  # a driver, Ray and one worker with torch
 OBJECT_STORE_SHARE = 0.3  # Ray's own
+TORCH_ADDRESS_SPACE = 4_000_000_000  # 3.8 GB are needed by the build with CUDA; its loader ends without a reason
 TEMPORARY_BYTES = 50_000_000  # logs and sockets of Ray
 SOCKET_FOLDER_CHARACTERS = 38  # a socket's path has at most 107, of which Ray's own part takes 69
 CGROUPS = Path("/sys/fs/cgroup")
@@ -44,13 +45,7 @@ def lacks() -> Iterator[Lack]:
             f"{threads:.0f} more processes and threads are allowed, Ray needs {needed_threads}",
             "raise ulimit -u or the container's limit of processes (docker: --pids-limit)",
         )
-    space = resource.getrlimit(resource.RLIMIT_AS)[1]
-    needed_space = int(OBJECT_STORE_SHARE * psutil.virtual_memory().total) + 3_000_000_000
-    if 0 <= space < needed_space:
-        yield Lack(
-            f"the address space is limited to {space / 1e9:.1f} GB, Ray needs {needed_space / 1e9:.1f} GB",
-            "ulimit -v unlimited",
-        )
+    yield from address_space(int(OBJECT_STORE_SHARE * psutil.virtual_memory().total) + 3_000_000_000, "Ray")
     memory = min(psutil.virtual_memory().available, _cgroup("memory", "max", "limit_in_bytes"))
     if memory < MEMORY_BYTES:
         yield Lack(f"{memory / 1e9:.1f} GB of memory, Ray needs {MEMORY_BYTES / 1e9} GB", "end other programs")
@@ -60,6 +55,14 @@ def lacks() -> Iterator[Lack]:
             f"{TEMPORARY_BYTES / 1e6:.0f} MB free and a path of at most {SOCKET_FOLDER_CHARACTERS} characters",
             "set TMPDIR to such a folder",
         )
+
+
+def address_space(needed: int, user: str) -> Iterator[Lack]:
+    """Yield that the address space is too small for `user`, which needs so many bytes, if it is."""
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= space < needed:
+        text = f"the address space is limited to {space / 1e9:.1f} GB, {user} needs {needed / 1e9:.1f} GB"
+        yield Lack(text, "ulimit -v unlimited")
 
 
 def temporary_folder() -> Path | None:
