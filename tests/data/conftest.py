@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_images
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -42,3 +45,21 @@ def encode() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encoded
+
+
+@pytest.fixture
+def layout(encode: Callable[..., bytes], noise_pictures: Callable[..., Pictures]) -> dict[str, bytes]:
+    """Two classes with three training and two test images each, as path -> bytes, in the order of the paths."""
+    pictures = iter(noise_pictures(10))
+    names = [f"{split}/{label}/{i}.png" for split, n in (("test", 2), ("train", 3)) for label in "ab" for i in range(n)]
+    return {name: encode(next(pictures)) for name in names}
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes files as `mine` (a directory, or .tar, .tar.gz, .zip) in a folder of its own."""
+
+    def written(files: Mapping[str, bytes], form: str = "directory") -> Path:
+        return own_images.write(form, files, Path(tempfile.mkdtemp(dir=tmp_path)) / "mine")
+
+    return written

@@ -13,7 +13,7 @@ import pytest
 from flywheel import FlywheelError, files
 from flywheel.data import stage as data_stage
 from flywheel.evaluation import stage as evaluation_stage
-from flywheel.params import Params, sections
+from flywheel.params import Params, data, sections
 from flywheel.pipeline import fingerprint
 from flywheel.pipeline.stage import Stage
 from flywheel.registry import Registry
@@ -162,7 +162,7 @@ def test_stages_take_only_types_from_params(define: Define) -> None:
                 taken |= {(module, part.attr) for part in parts if ast.unparse(part.value) == "params"}
     assert {("flywheel.training.loop", "Recipe"), ("flywheel.data.drift", "Drift")} <= taken
     for module, name in taken:
-        value = getattr(sections, name)
+        value = getattr(data if hasattr(data, name) else sections, name)
         assert inspect.isclass(value) or value in (sections.Domain, sections.Scalar), (
             f"{module} takes {name} from params"
         )

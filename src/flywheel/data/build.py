@@ -16,8 +16,11 @@ def build(source: SourceImages, data: params.Data) -> Dataset:
     """Return the data set of a source's images. Raises DataError."""
     labels = np.concatenate([source.train.labels, source.test.labels])
     ids = np.concatenate([source.train.ids, source.test.ids])
-    train, validation = splits.stratified(source.train.labels, data.validation_fraction, data.seed, source.class_names)
     first_test = len(source.train.labels)
+    train, validation = np.split(np.arange(first_test), [first_test - source.validation_count])
+    if not source.validation_count:
+        fraction = data.validation_fraction
+        train, validation = splits.stratified(source.train.labels, fraction, data.seed, source.class_names)
     first_simulation = first_test + source.test_count
     drifted = drift.apply(source.test.images[source.test_count :], ids[first_simulation:], data.drift, data.seed)
     images = np.concatenate([source.train.images, source.test.images[: source.test_count], drifted])
@@ -43,6 +46,7 @@ def build(source: SourceImages, data: params.Data) -> Dataset:
         "duplicates": {"within": dict(duplicates.within), "across": dict(duplicates.across)},
         "drift": data.drift.model_dump(),
         "skipped": len(source.skipped),
+        **({"files": source.files} if source.files else {}),
         "seed": data.seed,
     }
     return Dataset(images, labels, hashes, ids, indices, description)

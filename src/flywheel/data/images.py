@@ -31,7 +31,7 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif"),
 )
 SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|(II[*+]\0|MM\0[*+])|P[1-6][\s#]"
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|(II[*+]\0|MM\0[*+])|P[1-6]\s+[#\d]"
     rb"|....ftyp(avi[fs]|hei[cfmsx]|hev[cx]|mif1|msf1)",
     re.DOTALL,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,11 @@ from flywheel.data import DataError, fetch, folder, images
 from flywheel.data.dataset import Split
 from flywheel.data.images import Pixels
 
+log = logging.getLogger(__name__)
+
 CIFAR10_TEST_IMAGES = 8_000  # as in the original pipeline: test images 0-7,999; 8,000 on are simulation
+UNEVEN = 3  # the largest class has this many times the images of the smallest
+NAMED_CLASSES = 5  # the largest and the smallest, where there are many
 DIGITS_TRAIN_IMAGES, DIGITS_TEST_IMAGES = 800, 450  # of 1,797; the remaining 547 are simulation
 
 
@@ -22,14 +28,17 @@ DIGITS_TRAIN_IMAGES, DIGITS_TEST_IMAGES = 800, 450  # of 1,797; the remaining 54
 class SourceImages:
     """The images of a source. An id is the index among the source's train or test images before any shuffling.
 
-    The first `test_count` test images become the split `test`, the others `simulation`.
+    The first `test_count` test images become the split `test`, the others `simulation`. The last `validation_count`
+    training images become `validation`; if there are none, some are drawn. `files` counts a folder's image files.
     """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
     test_count: int
+    validation_count: int = 0
     skipped: tuple[str, ...] = ()
+    files: Mapping[str, Any] | None = None
 
 
 def load(data: params.Data, cache: Path) -> SourceImages:
@@ -84,12 +93,25 @@ def digits(data: params.Data) -> SourceImages:
 
 
 def from_folder(data: params.Data) -> SourceImages:
-    """Return the images of `data.path`; the test images are shuffled with the seed and split by `test_fraction`."""
+    """Return the images of `data.path`.
+
+    A folder's test images are shuffled with the seed and split by `test_fraction`; without any, all its images are
+    divided by `folder_split`.
+    """
     assert data.path is not None
-    class_names, train, test, skipped = folder.read(Path(data.path).expanduser(), data.image_size, data.skip_corrupt)
-    count = len(test.labels)
-    test = test.take(np.random.default_rng(data.seed).permutation(count))
-    return SourceImages(class_names, train, test, min(max(round(count * data.test_fraction), 1), count - 1), skipped)
+    found = folder.read(Path(data.path).expanduser(), data)
+    test, test_count, count = found.test, found.test_count, len(found.test.labels)
+    if test_count is None:
+        test = test.take(np.random.default_rng(data.seed).permutation(count))
+        test_count = min(max(round(count * data.test_fraction), 1), count - 1)
+    of_class = np.bincount(found.train.labels, minlength=len(found.class_names))
+    if of_class.max() >= UNEVEN * of_class.min():
+        counts = [f"{found.class_names[index]} {of_class[index]:,}" for index in np.argsort(-of_class, kind="stable")]
+        shown = counts if len(counts) <= 2 * NAMED_CLASSES else [*counts[:NAMED_CLASSES], "…", *counts[-NAMED_CLASSES:]]
+        log.info(f"data: the classes are uneven, so read the accuracy of each: {', '.join(shown)} training images")
+    return SourceImages(
+        found.class_names, found.train, test, test_count, found.validation_count, found.skipped, found.files
+    )
 
 
 def _resized(pixels: NDArray[np.uint8], size: int) -> Pixels:

@@ -18,9 +18,11 @@ def define(params: Params, registry: Registry) -> Stage:
     """Return the stage for the params. The content of a source folder is an input."""
     inputs = {}
     if params.data.path is not None:
-        from flywheel.data import folder
+        from flywheel.data import source_files
 
-        inputs["source"] = folder.content_digest(Path(params.data.path).expanduser(), params.store_paths.source_digest)
+        inputs["source"] = source_files.content_digest(
+            Path(params.data.path).expanduser(), params.store_paths.source_digest
+        )
     return Stage(
         "data",
         params,
@@ -38,11 +40,17 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
     defined = define(params, registry)
 
     def work() -> Outcome:
-        from flywheel.data import build, dataset, sources
+        from flywheel.data import DataError, build, dataset, sources
         from flywheel.tracking.runs import Tracker
 
         with Tracker(params, registry).run("data", "data", params.data.identity()) as run:
-            built = build.build(sources.load(params.data, params.cache), params.data)
+            try:
+                built = build.build(sources.load(params.data, params.cache), params.data)
+            except MemoryError:
+                raise DataError(
+                    "the images do not fit into memory; lower data.image_size, take fewer images or use a machine with "
+                    "more"
+                ) from None
             with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
                 dataset.save(built, Path(directory))
                 version = registry.publish(
@@ -79,7 +87,11 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
         path = params.reports / f"samples_{name}.png"
         drawn.append(plots.sample_grid(split.images, split.labels, opened.class_names, title, path))
     description = opened.description
-    metrics = {key: description[key] for key in ("splits", "holdout", "duplicates", "skipped", "mean", "std")}
+    metrics = {
+        key: description[key]
+        for key in ("splits", "holdout", "duplicates", "skipped", "files", "mean", "std")
+        if key in description
+    }
     return Outcome((version,), tuple(drawn), metrics)
 
 

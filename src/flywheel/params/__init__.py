@@ -1,5 +1,6 @@
 """The params of params.yaml: typed, validated, frozen."""
 
+from flywheel.params.data import Data, Drift
 from flywheel.params.operation import Gate, Retrain, Serve, Simulate, Tracking
 from flywheel.params.paths import StorePaths
 from flywheel.params.sections import (
@@ -7,8 +8,6 @@ from flywheel.params.sections import (
     RETRAINED_NAME,
     WEIGHT_DECAY,
     Choices,
-    Data,
-    Drift,
     Params,
     Range,
     Recipe,

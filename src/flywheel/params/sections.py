@@ -1,4 +1,4 @@
-"""The sections data, recipe and sweep of params.yaml, with the search space, and `Params`, which holds all sections.
+"""The sections recipe and sweep of params.yaml, with the search space, and `Params`, which holds all sections.
 
 params.yaml sets every value; no param has a default here.
 """
@@ -11,53 +11,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from flywheel.params.base import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text, whole_above_one
+from flywheel.params.base import NAME, NOT_IDENTITY, Section, Seed, whole_above_one
+from flywheel.params.data import Data
 from flywheel.params.errors import KeyedError, dotted, either, explain, nearest, show_value
 from flywheel.params.operation import Gate, Paths, Promotion, Retrain, Serve, Simulate, Tracking
 from flywheel.params.paths import StorePaths
 
 RETRAINED_NAME = "retrained-model"  # the artifact of every retraining
 LARGEST = 1e300  # bound of a range
-
-
-class Drift(Section):
-    """Seeded corruptions of the simulation images, each with a severity from 0 (none) to 5."""
-
-    rotation: Severity = Field(description="random rotation by up to ±7 degrees times severity")
-    noise: Severity = Field(description="Gaussian noise, standard deviation 4.7 % of the range times severity")
-    blur: Severity = Field(description="Gaussian blur, radius 0.3 pixels (at 32 pixels) times severity")
-    brightness: Severity = Field(description="random factor, up to 1 ± 0.12 times severity")
-    contrast: Severity = Field(description="random factor around the mean, up to 1 ± 0.15 times severity")
-
-
-READS_PATH = ("folder",)  # the sources that read data.path
-
-
-class Data(Section):
-    """The data set that `make data` builds."""
-
-    name: str = Field(pattern=NAME, description="prefix of the artifacts' names, such as <name>_dataset")
-    source: Literal["cifar10", "folder", "digits"] = Field(description="where the images come from")
-    path: Annotated[Text | None, NOT_IDENTITY] = Field(
-        description="source folder: a directory, .tar, .tar.gz or .zip with train/<class>/* and test/<class>/*; "
-        "identified by its content, so moving it re-runs nothing"
-    )
-    image_size: Annotated[int, Field(ge=8, le=512)] = Field(description="height and width, in pixels")
-    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(description="fraction of each class's images")
-    test_fraction: Fraction = Field(description="source folder: fraction of test images; the rest is simulation")
-    skip_corrupt: bool = Field(description="source folder: leave out unreadable files and count them")
-    seed: Seed = Field(description="seed of the splits and of the drift")
-    drift: Drift
-
-    @model_validator(mode="after")
-    def _path_goes_with_the_source(self) -> Data:
-        if self.source in READS_PATH and not self.path:
-            raise KeyedError(("data", "source"), f"source {self.source} needs data.path, a directory or file")
-        if self.source not in READS_PATH and self.path:
-            only = " or ".join(READS_PATH)
-            reason = f"is read by source {only} only (data.source is {self.source}); set data.source={READS_PATH[0]}"
-            raise KeyedError(("data", "path"), reason)
-        return self
 
 
 Architecture = Literal["standard", "upsample", "modified", "compact"]  # the names in models/architectures.py

@@ -115,12 +115,24 @@ def gather(params: Params, registry: Registry) -> Facts:
 def _stages(params: Params, registry: Registry, simulation: BaseModel | Absent) -> Iterator[tuple[str, str, str]]:
     """Yield (stage, state, reason) as `make status` does, and for the last simulation."""
     for row in status.states(params, registry):
+        if row[0] == "data":
+            row = (*row[:2], row[2] + _image_files(params))
         if row[0] == "retrain":
             if isinstance(simulation, SimulationReport):
                 yield "simulate", "done", f"last at {simulation.at}"
             else:
                 yield "simulate", "not yet", "make simulate sends the simulation images to the server"
         yield row
+
+
+def _image_files(params: Params) -> str:
+    """Return what the data stage counted in a folder, empty for other sources."""
+    receipt = stage.read_receipt(params.store_paths.receipt("data")) or {}
+    counted = receipt.get("metrics", {}).get("files")
+    if not counted:
+        return ""
+    left_out = [f"{of['count']:,} {reason}, such as {of['example']}" for reason, of in counted["left_out"].items()]
+    return f"; {counted['used']:,} image files used; left out: {'; '.join(left_out) or 'none'}"
 
 
 def _report(params: Params, name: str) -> BaseModel | Absent:
