@@ -70,10 +70,10 @@ stop: $(READY) ## stop the server that make serve started
 	@$(SCRIPT) $(ARGS)
 
 .PHONY: simulate retrain
-simulate: $(READY) ## send the simulation images to the server; publish its failures
+simulate: $(READY) ## send the simulation images to the server; publish their labels
 	@$(SCRIPT) $(ARGS)
 
-retrain: $(READY) ## if there are new failures, retrain on all of them so far (FORCE=1: also without new ones)
+retrain: $(READY) ## if there are new labels, retrain on all of them so far (FORCE=1: also without new ones)
 	@$(STAGE)
 
 .PHONY: promote rollback history

@@ -71,7 +71,7 @@ def retrain(images: Dataset, params: Params, scales: list[float], seed: int, par
     index = images.indices["simulation"]
     right = before["simulation"] == images.labels[index]
     failures, known = index[~right & ~images.holdout], index[right & ~images.holdout]
-    repeat = len(known) < len(failures)  # as the product's control arm does
+    repeat = len(known) < len(failures)
     control = np.random.default_rng(seed).choice(known, len(failures), replace=repeat)
     row: dict[str, Any] = {"seed": seed, "failures": len(failures), "before": accuracies(images, before), "arms": []}
     with tempfile.TemporaryDirectory() as folder:

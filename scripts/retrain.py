@@ -1,4 +1,4 @@
-"""Continue training the production model on the original images and its failures; the gate judges the result.
+"""Continue training the production model on the original and the labelled production images; the gate judges it.
 
     python scripts/retrain.py --profile demo        (make retrain PROFILE=demo)
 
@@ -13,7 +13,7 @@ from flywheel.tracking.mirror import mirrored
 
 
 def main() -> None:
-    """Run the stage; print the accuracy before, after and of the control arm, and the gate's decision."""
+    """Run the stage; print the accuracy before, after and of the other arms, and the gate's decision."""
     arguments = cli.stage_parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     with cli.logged(params, "retrain"):
@@ -21,15 +21,13 @@ def main() -> None:
         report = retraining_stage.run(params, registry, force=arguments.force)
         if report is None:
             return
-        for name, scores in (("before", report.before), ("after", report.after), ("control", report.control)):
-            if scores:
-                parts = [
-                    (part, score) for part, score in (("test", scores.test), ("holdout", scores.holdout)) if score.n
-                ]
-                shown = ", ".join(f"{part} {score.accuracy:.2%} of {score.n:,}" for part, score in parts)
-                last = parts[-1][1]
-                flips = f" (fixed {last.fixed}, broken {last.broken})" if last.fixed is not None else ""
-                cli.log.info(f"retrain: {name:<8}{shown}{flips}")
+        for name, labels, scores in report.rows():
+            parts = [(part, score) for part, score in (("test", scores.test), ("holdout", scores.holdout)) if score.n]
+            shown = ", ".join(f"{part} {score.accuracy:.2%} of {score.n:,}" for part, score in parts)
+            last = parts[-1][1]
+            flips = f" (fixed {last.fixed}, broken {last.broken})" if last.fixed is not None else ""
+            cost = "" if labels is None else f" ({labels:,} labels)"
+            cli.log.info(f"retrain: {f'{name}{cost}':<30}{shown}{flips}")
         outcome = "promoted to production" if report.promoted else "production unchanged"
         candidate = registry.label(report.candidate)
         cli.log.info(f"gate: {candidate}: {report.decision}, {outcome}: {'; '.join(report.reasons)}")

@@ -1,4 +1,4 @@
-"""Send the simulation images to the server and publish the wrongly answered ones as feedback.
+"""Send the simulation images to the server and publish their labels as feedback.
 
     python scripts/simulate.py --profile demo       (make simulate PROFILE=demo)
 
@@ -35,13 +35,14 @@ def main() -> None:
         answered = ", ".join(f"{name} ({count:,})" for name, count in report.models.items())
         cli.log.info(f"simulate: answered by {answered}")
         if report.feedback is None:
-            cli.log.info("feedback: no failure, so no feedback yet")
+            cli.log.info("feedback: no answer, so no feedback yet")
         else:
             version = registry.resolve(report.feedback)
             new = f"{report.feedback_new:,} new" if report.feedback_new else "none of them new"
             total = version.metadata["images"]
             cli.log.info(
-                f"feedback: {report.failures:,} failures, {new}; {version.label} lists {total:,} of all rounds"
+                f"feedback: {report.n:,} labelled images ({report.failures:,} failures), {new}; {version.label} lists "
+                f"{total:,} of all rounds"
             )
         cli.log.info(f"reports: {params.reports}")
 

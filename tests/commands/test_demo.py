@@ -16,7 +16,7 @@ from served import free_port
 from flywheel import files
 from flywheel.commands import demo
 from flywheel.registry import Registry
-from flywheel.retraining.report import RetrainReport, Score, Scores
+from flywheel.retraining.report import ArmScores, LabelCounts, RetrainReport, Score, Scores
 from flywheel.simulation.report import SimulationReport
 
 ROOT = Path(__file__).parents[2]
@@ -33,21 +33,22 @@ def scores(test: float, holdout: float | None) -> Scores:
 
 
 def retrained(**changes: Any) -> RetrainReport:
+    control = ArmScores(**dict(scores(0.985, None)), arm="random", examples=120, labels=120, epochs=(), kept_epoch=1)
     values = {
         "parent": "model-1@abc", "candidate": "retrained-model@def", "before": scores(0.99, 0.72),
-        "after": scores(0.98, 0.891), "control": scores(0.985, None), "promoted": True, "reasons": ("no harm",),
+        "after": scores(0.98, 0.891), "promoted": True, "reasons": ("no harm",), "arm": "all", "hard_examples": 120,
+        "examples": LabelCounts(right=260, wrong=120, disputed=0),
+        "control": control,
     }  # fmt: skip
     return RetrainReport.model_construct(None, **{**values, **changes})
 
 
-def test_the_table_shows_before_after_and_control(registry: Registry) -> None:
+def test_the_table_shows_before_after_and_the_other_arm_with_their_label_costs(registry: Registry) -> None:
     lines = list(demo.table(registry, retrained(), SIMULATED))
-    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines if line.startswith(("before", "after", "control"))}
-    assert rows == {
-        "before": ["99.0%", "72.0%", "50.0%"],
-        "after": ["98.0%", "89.1%", "50.0%"],
-        "control": ["98.5%", "–", "50.0%"],
-    }
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines}
+    assert rows["before"] == ["–", "99.0%", "72.0%"]
+    assert rows["all labelled"] == ["380", "98.0%", "89.1%"]
+    assert rows["as many random"] == ["120", "98.5%", "–"]
     assert "retrained-model@def is in production: no harm" in lines
     assert "served last: 90.0% of 547 simulated requests, by retrained-model:v0" in lines
 
@@ -55,7 +56,7 @@ def test_the_table_shows_before_after_and_control(registry: Registry) -> None:
 def test_without_a_control_arm_there_is_no_row(registry: Registry) -> None:
     report = retrained(control=None, promoted=False, reasons=("perhaps worse",))
     lines = list(demo.table(registry, report, SIMULATED))
-    assert not [line for line in lines if line.startswith("control")]
+    assert not [line for line in lines if line.startswith("as many")]
     assert "retrained-model@def is not promoted: perhaps worse" in lines
 
 
@@ -81,7 +82,7 @@ def test_the_demo_runs_and_leaves_no_process(tmp_path: Path) -> None:
     printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     assert printed.count("$ make simulate PROFILE=demo") == 2
-    for line in ("before   model-", "after    retrained-model:v0", "control  as many", "stop: stopped", "served last:"):
+    for line in ("before  ", "all labelled  ", "as many random  ", "stop: stopped", "served last:"):
         assert line in printed
     assert processes.gone(store, 10)
     assert (tmp_path / "reports" / "demo" / "index.html").exists()
@@ -96,7 +97,7 @@ def test_the_demo_runs_and_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moment", ["sweep: running", "simulate: 547 images", "retrain: failures, epoch 1"])
+@pytest.mark.parametrize("moment", ["sweep: running", "simulate: 547 images", "retrain: all, epoch 1"])
 def test_an_interrupt_anywhere_leaves_no_process(tmp_path: Path, moment: str) -> None:
     process, store = start(tmp_path)
     assert process.stdout is not None

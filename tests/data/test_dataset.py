@@ -195,8 +195,8 @@ def test_what_was_saved_is_opened(saved: tuple[Dataset, Path]) -> None:
     for name, array in stored_arrays(built).items():
         np.testing.assert_array_equal(stored_arrays(opened)[name], array, err_msg=name)
         assert stored_arrays(opened)[name].dtype == array.dtype
-    assert tuple(opened.indices) == splits.SPLITS
-    assert {**built.description, "format": 1} == opened.description
+    assert tuple(opened.indices) == (*splits.SPLITS, "clean")
+    assert {**built.description, "format": 2} == opened.description
     assert opened.class_names == built.class_names
     assert (opened.mean, opened.std, opened.image_size) == (built.mean, built.std, built.image_size)
     np.testing.assert_array_equal(opened.holdout, built.holdout)
@@ -272,8 +272,8 @@ def test_no_directory_at_all_is_the_same_error(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(saved: tuple[Dataset, Path]) -> None:
     path = saved[1] / "dataset.json"
-    files.write_json(path, {**files.read_json(path), "format": 2})
-    with pytest.raises(DataError, match=r"of format 2, not 1; run make data FORCE=1"):
+    files.write_json(path, {**files.read_json(path), "format": 3})
+    with pytest.raises(DataError, match=r"of format 3, not 2; run make data FORCE=1"):
         open_directory(saved[1])
 
 
@@ -284,7 +284,7 @@ def test_digits_are_split_640_160_450_547_disjointly(digits: Callable[..., Datas
     built = digits()
     assert built.description["splits"] == {"train": 640, "validation": 160, "test": 450, "simulation": 547}
     assert built.class_names == tuple("0123456789")
-    assert built.images.shape == (1797, 32, 32, 3)
+    assert built.images.shape == (1797 + 547, 32, 32, 3)  # the last 547 are the simulation images without drift
     contents = [{image.tobytes() for image in built.split(name).images} for name in splits.SPLITS]
     assert sum(map(len, contents)) == len(set.union(*contents))
 
@@ -362,6 +362,46 @@ def test_values_are_clipped_and_do_not_wrap_around() -> None:
     black, white = corrupted(ends, "noise", 1)
     assert black.max() < 100
     assert white.min() > 155
+
+
+@pytest.mark.parametrize("kinds", [KINDS, ("blur",)])
+def test_the_images_without_drift_are_kept_on_the_same_sides(digits: Callable[..., Dataset], kinds: Any) -> None:
+    """Or a model trained on clean traffic would know an image of the holdout."""
+    drifted = digits(f"data.drift={{{', '.join(f'{kind}: {3 * (kind in kinds)}' for kind in KINDS)}}}")
+    plain = digits(NO_DRIFT)
+    clean = drifted.traffic("none")
+    np.testing.assert_array_equal(drifted.images[clean], plain.split("simulation").images)
+    np.testing.assert_array_equal(drifted.ids[clean], drifted.split("simulation").ids)
+    np.testing.assert_array_equal(splits.is_holdout(drifted.hashes[clean]), drifted.holdout)
+    changed = (drifted.images[clean] != drifted.split("simulation").images).any(axis=(1, 2, 3))
+    assert changed.mean() > 0.99
+    np.testing.assert_array_equal(plain.traffic("none"), plain.traffic("data"))
+
+
+def test_an_image_that_cannot_change_sides_stays_as_it_is(smooth_pictures: Pictures) -> None:
+    """Blur does nothing to a constant image, whatever the draw."""
+    constant = np.full((5, 8, 8, 3), 7, np.uint8)
+    np.testing.assert_array_equal(corrupted(constant, "blur", 3), constant)
+
+
+def test_a_simulation_image_whose_original_is_in_another_split_is_dropped(
+    source: SourceImages, make_data: Callable[..., parameters.Data]
+) -> None:
+    test_images = source.test.images.copy()
+    test_images[11] = test_images[2]
+    built = build(with_images(source.train.images, test_images), make_data("data.drift.noise=3"))
+    assert built.description["duplicates"]["across"] == {"test/simulation": 1}
+    assert len(built.indices["simulation"]) == len(built.indices["clean"]) == 11
+
+
+def test_format_1_has_no_images_without_drift(saved: tuple[Dataset, Path]) -> None:
+    path = saved[1] / "dataset.json"
+    files.write_json(path, {**files.read_json(path), "format": 1})
+    (saved[1] / "clean.npy").unlink()
+    opened = open_directory(saved[1])
+    np.testing.assert_array_equal(opened.traffic("data"), saved[0].indices["simulation"])
+    with pytest.raises(DataError, match="no simulation images without drift; run make data FORCE=1"):
+        opened.traffic("none")
 
 
 def test_sides_are_drawn_by_the_drifted_images(digits: Callable[..., Dataset]) -> None:

@@ -150,7 +150,7 @@ def test_a_fresh_ci_runner_retrains_once(first: Path, double: WandbDouble, tmp_p
     assert retrained.digest in {one.digest for one in double.collection(PROJECT, "retrained-model").members}
     assert "promoted to production" in said
     said = script(tmp_path / "two", double, "retrain")
-    assert "nothing to do (every failure that digits-feedback" in said
+    assert "nothing to do (every labelled image that digits-feedback" in said
     shutil.rmtree(runner)
     # The replaced model is not promoted again on another machine: the lineage shows that it was in production.
     said = script(tmp_path / "three", double, "evaluate")

@@ -114,9 +114,9 @@ def test_the_report_has_the_figures_of_every_stage(unchanged: Server) -> None:
     for shown in (
         f"model {RETRAINED} since", PROMOTED,
         "93.8 % on validation", f"{SWEPT}: 94.22 % of 450 test images",  # sweep, evaluate
-        "118 of 547 answers were wrong", "49 were new; digits-feedback:v1",  # simulate
+        "118 of 547 answers were wrong", "digits-feedback:v1 lists all labelled images, 49 of them new",  # simulate
         f"promoted {RETRAINED} against {SWEPT}", "+14.46 +5.14 to +23.64",  # gate
-        "206 failures", "166 74.7 %",  # retrain
+        "206 failures", "166 74.7 %", "as many right answers",  # retrain
         "8 of 8 are in the store only",  # runs for W&B
     ):  # fmt: skip
         assert shown in text, shown
@@ -145,6 +145,7 @@ def test_retrain_continues_from_production_with_the_new_feedback(old: Server) ->
         "candidate": "retrained-model:v1",
     }
     assert report["hard_examples"] == 235  # those of v0 that train, and 29
+    assert report["examples"] == {"right": 0, "wrong": 235, "disputed": 0}
     assert [row for row in lineage(old, "retrained-model:v1") if row[0] == 1] == [
         (1, "dataset", "digits_dataset:v0"),
         (1, "feedback", "digits-feedback:v1"),
@@ -178,7 +179,7 @@ def test_sync_uploads_runs_artifacts_and_aliases(old: Server, double: WandbDoubl
 
 @pytest.mark.long
 def test_serve_answers_with_production_and_simulate_adds_to_the_feedback(old: Server) -> None:
-    before = {row.hash for row in feedback.read(old.registry, old.registry.resolve("digits-feedback:v1"))}
+    before = {row.hash: row for row in feedback.read(old.registry, old.registry.resolve("digits-feedback:v1"))}
     with serving(old):
         printed = old.run("simulate")
     assert printed.endswith(DONE), printed
@@ -186,4 +187,6 @@ def test_serve_answers_with_production_and_simulate_adds_to_the_feedback(old: Se
     assert report["models"] == {RETRAINED: 547}
     newest = old.registry.resolve("digits-feedback")
     assert report["feedback"] == newest.ref
-    assert before <= {row.hash for row in feedback.read(old.registry, newest)}
+    listed = {row.hash: row for row in feedback.read(old.registry, newest)}
+    assert len(listed) == 547
+    assert {key: listed[key] for key in before} == before  # format 1 stays as it was known: failures

@@ -79,11 +79,14 @@ def failed(opened: Dataset) -> list[int]:
 
 
 @pytest.fixture
-def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[[Sequence[int]], Version]:
-    """Publish simulation images as failures, as simulate does."""
+def collect(params: Params, registry: Registry, opened: Dataset) -> Callable[..., Version]:
+    """Publish simulation images as simulate does: as failures, and with `right` those indices as right answers."""
 
-    def publish(indices: Sequence[int]) -> Version:
-        listed = feedback.examples(opened, opened.indices["simulation"][list(indices)])
+    def publish(indices: Sequence[int], right: Sequence[int] = ()) -> Version:
+        simulation = opened.indices["simulation"]
+        listed = feedback.examples(opened, simulation[list(indices)])
+        chosen = simulation[list(right)]
+        listed += feedback.examples(opened, chosen, opened.labels[chosen], [0.9] * len(chosen))
         inputs = {"dataset": [registry.resolve("digits_dataset").ref], "model": [registry.resolve("model-1").ref]}
         version, _ = feedback.publish(params, registry, listed, inputs, {})
         assert version is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import made_models
 import numpy as np
@@ -14,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flywheel.data import splits
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError
-from flywheel.retraining.examples import choose, find, mix, repeats
+from flywheel.retraining.examples import ARMS, choose, find, mix, repeats
 from flywheel.retraining.stage import recipe_of
 from flywheel.retraining.train import kept_epoch, train_arm
 from flywheel.traffic import feedback
@@ -28,20 +29,24 @@ from flywheel.training.loop import TrainingData
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-Collect = Callable[[Any], Version]
+Collect = Callable[..., Version]
 
 
 # -- feedback ------------------------------------------------------------------------------------------
 
-hashes = st.integers(0, 7).map(lambda i: f"{i:02x}" * 32)
-listed = st.lists(st.builds(Example, st.integers(0, 20), hashes, st.sampled_from("ab"), st.just("train")), max_size=12)
+listed = st.lists(
+    st.builds(
+        Example, id=st.integers(0, 20) | st.none(), hash=st.integers(0, 7).map(lambda i: f"{i:02x}" * 32),
+        label=st.sampled_from("ab"), side=st.just("train"),
+    ),
+    max_size=12,
+)  # fmt: skip
 
 
 @given(listed, listed, listed)
 def test_merging_keeps_each_content_once_and_forgets_none(a: list[Example], b: list[Example], c: list[Example]) -> None:
     merged = feedback.merge(feedback.merge(a, b), c)
-    assert [e.hash for e in merged] == [e.hash for e in sorted(merged)]
-    assert len({e.hash for e in merged}) == len(merged)
+    assert [e.hash for e in merged] == sorted({e.hash for e in merged})
     assert {e.hash for e in merged} == {e.hash for e in (*a, *b, *c)}
     assert feedback.merge(merged, ()) == merged == feedback.merge(merged, merged)
 
@@ -140,7 +145,7 @@ def test_the_scale_does_not_compound_over_turns(
 
 def entry(opened: Dataset, split: str, position: int, side: str = "train") -> Example:
     (example,) = feedback.examples(opened, opened.indices[split][[position]])
-    return replace(example, side=side)
+    return example.model_copy(update={"side": side})
 
 
 def test_exact_copies_of_test_and_validation_images_are_dropped(opened: Dataset, failed: list[int]) -> None:
@@ -153,7 +158,7 @@ def test_exact_copies_of_test_and_validation_images_are_dropped(opened: Dataset,
 
 def test_held_out_and_unknown_images_are_dropped_whatever_is_listed(opened: Dataset) -> None:
     held = int(np.flatnonzero(opened.holdout)[0])
-    unknown = Example(77, "ee" * 32, "1", "train")
+    unknown = Example(id=77, hash="ee" * 32, label="1", side="train")
     original = entry(opened, "train", 0)
     found = choose([entry(opened, "simulation", held), unknown, original], opened)
     assert len(found) == 0
@@ -162,14 +167,62 @@ def test_held_out_and_unknown_images_are_dropped_whatever_is_listed(opened: Data
     assert sum(len(ids) for ids in found.dropped.values()) == 3
 
 
-def test_pixels_and_labels_are_those_of_the_data_set(opened: Dataset, failed: list[int]) -> None:
+def test_pixels_are_those_of_the_data_set_and_labels_those_that_were_given(opened: Dataset, failed: list[int]) -> None:
     good = [e for e in feedback.examples(opened, opened.indices["simulation"][failed]) if e.side == "train"]
-    lied = [replace(example, label="7") for example in good]
-    found = choose(lied, opened)
-    for key, pixels, label in zip(found.hashes, found.images, found.labels, strict=True):
-        (row,) = [i for i in range(len(opened.labels)) if opened.hashes[i].tobytes().hex() == key]
-        assert (pixels == opened.images[row]).all()
-        assert label == opened.labels[row]
+    given = [example.model_copy(update={"label": "7", "prediction": "7"}) for example in good[1:]]
+    found = choose([*given, good[0].model_copy(update={"label": "ten"})], opened)
+    rows = {opened.hashes[i].tobytes().hex(): i for i in opened.indices["simulation"]}
+    assert found.hashes == tuple(example.hash for example in given)
+    assert (found.images == opened.images[[rows[key] for key in found.hashes]]).all()
+    assert (found.labels == 7).all()
+    assert found.right.all()
+    assert found.dropped == {"of a class that digits does not have": [good[0].id]}
+
+
+def test_disputed_labels_are_left_out_and_counted(opened: Dataset, failed: list[int]) -> None:
+    good = [e for e in feedback.examples(opened, opened.indices["simulation"][failed]) if e.side == "train"]
+    found = choose([*good[2:], *(e.model_copy(update={"disputed": True}) for e in good[:2])], opened)
+    assert (len(found), found.disputed) == (len(good) - 2, 2)
+    assert found.dropped == {}
+
+
+def test_traffic_that_no_data_set_holds_has_its_own_pixels_and_side(opened: Dataset) -> None:
+    """A group, such as a camera, may put it on the other side than its hash, but not a copy of a holdout image."""
+    foreign = made_models.images([4] * 30, seed=9)
+    own = {row.tobytes().hex(): image for row, image in zip(splits.content_hashes(foreign), foreign, strict=True)}
+    held = entry(opened, "simulation", int(np.flatnonzero(opened.holdout)[0])).hash
+    listed = [Example(hash=key, label="4", side="train", source="traffic") for key in (*own, held)]
+    found = choose(listed, opened, own={**own, "cc" * 32: foreign[0]})
+    assert found.hashes == tuple(own)
+    assert (found.images == foreign).all()
+    assert found.dropped == {"held out by its hash": [held]}
+
+
+def test_each_arm_has_its_images(opened: Dataset) -> None:
+    """`random` draws as many as there are failures, from all."""
+    simulation = opened.indices["simulation"]
+    chosen = simulation[~opened.holdout][:60]
+    answers = np.where(np.arange(60) < 12, (opened.labels[chosen] + 1) % 10, opened.labels[chosen])
+    found = choose(feedback.examples(opened, chosen, answers, [0.5] * 60), opened)
+    assert [len(found.arm(name, 0)) for name in ARMS] == [60, 12, 12, 0]
+    assert found.arm("failures", 0).tolist() == np.flatnonzero(~found.right).tolist() == list(range(12))
+    drawn = found.arm("random", 0)
+    assert drawn.tolist() == sorted(set(drawn.tolist())) != list(range(12))
+    assert (drawn == found.arm("random", 0)).all()
+    assert (drawn != found.arm("random", 1)).any()
+
+
+@pytest.mark.parametrize("length", [250, 1000])
+def test_a_mix_of_a_given_length_has_every_image_about_as_often(opened: Dataset, length: int) -> None:
+    """So an arm with fewer images takes as many steps."""
+    data = TrainingData.of(opened)
+    index = opened.indices["simulation"][:20]
+    mixed = mix(data, opened.images[index], opened.labels[index], weight=2, seed=0, length=length)
+    assert len(mixed.images) == len(mixed.labels) == length
+    counts = Counter(image.tobytes() for image in mixed.images)
+    assert len(counts) == len(data.labels) + 20
+    once = length / (len(data.labels) + 40)
+    assert set(counts.values()) <= {int(once), int(once) + 1, int(2 * once), int(2 * once) + 1, int(2 * once) + 2}
 
 
 def test_failures_of_an_older_data_set_are_found_through_the_lineage(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import made_models
+import numpy as np
 import parents
 import pytest
 
@@ -21,14 +22,14 @@ from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
-from flywheel.retraining import RetrainError
+from flywheel.retraining import RetrainError, plan
 from flywheel.retraining import stage as retraining_stage
 from flywheel.retraining.report import RetrainReport, Score
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import Example
 
 Make = Callable[[str], Params]
-Collect = Callable[[Any], Version]
+Collect = Callable[..., Version]
 ROOT = Path(__file__).parents[2]
 KEYS = {"parent", "candidate", "feedback", "hard_examples", "epochs", "before", "after", "control", "decision"}
 
@@ -49,7 +50,7 @@ def test_without_feedback_nothing_is_done(params: Params, registry: Registry, ru
     assert run(params) is None
     assert run(params, force=True) is None
     assert said[0] == (
-        "retrain: nothing to do (there is no digits-feedback yet; make simulate PROFILE=demo collects failures)"
+        "retrain: nothing to do (there is no digits-feedback yet; make simulate PROFILE=demo collects labels)"
     )
     assert models(registry) == []
 
@@ -69,7 +70,9 @@ def test_failures_are_used_once_even_by_a_refused_candidate(
     assert first.candidate == registry.aliases(params.registered_model)["candidate"]
     said.clear()
     assert run(params) is None
-    assert said == ["retrain: nothing to do (every failure that digits-feedback:v0 has for training was used already)"]
+    assert said == [
+        "retrain: nothing to do (every labelled image that digits-feedback:v0 has for training was used already)"
+    ]
     assert models(registry) == ["retrained-model:v0"]
 
 
@@ -80,13 +83,45 @@ def test_few_new_failures_wait_for_more(
     train = [i for i in failed if not opened.holdout[i]]
     collect(train[:11])
     assert run(params) is None
-    assert said == ["retrain: nothing to do (11 new failures, fewer than retrain.min_failures=12)"]
+    needed = "it takes retrain.min_failures=12 or retrain.min_examples=200"
+    assert said == [f"retrain: nothing to do (11 new failures, 11 new labelled images; {needed})"]
     collect(train[11:12])
     assert run(params).hard_examples == 12
     collect(train[12:17])  # of 17 that are listed, 5 are new
     said.clear()
     assert run(params) is None
-    assert said == ["retrain: nothing to do (5 new failures, fewer than retrain.min_failures=12)"]
+    assert said == [f"retrain: nothing to do (5 new failures, 5 new labelled images; {needed})"]
+
+
+@pytest.mark.parametrize(("mode", "right", "trained"), [("all", 30, 30), ("all", 29, None), ("failures", 30, None)])
+def test_enough_new_labels_are_a_reason_even_without_failures(
+    make: Make, collect: Collect, opened: Dataset, failed: list[int], run: Any, mode: str, right: int, trained: Any
+) -> None:
+    params = make(f"retrain.min_examples=30 retrain.min_failures=2 retrain.examples={mode}")
+    known = [i for i in np.flatnonzero(~opened.holdout) if i not in failed]
+    collect(failed[:0], known[:right])
+    report = run(params)
+    assert (report and report.labels, report and report.hard_examples) == (trained, trained and 0)
+
+
+def test_what_was_used_depends_on_what_was_trained_on(
+    make: Make, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any
+) -> None:
+    """After a retraining on the failures, the right answers are still new."""
+    known = [i for i in np.flatnonzero(~opened.holdout) if i not in failed]
+    collect(failed, known)
+    few = run(make("retrain.examples=failures promotion.auto=false"))
+    every = make("retrain.min_examples=10 promotion.auto=false")
+    planned = plan.make(every, registry)
+    train = sum(not opened.holdout[i] for i in failed)
+    assert (planned.new_failures, planned.new_examples) == (0, len(known))
+    both = run(every)
+    assert (few.arm, few.labels, few.hard_examples) == ("failures", train + len(known), train)
+    assert (both.arm, both.labels, both.hard_examples) == ("all", train + len(known), train)
+    assert feedback.seen(registry, registry.resolve(few.candidate)) < feedback.seen(
+        registry, registry.resolve(both.candidate)
+    )
+    assert isinstance(plan.make(every, registry), str)
 
 
 def test_new_failures_that_are_held_out_are_no_reason(
@@ -97,7 +132,7 @@ def test_new_failures_that_are_held_out_are_no_reason(
     train = [i for i in failed if not opened.holdout[i]]
     collect(held[:3])
     assert run(params) is None
-    assert "was used already" in said[-1] or "no failure for training" in said[-1]
+    assert "was used already" in said[-1] or "no labelled image for training" in said[-1]
     collect(train)
     assert run(params).hard_examples == len(train)
     collect(held)  # another version, whose side `train` is the same
@@ -175,7 +210,9 @@ def test_the_report_scores_both_arms_and_the_candidate_records_its_inputs(
     make: Make, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any
 ) -> None:
     params = make("retrain.epochs=2 retrain.control=true promotion.auto=false")
-    version = collect(failed)
+    train = np.flatnonzero(~opened.holdout)
+    known = [i for i in train if i not in failed][:20]
+    version = collect(failed, known)
     report = run(params)
     written = files.read_json(params.reports / "retrain.json")
     assert set(written) >= KEYS
@@ -185,11 +222,16 @@ def test_the_report_scores_both_arms_and_the_candidate_records_its_inputs(
     assert before.holdout.n == after.holdout.n == held
     assert before.holdout.accuracy == pytest.approx(1 - sum(opened.holdout[i] for i in failed) / held)
     assert after.test.n == len(opened.indices["test"])
-    assert control.examples == report.hard_examples == sum(not opened.holdout[i] for i in failed)
+    wrong = sum(not opened.holdout[i] for i in failed)
+    assert control.examples == control.labels == report.hard_examples == wrong
+    assert report.examples.model_dump() == {"right": 20, "wrong": wrong, "disputed": 0}
+    assert [(name, labels) for name, labels, _ in report.rows()] == [
+        ("before", None), ("all labelled", wrong + 20), ("as many random", wrong),
+    ]  # fmt: skip
     assert len(report.epochs) == len(control.epochs) == 2
     assert [epoch.epoch for epoch in report.epochs if epoch.kept] == [report.kept_epoch]
     # Neither arm's images nor anything else that was trained on is among the unseen.
-    unseen = len(opened.indices["simulation"]) - 2 * report.hard_examples
+    unseen = len(opened.indices["simulation"]) - report.labels
     assert before.unseen.n == after.unseen.n == control.unseen.n == unseen
     for part in ("test", "holdout", "unseen"):
         scored = getattr(after, part)
@@ -236,7 +278,8 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
 ) -> None:
     collect(failed)
     row = opened.indices["test"][5]
-    planted = Example(int(opened.ids[row]), opened.hashes[row].tobytes().hex(), "0", "train")
+    hash_ = opened.hashes[row].tobytes().hex()
+    planted = Example(id=int(opened.ids[row]), hash=hash_, label="0", side="train")
     version, added = feedback.publish(params, registry, [planted], {}, {})
     assert version is not None
     assert added == 1
@@ -307,7 +350,7 @@ def test_it_is_a_wandb_run(collect: Collect, failed: list[int], root: Path) -> N
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (record,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
     content = record.read_bytes()
-    for text in (b"retrain", b"failures/accuracy", b"control/accuracy", b"retrained-model@"):
+    for text in (b"retrain", b"all/accuracy", b"random/accuracy", b"retrained-model@"):
         assert text in content
 
 

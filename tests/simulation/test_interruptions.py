@@ -83,7 +83,10 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
     assert published(params, registry) == []
     again = run(root)
     assert again.returncode == 0, again.stderr
-    assert "feedback: 50 failures, 50 new; digits-feedback:v0 lists 50 of all rounds" in again.stdout
+    assert (
+        "feedback: 150 labelled images (50 failures), 150 new; digits-feedback:v0 lists 150 of all rounds"
+        in again.stdout
+    )
     assert published(params, registry) == [
         "digits-feedback:v0", "simulation.json", "feedback.jsonl", "simulation_latency.png",
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_models
 import numpy as np
 import pytest
 
@@ -160,63 +161,97 @@ def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server
 # -- feedback ------------------------------------------------------------------------------------------
 
 
-def test_failures_become_feedback_with_their_lineage(
+def test_labels_become_feedback_with_their_lineage(
     params: Params, registry: Registry, opened: Dataset, dataset_version: Version, server: Server, run: Any
 ) -> None:
     server.fail(opened, range(12))
     report = run(params)
     version = registry.resolve("digits-feedback")
-    assert (version.ref, report.feedback_new) == (report.feedback, 12)
+    n = len(opened.indices["simulation"])
+    assert (version.ref, report.feedback_new) == (report.feedback, n)
     assert version.inputs == {"dataset": (dataset_version.ref,), "model": (registry.resolve("model-1").ref,)}
     listed = feedback.read(registry, version)
-    assert list(listed) == sorted(listed)
     simulation = opened.indices["simulation"]
-    assert {e.id for e in listed} == {int(opened.ids[simulation[i]]) for i in range(12)}
+    failed = {int(opened.ids[simulation[i]]) for i in range(12)}
+    assert sorted(e.id for e in listed) == sorted(opened.ids[simulation].tolist())
+    assert {e.id for e in listed if not e.right} == failed
+    assert set(files.read_json(registry.open(version) / feedback.FILE)["failures"]) == failed
     for example in listed:
+        assert (example.source, example.chosen, example.confidence) == ("simulation", "all", pytest.approx(0.9))
         (i,) = np.flatnonzero(opened.ids[simulation] == example.id)
         assert example.hash == opened.hashes[simulation[i]].tobytes().hex()
         assert example.label == opened.class_names[opened.labels[simulation[i]]]
         assert example.side == ("holdout" if opened.holdout[i] else "train")
     log = files.read_json_lines(params.store_paths.feedback_log)
-    assert [row["event"] for row in log] == ["failure"] * 12 + ["simulation"]
-    assert {row["hash"] for row in log[:12]} == {e.hash for e in listed}
-    assert all(row["prediction"] != row["label"] and row["confidence"] == pytest.approx(0.9) for row in log[:12])
+    assert [row["event"] for row in log] == ["answer"] * n + ["simulation"]
+    assert {row["hash"] for row in log[:n]} == {e.hash for e in listed}
+    assert {row["id"] for row in log[:n] if not row["right"]} == failed
+    assert all((row["prediction"] == row["label"]) == row["right"] for row in log[:n])
     assert log[-1]["feedback"] == version.ref
 
 
-def test_the_same_failures_are_the_same_version_whoever_fails_and_when(
+def test_the_same_labels_are_the_same_version_whoever_answers_and_when(
     params: Params, registry: Registry, opened: Dataset, server: Server, run: Any
 ) -> None:
     server.fail(opened, range(12))
     first = run(params)
     server.model = lambda number: "model-2:v0"
     server.change = lambda answer: answer  # another model, other request ids, another time
+    server.fail(opened, range(5, 20))
     second = run(params)
     assert second.feedback == first.feedback
     assert second.feedback_new == 0
     assert [v.number for v in registry.versions("digits-feedback")] == [0]
-    assert len(files.read_json_lines(params.store_paths.feedback_log)) == 26
+    assert len(files.read_json_lines(params.store_paths.feedback_log)) == 2 * (second.n + 1)
 
 
 def test_feedback_accumulates_over_turns_each_image_once(
-    params: Params, registry: Registry, opened: Dataset, server: Server, run: Any
+    make: Make, registry: Registry, server: Server, run: Any
 ) -> None:
-    for wrong, new in ((range(10), 10), (range(5, 18), 8), (range(3), 0), ((), 0)):
-        server.fail(opened, wrong)
-        assert run(params).feedback_new == new
+    counts = []
+    for requests, seed in ((40, 0), (40, 0), (40, 1), (20, 1)):
+        run(make(f"simulate.requests={requests} simulate.seed={seed}"))
+        counts.append(len(feedback.read(registry, registry.resolve("digits-feedback"))))
+    assert 40 == counts[0] == counts[1] < counts[2] == counts[3] < 80
     versions = registry.versions("digits-feedback")
-    assert [len(feedback.read(registry, version)) for version in versions] == [10, 18]
+    assert len(versions) == 2
     assert versions[1].input("previous") == versions[0].ref
     assert registry.resolve("digits-feedback") == versions[1]
 
 
-def test_without_failures_there_is_no_version_and_no_error(
+def test_without_failures_there_is_feedback_of_right_answers(
     params: Params, registry: Registry, server: Server, run: Any
 ) -> None:
     report = run(params)
-    assert (report.failures, report.feedback, report.accuracy) == (0, None, 1.0)
-    assert registry.versions("digits-feedback") == []
+    assert (report.failures, report.feedback_new, report.accuracy) == (0, report.n, 1.0)
+    assert registry.resolve("digits-feedback").metadata["failures"] == 0
     assert (params.reports / "simulation_failures.png").exists()
+
+
+def test_wrong_labels_are_published_and_not_reported(
+    make: Make, registry: Registry, opened: Dataset, server: Server, run: Any
+) -> None:
+    report = run(make("simulate.label_noise=0.2"))
+    assert (report.accuracy, report.failures) == (1.0, 0)
+    listed = feedback.read(registry, registry.resolve("digits-feedback"))
+    truth = {int(opened.ids[i]): opened.class_names[opened.labels[i]] for i in opened.indices["simulation"]}
+    wrong = [example for example in listed if example.label != truth[example.id or 0]]
+    assert 0.1 * len(listed) < len(wrong) < 0.3 * len(listed)
+    assert [example for example in listed if not example.right] == wrong
+
+
+def test_traffic_without_drift_sends_the_same_images_without_it(
+    make: Make, registry: Registry, server: Server, run: Any
+) -> None:
+    params = make("data.drift.noise=3 simulate.drift=none")
+    built = made_models.dataset(params, drift=params.data.drift)
+    made_models.publish_dataset(registry, params, built)
+    clean = built.indices["clean"]
+    server.truth = {built.hashes[i].tobytes(): int(built.labels[i]) for i in clean}  # it knows no other
+    report = run(params)
+    assert (report.accuracy, report.drift, report.n) == (1.0, "none", len(clean))
+    listed = feedback.read(registry, registry.resolve("digits-feedback"))
+    assert {example.hash for example in listed} == {built.hashes[i].tobytes().hex() for i in clean}
 
 
 def test_images_that_an_ancestor_was_trained_on_are_seen(
@@ -229,7 +264,8 @@ def test_images_that_an_ancestor_was_trained_on_are_seen(
     parent = {"dataset": dataset_version.ref, "feedback": first.ref}
     for text in ("child", "grandchild"):
         (root / text).write_text(text)
-        made = registry.publish("retrained-model", "model", {"a": root / text}, inputs=parent)
+        metadata = {"params": {"retrain": {"examples": "failures"}}}
+        made = registry.publish("retrained-model", "model", {"a": root / text}, inputs=parent, metadata=metadata)
         parent = {"dataset": dataset_version.ref, "parent": made.ref}
     server.model = lambda number: "retrained-model:v1"
     server.fail(opened, holdout)
@@ -305,7 +341,7 @@ def test_an_answer_that_is_no_prediction_is_an_error_and_no_failure(
     report = run(make("simulate.requests=20 simulate.max_error_fraction=0.1 simulate.concurrency=1"))
     assert (report.n, report.errors, report.failures) == (19, {"bad_answer": 1}, 0)
     assert server.requests == 20  # it is not asked again
-    assert registry.versions("digits-feedback") == []
+    assert len(feedback.read(registry, registry.resolve("digits-feedback"))) == 19
     assert any(reason in line for line in run.said)
 
 

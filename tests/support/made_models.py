@@ -32,6 +32,7 @@ from flywheel.data.dataset import Dataset, Split
 from flywheel.data.sources import SourceImages
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
+from flywheel.params.sections import Drift
 from flywheel.registry import Registry, Version
 
 SIZE = 8
@@ -100,9 +101,16 @@ def model(
 
 
 def dataset(
-    params: Params, *, train: int = 120, test: int = 200, simulation: int = 150, classes: int = 10, seed: int = 0
+    params: Params,
+    *,
+    train: int = 120,
+    test: int = 200,
+    simulation: int = 150,
+    classes: int = 10,
+    seed: int = 0,
+    drift: Drift | None = None,
 ) -> Dataset:
-    """Return a data set of made images, without drift; splits, sides and hashes as the stage `data` makes them."""
+    """Return a data set of made images; splits, sides and hashes as the stage `data` makes them."""
     random = np.random.default_rng(seed)
 
     def split(count: int, number: int) -> Split:
@@ -113,7 +121,7 @@ def dataset(
 
     source = SourceImages(DIGITS[:classes], split(train, 0), split(test + simulation, 1), test)
     none = params.data.drift.model_copy(update=dict.fromkeys(type(params.data.drift).model_fields, 0.0))
-    return build.build(source, params.data.model_copy(update={"drift": none}))
+    return build.build(source, params.data.model_copy(update={"drift": drift or none}))
 
 
 def publish_dataset(registry: Registry, params: Params, data: Dataset) -> Version:

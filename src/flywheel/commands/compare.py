@@ -86,6 +86,7 @@ def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]
     made |= metadata.get("versions") or {}
     metrics = {name: value for name, value in metadata.items() if name not in NOT_COMPARED}
     metrics |= dict(metadata.get("metrics") or {})
+    metrics |= flatten({"examples": metrics.pop("examples", None) or {}}, 2)  # what a retraining was trained on
     return {
         # The recipe of a model overrides the defaults of its sweep.
         "params": flatten(

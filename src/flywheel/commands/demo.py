@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import TypeVar
 
 import requests
@@ -18,7 +19,7 @@ from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.registry import Registry
-from flywheel.retraining.report import RetrainReport, Scores
+from flywheel.retraining.report import RetrainReport
 from flywheel.simulation.report import SimulationReport
 
 log = logging.getLogger(__name__)
@@ -64,26 +65,23 @@ def run(params: Params, arguments: Sequence[str]) -> None:
 
 
 def table(registry: Registry, retrained: RetrainReport, simulated: SimulationReport) -> Iterator[str]:
-    """Yield the accuracy before and after retraining, and that of the control arm."""
+    """Yield the accuracy before and after retraining and of other arms, with the labels that each needs."""
     candidate = registry.label(retrained.candidate)
-    rows: list[tuple[str, Scores]] = [
-        (f"before   {registry.label(retrained.parent)}", retrained.before),
-        (f"after    {candidate}", retrained.after),
-    ]
-    if retrained.control:
-        rows.append(("control  as many right answers instead", retrained.control))
     yield ""
-    yield f"{'accuracy':<42}{'test':>10}{'holdout':>10}{'unseen':>10}"
-    for name, scores in rows:
-        accuracies = (scores.test.accuracy, scores.holdout.accuracy, scores.unseen.accuracy)
-        yield f"{name:<42}" + "".join(f"{'–' if value is None else f'{value:.1%}':>10}" for value in accuracies)
+    yield f"{'accuracy':<42}{'labels':>8}{'test':>10}{'holdout':>10}"
+    for (name, labels, scores), model in zip_longest(retrained.rows(), (registry.label(retrained.parent), candidate)):
+        accuracies = (scores.test.accuracy, scores.holdout.accuracy)
+        title = f"{name:<19}{model or 'instead, in as many steps'}"
+        yield f"{title:<42}{'–' if labels is None else labels:>8}" + "".join(
+            f"{'–' if value is None else f'{value:.1%}':>10}" for value in accuracies
+        )
     decision = "in production" if retrained.promoted else "not promoted"
     yield f"{candidate} is {decision}: {'; '.join(retrained.reasons)}"
     models = ", ".join(simulated.models)
     yield f"served last: {simulated.accuracy:.1%} of {simulated.n:,} simulated requests, by {models}"
     yield (
-        "holdout and unseen are production images that no training saw, so they show what the failures taught; "
-        "the control arm took the same steps with images that were answered correctly"
+        f"holdout: production images that no model trains on; {retrained.hard_examples:,} of the labelled images were "
+        "answered wrongly, and to know which, all must be labelled"
     )
 
 

@@ -149,7 +149,7 @@ def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
         return "waiting", str(error)
     if isinstance(planned, str):
         return "nothing to do", planned
-    return "to run", f"{planned.new_failures} new failures in {planned.feedback.label}"
+    return "to run", f"{planned.new} in {planned.feedback.label}"
 
 
 def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +16,33 @@ from flywheel.data.sources import SourceImages
 
 def build(source: SourceImages, data: params.Data) -> Dataset:
     """Return the data set of a source's images. Raises DataError."""
-    labels = np.concatenate([source.train.labels, source.test.labels])
-    ids = np.concatenate([source.train.ids, source.test.ids])
+    clean = source.test.take(slice(source.test_count, None))
+    drifted = drift.apply(clean.images, clean.ids, data.drift, data.seed)
+    parts = [source.train, source.test.take(slice(source.test_count)), replace(clean, images=drifted)]
+    if drifted is not clean.images:
+        parts.append(clean)
+    images, labels, ids = (
+        np.concatenate([getattr(part, key) for part in parts]) for key in ("images", "labels", "ids")
+    )
     first_test = len(source.train.labels)
     train, validation = np.split(np.arange(first_test), [first_test - source.validation_count])
     if not source.validation_count:
         fraction = data.validation_fraction
         train, validation = splits.stratified(source.train.labels, fraction, data.seed, source.class_names)
     first_simulation = first_test + source.test_count
-    drifted = drift.apply(source.test.images[source.test_count :], ids[first_simulation:], data.drift, data.seed)
-    images = np.concatenate([source.train.images, source.test.images[: source.test_count], drifted])
     hashes = splits.content_hashes(images)
-    test, simulation = np.arange(first_test, first_simulation), np.arange(first_simulation, len(labels))
+    end = first_simulation + len(clean.labels)
+    test, simulation = np.arange(first_test, first_simulation), np.arange(first_simulation, end)
     named = {"train": train, "validation": validation, "test": test, "simulation": simulation}
-    indices, duplicates = splits.disjoint(named, hashes)
+    twins = len(labels) - end  # from a simulation image to the same one without drift
+    indices, duplicates = splits.disjoint(
+        named, np.concatenate([hashes[:first_simulation], hashes[simulation + twins]])
+    )
+    across = Counter(duplicates.across)
+    if twins:
+        indices, drifted_duplicates = splits.disjoint(indices, hashes)
+        across.update(drifted_duplicates.across)
+    indices["clean"] = indices["simulation"] + twins
     missing = set(range(len(source.class_names))) - set(labels[indices["train"]].tolist())
     if missing:
         raise DataError(f"class {source.class_names[min(missing)]} has no training image left after the splits")
@@ -41,9 +56,9 @@ def build(source: SourceImages, data: params.Data) -> Dataset:
         "image_size": data.image_size,
         "mean": mean,
         "std": std,
-        "splits": {name: len(index) for name, index in indices.items()},
+        "splits": {name: len(indices[name]) for name in splits.SPLITS},
         "holdout": int(splits.is_holdout(hashes[indices["simulation"]]).sum()),
-        "duplicates": {"within": dict(duplicates.within), "across": dict(duplicates.across)},
+        "duplicates": {"within": dict(duplicates.within), "across": dict(across)},
         "drift": data.drift.model_dump(),
         "skipped": len(source.skipped),
         **({"files": source.files} if source.files else {}),

@@ -3,6 +3,7 @@
 images.npy   (n, s, s, 3) uint8      labels.npy  (n,) int64
 hashes.npy   (n, 32) uint8           ids.npy     (n,) int64, index in the source's train or test images
 train.npy, validation.npy, test.npy, simulation.npy   indices into the above, int64
+clean.npy    indices of the simulation images without drift, in the same order (format 1 has none)
 dataset.json
 """
 
@@ -21,8 +22,9 @@ from flywheel import files
 from flywheel.data import DataError, splits
 from flywheel.data.images import Pixels
 
-FORMAT = 1
-ARRAYS = ("images", "labels", "hashes", "ids", *splits.SPLITS)
+FORMAT, OLDEST = 2, 1
+INDICES = (*splits.SPLITS, "clean")
+ARRAYS = ("images", "labels", "hashes", "ids", *INDICES)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Split:
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
 
-    def take(self, index: NDArray[np.int64]) -> Split:
-        """Return a copy of the images at some indices."""
+    def take(self, index: NDArray[np.int64] | slice) -> Split:
+        """Return a copy of the images at some indices, or a view of a slice."""
         return Split(self.images[index], self.labels[index], self.ids[index])
 
 
@@ -69,6 +71,14 @@ class Dataset:
         """Height and width of the images in pixels."""
         return int(self.images.shape[1])
 
+    def traffic(self, drift: str) -> NDArray[np.int64]:
+        """Return the indices of the simulation images, with drift (`data`) or without (`none`). Raises DataError."""
+        if drift == "data":
+            return self.indices["simulation"]
+        if "clean" not in self.indices:
+            raise DataError("the data set has no simulation images without drift; run make data FORCE=1")
+        return self.indices["clean"]
+
     @cached_property
     def holdout(self) -> NDArray[np.bool_]:
         """A mask of the simulation images on the side `holdout`."""
@@ -99,7 +109,7 @@ def save(dataset: Dataset, directory: Path) -> None:
     """Write the files of a data set into a directory. Raises DataError when the disk is full."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ARRAYS:
-        array = dataset.indices[name] if name in splits.SPLITS else getattr(dataset, name)
+        array = dataset.indices[name] if name in INDICES else getattr(dataset, name)
         try:
             np.save(directory / f"{name}.npy", array, allow_pickle=False)
         except OSError as error:  # numpy's message names neither file nor reason
@@ -113,10 +123,11 @@ def open_directory(directory: Path) -> Dataset:
     """Return the data set in a directory with memory-mapped arrays. Raises DataError."""
     try:
         description = files.read_json(directory / "dataset.json")
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+        held = ARRAYS if description.get("format") != OLDEST else ARRAYS[:-1]
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in held}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{directory} is not a data set ({error}); run make data FORCE=1") from None
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (OLDEST, FORMAT):
         raise DataError(f"{directory} is of format {description.get('format')}, not {FORMAT}; run make data FORCE=1")
-    indices = {name: arrays.pop(name) for name in splits.SPLITS}
+    indices = {name: arrays.pop(name) for name in INDICES if name in arrays}
     return Dataset(**arrays, indices=indices, description=description)

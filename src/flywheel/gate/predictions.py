@@ -119,7 +119,8 @@ def _seen(registry: Registry, models: Iterable[Version], current: Version) -> se
         except (RegistryError, DataError):
             continue  # damaged: what it held is not known any more
         simulation = other.indices["simulation"][~other.holdout]
-        for index in (other.indices["train"], other.indices["validation"], simulation):
+        clean = other.indices.get("clean", other.indices["simulation"])[~other.holdout]
+        for index in (other.indices["train"], other.indices["validation"], simulation, clean):
             seen |= {row.tobytes() for row in other.hashes[index]}
     return seen
 

@@ -105,7 +105,13 @@ class Simulate(Section):
     requests: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
         description="number of simulation images to send, drawn at random; null: all"
     )
-    seed: Seed = Field(description="seed of the draw and of the order")
+    seed: Seed = Field(description="seed of the draw, of the order and of the wrong labels")
+    drift: Literal["data", "none"] = Field(
+        description="data: the simulation images with the drift of the section data; none: the same ones without it"
+    )
+    label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="fraction of the published labels that are wrong, drawn at random; for studies"
+    )
     concurrency: Annotated[int, Field(ge=1, le=1024), NOT_IDENTITY] = Field(description="requests in flight at a time")
     timeout_s: Annotated[float, Field(gt=0, le=3600), NOT_IDENTITY] = Field(
         description="timeout for connecting, and again for waiting for the answer"
@@ -122,22 +128,31 @@ class Simulate(Section):
 
 
 class Retrain(Section):
-    """Continue training the production model on the original images and its failures."""
+    """Continue training the production model on the original images and the labelled production images."""
 
-    min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
-        description="minimum number of new failures on the side train; with fewer, make retrain does nothing"
+    examples: Literal["all", "failures"] = Field(
+        description="all: every labelled production image of the side train; failures: only those answered wrongly, "
+        "as in the original pipeline (docs/retraining.md compares them)"
     )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over originals and failures")
+    min_failures: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
+        description="number of new failures on the side train from which make retrain trains"
+    )
+    min_examples: Annotated[int, Field(ge=1, le=10_000_000), NOT_IDENTITY] = Field(
+        description="number of new labelled images there from which it trains, too; examples=failures ignores it"
+    )
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(description="passes over originals and production images")
     weight: Annotated[float, Field(gt=0, le=5)] = Field(
-        description="how often an epoch uses each failure, beside every original once; fractions are rounded at random"
+        description="how often an epoch uses each production image, beside every original once; fractions are rounded "
+        "at random"
     )
     learning_rate_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         description="learning rate as a fraction of the rate in the sweep's recipe"
     )
     control: Annotated[bool, NOT_IDENTITY] = Field(
-        description="train a second model on right answers instead of the failures, for comparison; doubles the time"
+        description="train a second model on as many random labelled images as there are failures, for comparison; "
+        "doubles the time"
     )
-    seed: Seed = Field(description="seed of image order, augmentation, rounding and the control arm's images")
+    seed: Seed = Field(description="seed of image order, augmentation, rounding and the arm random")
 
 
 class Tracking(Section):

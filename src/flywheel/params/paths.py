@@ -33,7 +33,7 @@ class StorePaths:
     source_digest = Below("source.json")  # the content digest of data.path, with the times and sizes it is of
     server = Below("serve.json")  # what serves this profile: URL, pid, model
     serving = Below("serving")  # one folder for each running server: its code and configuration
-    feedback_log = Below("feedback.jsonl")  # every wrong answer that a simulation saw, one JSON line each
+    feedback_log = Below("feedback.jsonl")  # every answer that a simulation saw, one JSON line each
     wandb = Below("wandb")  # W&B's own folder, and what this package records for it
     wandb_runs = Below("wandb/runs")  # one file for each W&B run: what it should hold
     wandb_media = Below("wandb/runs/media")  # pictures and tables of W&B runs

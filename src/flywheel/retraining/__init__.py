@@ -1,4 +1,4 @@
-"""From feedback to a candidate: new failures, their images, the training and its control arm, the scores."""
+"""From feedback to a candidate: new labels, their images, the training and the arms beside it, the scores."""
 
 from flywheel import FlywheelError
 

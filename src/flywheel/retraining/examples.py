@@ -1,9 +1,13 @@
-"""The failures to train on: their pixels, without those that no training may use (test, validation, holdout)."""
+"""The production images to train on: their pixels, without those that no training may use (test, validation, holdout).
+
+`mix` puts them beside the originals; the arms of a comparison draw from them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +21,42 @@ from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData
 
 KEPT_APART = ("test", "validation")
+Arm = Literal["all", "failures", "random", "none"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
 
 
 @dataclass(frozen=True)
-class HardExamples:
-    """Images (n, s, s, 3) uint8, labels (n,) int64, hashes; `dropped` holds the ids left out, by reason."""
+class Labelled:
+    """Labelled production images (n, s, s, 3) uint8, labels (n,) int64, hashes, which were answered rightly (n,) bool.
+
+    `dropped` holds the ids (hashes, where there is none) left out, by reason; `disputed` counts the images whose
+    labellers disagree, which are left out, too.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     hashes: tuple[str, ...]
-    dropped: dict[str, list[int]]
+    right: NDArray[np.bool_]
+    dropped: dict[str, list[int | str]]
+    disputed: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def arm(self, name: Arm, seed: int) -> NDArray[np.int64]:
+        """Return the indices of the images that an arm trains on; `random` draws as many as there are failures."""
+        failures = np.flatnonzero(~self.right)
+        if name == "random":
+            return np.sort(np.random.default_rng(seed).permutation(len(self))[: len(failures)])
+        return {"all": np.arange(len(self)), "failures": failures, "none": failures[:0]}[name]
 
-def find(registry: Registry, version: Version, opened: Dataset) -> HardExamples:
-    """Return the images of a feedback version's side `train`, from the data sets in its lineage, newest first.
 
-    Labels are those of the data set. Left out, with the reason: exact copies of a test or validation image of
-    `opened`, images that their hash puts on the side `holdout` whatever is listed, and what no data set has.
+def find(registry: Registry, version: Version, opened: Dataset) -> Labelled:
+    """Return the images of a feedback version's side `train`.
+
+    Their pixels come from the version itself or from the data sets in its lineage, newest first. Left out, with the
+    reason: exact copies of a test or validation image of `opened`, images of a data set that their hash puts on the
+    side `holdout` whatever is listed, and what is nowhere.
     """
     listed = [example for example in feedback.read(registry, version) if example.side == "train"]
     older = {
@@ -44,42 +64,62 @@ def find(registry: Registry, version: Version, opened: Dataset) -> HardExamples:
         for *_, ancestor in registry.lineage(version)
         if ancestor is not None and ancestor.type == "dataset"
     }
+    own = feedback.pixels(registry, version, listed)
     # Opened one after the other, and only while images are missing: mostly the first has all.
-    return choose(listed, opened, (datasets.open_directory(registry.open(parent)) for parent in older.values()))
+    return choose(listed, opened, (datasets.open_directory(registry.open(parent)) for parent in older.values()), own)
 
 
-def choose(listed: Sequence[Example], opened: Dataset, older: Iterable[Dataset] = ()) -> HardExamples:
-    """Return the pixels of listed images; see `find`."""
+def choose(
+    listed: Sequence[Example],
+    opened: Dataset,
+    older: Iterable[Dataset] = (),
+    own: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> Labelled:
+    """Return the pixels of listed images; `own` holds those that are in no data set. See `find`."""
     apart = {
         row.tobytes().hex(): name for name in KEPT_APART for row in opened.hashes[np.asarray(opened.indices[name])]
     }
-    dropped: dict[str, list[int]] = {}
+    traffic = _traffic(opened)
+    dropped: dict[str, list[int | str]] = {}
     wanted: dict[str, Example] = {}
+    disputed = 0
     for example in listed:
         digest = np.frombuffer(bytes.fromhex(example.hash), np.uint8)[None]
+        # A group, such as a camera, may decide the side of real traffic instead of the hash.
+        of_dataset = example.source == "simulation" or example.hash in traffic
+        reason = None
         if example.hash in apart:
-            dropped.setdefault(f"a copy of a {apart[example.hash]} image", []).append(example.id)
-        elif splits.is_holdout(digest)[0]:
-            dropped.setdefault("held out by its hash", []).append(example.id)
+            reason = f"a copy of a {apart[example.hash]} image"
+        elif of_dataset and splits.is_holdout(digest)[0]:
+            reason = "held out by its hash"
+        elif example.label not in opened.class_names:
+            reason = f"of a class that {opened.description['name']} does not have"
+        if reason is not None:
+            dropped.setdefault(reason, []).append(_id(example))
+        elif example.disputed:
+            disputed += 1
         else:
             wanted[example.hash] = example
-    found: dict[str, tuple[NDArray[np.uint8], int]] = {}
+    size = opened.image_size
+    found = {key: image for key, image in (own or {}).items() if key in wanted and image.shape[0] == size}
     for source in (opened, *([] if not wanted else older)):
         if len(found) == len(wanted):
             break
-        if source.class_names != opened.class_names or source.image_size != opened.image_size:
-            continue
-        for index in source.indices["simulation"]:
-            key = source.hashes[index].tobytes().hex()
-            if key in wanted and key not in found:
-                found[key] = (np.array(source.images[index]), int(source.labels[index]))
+        if source.class_names == opened.class_names and source.image_size == size:
+            rows = traffic if source is opened else _traffic(source)
+            found |= {key: np.array(source.images[rows[key]]) for key in wanted.keys() & rows.keys() - found.keys()}
     for key, example in wanted.items():
         if key not in found:
-            dropped.setdefault("in no data set of this store", []).append(example.id)
-    keys = [key for key in wanted if key in found]
-    size = opened.image_size
-    images = np.stack([found[key][0] for key in keys]) if keys else np.zeros((0, size, size, 3), np.uint8)
-    return HardExamples(images, np.array([found[key][1] for key in keys], np.int64), tuple(keys), dropped)
+            dropped.setdefault("in no data set of this store", []).append(_id(example))
+    kept = [example for key, example in wanted.items() if key in found]
+    return Labelled(
+        np.stack([found[example.hash] for example in kept]) if kept else np.zeros((0, size, size, 3), np.uint8),
+        np.array([opened.class_names.index(example.label) for example in kept], np.int64),
+        tuple(example.hash for example in kept),
+        np.array([example.right for example in kept], bool),
+        dropped,
+        disputed,
+    )
 
 
 def repeats(count: int, weight: float, seed: int) -> NDArray[np.int64]:
@@ -92,12 +132,33 @@ def repeats(count: int, weight: float, seed: int) -> NDArray[np.int64]:
 
 
 def mix(
-    data: TrainingData, images: NDArray[np.uint8], labels: NDArray[np.int64], weight: float, seed: int
+    data: TrainingData,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    weight: float,
+    seed: int,
+    length: int | None = None,
 ) -> TrainingData:
-    """Return every original image once and each example `weight` times; the loop shuffles them anew each epoch."""
+    """Return every original image once and each example `weight` times; the loop shuffles them anew each epoch.
+
+    `length` repeats this mix, by a seeded draw in its last repetition, up to that many images: as many optimizer steps.
+    """
     times = repeats(len(labels), weight, seed)
-    return replace(
-        data,
-        images=np.concatenate([data.images, np.repeat(images, times, axis=0)]),
-        labels=np.concatenate([data.labels, np.repeat(labels, times)]),
-    )
+    mixed = [
+        np.concatenate([data.images, np.repeat(images, times, axis=0)]),
+        np.concatenate([data.labels, np.repeat(labels, times)]),
+    ]
+    if length is not None:
+        index = np.resize(np.random.default_rng(seed).permutation(len(mixed[1])), length)
+        mixed = [array[index] for array in mixed]
+    return replace(data, images=mixed[0], labels=mixed[1])
+
+
+def _traffic(dataset: Dataset) -> dict[str, int]:
+    """Return content hash -> index of the simulation images, with and without drift."""
+    rows = np.concatenate([dataset.indices["simulation"], dataset.indices.get("clean", [])]).astype(np.int64)
+    return {dataset.hashes[row].tobytes().hex(): int(row) for row in rows}
+
+
+def _id(example: Example) -> int | str:
+    return example.hash if example.id is None else example.id

@@ -1,4 +1,4 @@
-"""Decide by the lineage alone whether there are new failures to train on; fast enough for cron every minute."""
+"""Decide by the lineage alone whether there are new labels to train on; fast enough for cron every minute."""
 
 from __future__ import annotations
 
@@ -14,37 +14,53 @@ from flywheel.traffic import feedback
 
 @dataclass(frozen=True)
 class Plan:
-    """The inputs of a retraining. `unjudged`: a candidate of that feedback that a killed run made and did not judge."""
+    """The inputs of a retraining, and how many of the images to train on no retraining used yet.
+
+    `unjudged`: a candidate of that feedback that a killed run made and did not judge.
+    """
 
     parent: Version
     dataset: Version
     feedback: Version
     new_failures: int
+    new_examples: int
     unjudged: Version | None
+
+    @property
+    def new(self) -> str:
+        """Say what is new."""
+        return f"{self.new_failures:,} new failures, {self.new_examples:,} new labelled images"
 
 
 def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
     """Return the plan, or the reason why there is nothing to do.
 
-    A failure is new unless a feedback version that lists it is an input of production or of any retrained model,
-    refused ones too. `force` takes the newest feedback though it was used. Raises StageError or RetrainError when
-    there is no data set or no model, FeedbackError when the newest feedback cannot be read.
+    An image is new unless production or any retrained model, refused ones too, was trained on it. `force` takes the
+    newest feedback though it was used. Raises StageError or RetrainError when there is no data set or no model,
+    FeedbackError when the newest feedback cannot be read.
     """
     parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
     if newest is None:
-        return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects failures"
-    usable = {example.hash for example in feedback.read(registry, newest) if example.side == "train"}
-    new = usable - _used(params, registry)
+        return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects labels"
+    options = params.retrain
+    usable = feedback.trainable(feedback.read(registry, newest), options.examples)
+    used = _used(params, registry)
+    new = [example for example in usable if example.hash not in used]
     unjudged = None if force else _unjudged(params, registry, newest)
+    plan = Plan(parent, dataset, newest, sum(not example.right for example in new), len(new), unjudged)
+    images = "labelled image" if options.examples == "all" else "failure"
+    if not usable:
+        return f"{newest.label} has no {images} for training; all are held out"
     if unjudged is None and not force:
         if not new:
-            return f"every failure that {newest.label} has for training was used already"
-        if len(new) < params.retrain.min_failures:
-            return f"{len(new)} new failures, fewer than retrain.min_failures={params.retrain.min_failures}"
-    if not usable:
-        return f"{newest.label} has no failure for training; all are held out"
-    return Plan(parent, dataset, newest, len(new), unjudged)
+            return f"every {images} that {newest.label} has for training was used already"
+        enough_examples = options.examples == "all" and len(new) >= options.min_examples
+        if plan.new_failures < options.min_failures and not enough_examples:
+            return f"{plan.new}; it takes retrain.min_failures={options.min_failures}" + (
+                f" or retrain.min_examples={options.min_examples}" if options.examples == "all" else ""
+            )
+    return plan
 
 
 def _used(params: Params, registry: Registry) -> set[str]:
@@ -52,13 +68,11 @@ def _used(params: Params, registry: Registry) -> set[str]:
     users = registry.versions(RETRAINED_NAME)
     with contextlib.suppress(RegistryError):
         users.append(registry.resolve(f"{params.registered_model}:production"))
-    refs = {ref for version in users for ref in version.inputs.get("feedback", ())}
     hashes: set[str] = set()
-    for ref in refs:
+    for model in users:
         # A removed version is no loss: the later ones list the same images.
         with contextlib.suppress(RegistryError):
-            version = registry.resolve(ref)
-            hashes |= {example.hash for example in feedback.read(registry, version) if example.side == "train"}
+            hashes |= feedback.trained_on(registry, model)
     return hashes
 
 

@@ -7,20 +7,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from flywheel.pipeline.plotting import ACCENT, GOOD, INK, MUTED, drawing
-from flywheel.retraining.report import Scores, Trained
+from flywheel.pipeline.plotting import GOOD, INK, MUTED, PALETTE, drawing
+from flywheel.retraining.report import ArmScores, Trained
 
 
 def draw(trained: Trained, path: Path) -> Path:
-    """Draw accuracy before, after and of the control arm with intervals, and validation accuracy by epoch."""
-    arms: list[tuple[str, Scores, str]] = [
-        ("before", trained.before, MUTED),
-        ("with the failures", trained.after, GOOD),
+    """Draw accuracy before, after and of the other arms with intervals, and validation accuracy by epoch."""
+    arms = [
+        (name, scored, colour) for (name, _, scored), colour in zip(trained.rows(), (MUTED, *PALETTE), strict=False)
     ]
     epochs = [("kept", trained.epochs, GOOD)]
-    if trained.control:
-        arms.append(("control", trained.control, ACCENT))
-        epochs.append(("", trained.control.epochs, ACCENT))
+    epochs += [("", scored.epochs, colour) for _, scored, colour in arms if isinstance(scored, ArmScores)]
     parts = [part for part in ("test", "holdout") if getattr(trained.after, part).n]
     with drawing(path, 9.6, 3.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -1,4 +1,4 @@
-"""The stage `retrain`: continue training the production model on the originals and its failures.
+"""The stage `retrain`: continue training the production model on the originals and what production labelled.
 
 The gate judges the result. The lineage, not a fingerprint, tells whether there is anything to do. A run publishes the
 candidate as one version; the next run repeats one that was killed before that, and judges the candidate of one that
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,14 @@ from flywheel.pipeline.stage import Outcome, Stage
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError, plan
 from flywheel.retraining.plan import Plan
-from flywheel.retraining.report import RetrainReport, Trained
+from flywheel.retraining.report import ARM_TITLES, RetrainReport, Trained
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import FeedbackError
 
 if TYPE_CHECKING:
     from flywheel.data.dataset import Dataset
     from flywheel.models.classifier import Classifier
-    from flywheel.retraining.examples import HardExamples
+    from flywheel.retraining.examples import Arm, Labelled
     from flywheel.tracking.runs import Run
     from flywheel.training.loop import EpochResult
 
@@ -39,9 +39,10 @@ ROOTS = ("flywheel.retraining.train",)
 REPORT, PLOT = "retrain.json", "retrain.png"
 
 
-def run(params: Params, registry: Registry, *, force: bool = False) -> RetrainReport | None:
-    """Retrain if there are enough new failures. Returns None when there is nothing to do.
+def run(params: Params, registry: Registry, *, force: bool = False, arms: Sequence[Arm] = ()) -> RetrainReport | None:
+    """Retrain if there are enough new labels. Returns None when there is nothing to do.
 
+    `arms` are trained for comparison: those given, or `random` if `retrain.control` says so.
     Raises StageError, RetrainError, FeedbackError, and files.Locked when another process retrains.
     """
     with files.lock(params.store_paths.lock("retrain")):
@@ -57,7 +58,7 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> RetrainRe
             stage.execute(
                 defined, lambda: _judge(defined, candidate, Trained.model_validate(candidate.metadata["metrics"]), None)
             )
-        elif not _retrain(params, registry, planned):
+        elif not _retrain(params, registry, planned, arms or (("random",) if params.retrain.control else ())):
             return None
         return RetrainReport.model_validate(files.read_json(params.reports / REPORT))
 
@@ -79,17 +80,20 @@ def _define(params: Params, registry: Registry, reads: Mapping[str, str]) -> Sta
     return Stage("retrain", params, registry, identity, reads, ROOTS, params.retrain.seed)
 
 
-def _retrain(params: Params, registry: Registry, planned: Plan) -> bool:
+def _retrain(params: Params, registry: Registry, planned: Plan, arms: Sequence[Arm]) -> bool:
     """Train, publish and judge. Returns False when no example may be trained on."""
     from flywheel.data import dataset
     from flywheel.retraining import examples
 
     opened = dataset.open_directory(registry.open(planned.dataset))
-    hard = examples.find(registry, planned.feedback, opened)
-    for reason, ids in hard.dropped.items():
+    labelled = examples.find(registry, planned.feedback, opened)
+    for reason, ids in labelled.dropped.items():
         shown = ", ".join(map(str, ids[:10])) + (", …" if len(ids) > 10 else "")
         log.info(f"retrain: {len(ids)} of {planned.feedback.label} left out, {reason}: image {shown}")
-    if not len(hard):
+    if labelled.disputed:
+        log.info(f"retrain: {labelled.disputed} of {planned.feedback.label} left out, their labels are disputed")
+    count = len(labelled.arm(params.retrain.examples, params.retrain.seed))
+    if not count:
         log.info(f"retrain: nothing to do ({planned.feedback.label} has no image that may be trained on)")
         return False
     written = files.read_json(registry.open(planned.parent) / "model.json")
@@ -100,16 +104,19 @@ def _retrain(params: Params, registry: Registry, planned: Plan) -> bool:
         )
     recipe, base = recipe_of(params, planned.parent, written["recipe"])
     log.info(
-        f"retrain: {planned.parent.label} with {len(hard):,} failures of {planned.feedback.label} "
-        f"({planned.new_failures:,} new), {recipe.epochs} epochs"
+        f"retrain: {planned.parent.label} with {count:,} "
+        f"{'labelled images' if params.retrain.examples == 'all' else 'failures'} of {planned.feedback.label} "
+        f"({planned.new}), {recipe.epochs} epochs"
     )
     reads = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     defined = _define(params, registry, reads)
-    stage.execute(defined, lambda: _train(defined, planned, opened, hard, recipe, base))
+    stage.execute(defined, lambda: _train(defined, planned, opened, labelled, recipe, base, arms))
     return True
 
 
-def _train(defined: Stage, planned: Plan, opened: Dataset, hard: HardExamples, recipe: Recipe, base: float) -> Outcome:
+def _train(
+    defined: Stage, planned: Plan, opened: Dataset, labelled: Labelled, recipe: Recipe, base: float, arms: Sequence[Arm]
+) -> Outcome:
     from flywheel.models import device as devices
     from flywheel.retraining import train
     from flywheel.tracking.runs import Tracker
@@ -127,7 +134,9 @@ def _train(defined: Stage, planned: Plan, opened: Dataset, hard: HardExamples, r
 
         started = time.monotonic()
         directory, seen = registry.open(planned.parent), _seen(registry, planned.parent)
-        trained, model = train.train(opened, directory, hard, seen, recipe, params.retrain, devices.pick(), on_epoch)
+        trained, model = train.train(
+            opened, directory, labelled, seen, recipe, params.retrain, arms, devices.pick(), on_epoch
+        )
         trained = trained.model_copy(update={"wall_s": round(time.monotonic() - started, 1)})
         candidate = _publish(defined, model, recipe, base, trained)
         run.made(candidate)
@@ -176,7 +185,8 @@ def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run | None
     from flywheel.retraining import plots
 
     params, registry = defined.params, defined.registry
-    reason = f"{trained.hard_examples} failures on {defined.reads['parent'].partition('@')[0]}"
+    parent = defined.reads["parent"].partition("@")[0]
+    reason = f"{ARM_TITLES[trained.arm]}, {trained.hard_examples} failures, on {parent}"
     registry.link(candidate, params.registered_model, ("candidate",), reason=reason)
     moves = registry.history(params.registered_model)
     promoted = [move for move in moves if move["alias"] == "production" and move["to"] == candidate.ref]
@@ -194,6 +204,6 @@ def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run | None
     files.write_json(params.reports / REPORT, report.model_dump(mode="json"))
     metrics = report.model_dump(include={"decision", "promoted", "hard_examples", "kept_epoch"})
     if run is not None:
-        shown = {"candidate", "before", "after", "control"}
+        shown = {"candidate", "examples", "before", "after", "control"}
         run.summarize({**report.model_dump(mode="json", include=shown), **metrics})
     return Outcome((candidate,), (params.reports / REPORT, params.reports / PLOT, *written), metrics)

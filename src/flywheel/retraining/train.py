@@ -1,4 +1,4 @@
-"""Continue training the parent: the retraining and its control arm.
+"""Continue training the parent: the retraining and the arms that it is compared with.
 
 Each keeps the weights of one epoch, chosen by validation accuracy only.
 """
@@ -11,74 +11,82 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flywheel.data.dataset import Dataset
 from flywheel.models import classifier
 from flywheel.models.classifier import Classifier
 from flywheel.params import Recipe, Retrain
 from flywheel.retraining import RetrainError, scores
-from flywheel.retraining.examples import HardExamples, mix, repeats
-from flywheel.retraining.report import ControlScores, Epoch, ParentScores, Trained
-from flywheel.retraining.scores import Predicted
+from flywheel.retraining.examples import Arm, Labelled, mix
+from flywheel.retraining.report import ArmScores, Epoch, LabelCounts, ParentScores, Trained
 from flywheel.training.loop import EpochResult, TrainingData, TrainingDiverged, fit, validate
 
 
 def train(
     opened: Dataset,
     parent: Path,
-    hard: HardExamples,
+    labelled: Labelled,
     seen: frozenset[str] | None,
     recipe: Recipe,
     options: Retrain,
+    arms: Sequence[Arm],
     device: torch.device,
     on_epoch: Callable[[str, EpochResult], None],
 ) -> tuple[Trained, Classifier]:
-    """Continue training the parent (a model's directory) on the originals and the hard examples.
+    """Continue training the parent (a model's directory) on the originals and the labelled production images.
 
-    With `options.control` the control arm follows. `seen` are the hashes that the parent or an ancestor was trained
-    on, None when unknown. Returns the figures and the candidate. Raises RetrainError when the loss is not finite.
+    Each of `arms` follows from the same parent, in as many optimizer steps. `seen` are the hashes that the parent or
+    an ancestor was trained on, None when unknown. Returns the figures and the candidate. Raises RetrainError when the
+    loss is not finite.
     """
     data = TrainingData.of(opened)
     model = classifier.load(parent, device)
     before = scores.predict(model, opened)
     _, validation = validate(model, torch.from_numpy(data.validation_images).to(device), data.validation_labels)
-    mixed = mix(data, hard.images, hard.labels, options.weight, options.seed)
-    epochs = train_arm(model, mixed, recipe, device, lambda result: on_epoch("failures", result))
-    after = scores.predict(model, opened)
 
-    drawn = _control_examples(opened, before, len(hard), options.seed) if options.control else None
-    trained_on = None if seen is None else {*seen, *hard.hashes}
-    if drawn is not None:
+    def trained_on(arm: Arm, model: Classifier, length: int | None) -> tuple[tuple[Epoch, ...], int]:
+        index = labelled.arm(arm, options.seed)
+        mixed = mix(data, labelled.images[index], labelled.labels[index], options.weight, options.seed, length)
+        epochs = train_arm(model, mixed, recipe, device, lambda result: on_epoch(arm, result))
+        return epochs, len(mixed.labels)
+
+    epochs, length = trained_on(options.examples, model, None)
+    after = scores.predict(model, opened)
+    others = {}
+    for arm in arms:
         other = classifier.load(parent, device)
-        mixed = mix(data, opened.images[drawn], opened.labels[drawn], options.weight, options.seed)
-        control_epochs = train_arm(other, mixed, recipe, device, lambda result: on_epoch("control", result))
-        if trained_on is not None:
-            trained_on |= {row.tobytes().hex() for row in opened.hashes[drawn]}
-    unseen = scores.unseen(opened, trained_on)
-    control = None
-    if drawn is not None:
-        predicted, held = scores.predict(other, opened), opened.holdout
-        labels = opened.labels[opened.indices["simulation"]][held]
-        pair = (predicted["simulation"][held], after["simulation"][held])
-        control = ControlScores(
+        others[arm] = trained_on(arm, other, length)[0], scores.predict(other, opened)
+
+    used = {labelled.hashes[i] for arm in (options.examples, *arms) for i in labelled.arm(arm, options.seed)}
+    unseen = scores.unseen(opened, None if seen is None else {*seen, *used})
+    held = opened.holdout
+    labels = opened.labels[opened.indices["simulation"]][held]
+    needed = {"failures": len(labelled)}  # to find them all images are labelled
+    compared: dict[str, ArmScores] = {}
+    for arm, (arm_epochs, predicted) in others.items():
+        pair, count = (predicted["simulation"][held], after["simulation"][held]), len(labelled.arm(arm, options.seed))
+        compared[arm] = ArmScores(
             **dict(scores.scores(opened, unseen, predicted, before)),
-            examples=len(np.unique(drawn)),
-            epochs=control_epochs,
-            kept_epoch=_kept(control_epochs),
-            failures_against_control=scores.change(*pair, labels, opened.class_names) if len(labels) else None,
+            arm=arm,
+            examples=count,
+            labels=needed.get(arm, count),
+            epochs=arm_epochs,
+            kept_epoch=_kept(arm_epochs),
+            gain=scores.change(*pair, labels, opened.class_names) if len(labels) else None,
         )
+    wrong = int((~labelled.right).sum())
     trained = Trained(
-        hard_examples=len(hard),
-        hard_example_copies=int(repeats(len(hard), options.weight, options.seed).sum()),
-        dropped=hard.dropped,
+        arm=options.examples,
+        hard_examples=wrong,
+        examples=LabelCounts(right=len(labelled) - wrong, wrong=wrong, disputed=labelled.disputed),
+        dropped=labelled.dropped,
         epochs=epochs,
         kept_epoch=_kept(epochs),
         before=ParentScores(**dict(scores.scores(opened, unseen, before)), validation=validation),
         after=scores.scores(opened, unseen, after, before),
-        control=control,
+        control=compared.get("random"),
+        arms=compared if len(compared) > 1 else {},
     )
     return trained, model
 
@@ -128,18 +136,3 @@ def kept_epoch(accuracies: Sequence[float], n: int) -> int:
 
 def _kept(epochs: Sequence[Epoch]) -> int:
     return next(epoch.epoch for epoch in epochs if epoch.kept)
-
-
-def _control_examples(opened: Dataset, before: Predicted, count: int, seed: int) -> NDArray[np.int64] | None:
-    """Draw `count` images of the side `train` that the parent predicts rightly, for as many steps in the control arm.
-
-    Returns indices into the data set, by a seeded draw; with repetition if there are fewer; None if there are none.
-    """
-    index = opened.indices["simulation"]
-    right = np.flatnonzero((before["simulation"] == opened.labels[index]) & ~opened.holdout)
-    if not len(right):
-        return None
-    drawn: NDArray[np.int64] = index[
-        np.sort(np.random.default_rng(seed).choice(right, count, replace=len(right) < count))
-    ]
-    return drawn

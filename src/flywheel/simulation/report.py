@@ -42,6 +42,7 @@ class SimulationReport(Figures, frozen=True):
     version: Literal[1] = 1
     at: str
     dataset: str
+    drift: str = "data"
     url: str | None = None
     accuracy_unseen: float | None
     n_unseen: int

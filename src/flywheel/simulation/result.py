@@ -36,11 +36,12 @@ class Result:
     predictions: Sequence[Prediction]
     no_answers: Sequence[NoAnswer]
     wall_s: float
+    drift: str = "data"
 
     @cached_property
     def index(self) -> NDArray[np.int64]:
         """Indices of the predicted images into the data set, (n,) int64."""
-        found: NDArray[np.int64] = self.dataset.indices["simulation"][[one.index for one in self.predictions]]
+        found: NDArray[np.int64] = self.dataset.traffic(self.drift)[[one.index for one in self.predictions]]
         return found
 
     @cached_property

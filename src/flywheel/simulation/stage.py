@@ -1,4 +1,4 @@
-"""The stage `simulate`: send the simulation images as production traffic, publish the failures as feedback.
+"""The stage `simulate`: send the simulation images as production traffic, publish their labels as feedback.
 
 It always runs. An interrupted run publishes nothing: everything is published after the last answer.
 """
@@ -20,6 +20,7 @@ from flywheel.pipeline.stage import StageError
 from flywheel.registry import Registry
 from flywheel.simulation.report import DETAILS, SimulationReport
 from flywheel.traffic import feedback
+from flywheel.traffic.feedback import Example
 
 if TYPE_CHECKING:
     from flywheel.data.dataset import Dataset
@@ -31,9 +32,9 @@ LOGGED = {"url", "dataset", "n", "accuracy", "accuracy_unseen", "failures", "err
 
 
 def run(params: Params, registry: Registry) -> SimulationReport:
-    """Send the traffic, publish the failures, write the reports.
+    """Send the traffic, publish the labels, write the reports.
 
-    Raises StageError, SimulationError, and files.Locked when another process simulates.
+    Raises StageError, DataError, SimulationError, and files.Locked when another process simulates.
     """
     with files.lock(params.store_paths.lock("simulate")):
         registry.refresh()
@@ -62,7 +63,7 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport:
     options = params.simulate
     opened = dataset.open_directory(registry.open(data))
     serving = _serving(url, remedy, params, opened.class_names)
-    indices = _draw(options.requests, len(opened.indices["simulation"]), options.seed)
+    indices = _draw(options.requests, len(opened.traffic(options.drift)), options.seed)
     log.info(f"simulate: {len(indices):,} images to {url} ({serving}), {options.concurrency} at a time")
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     address = {"url": url} if params.tracking.machine_info else {}  # it may name a host
@@ -76,20 +77,23 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport:
         if rows:
             run.log_table("right", results.TABLE_COLUMNS, rows)
             log.info(f"simulate: W&B table of {len(rows):,} of {len(result.right):,} right predictions")
-        failed = {result.predictions[i].model for i in result.wrong}
+        labelled = feedback.examples(
+            opened, result.index, result.classes, result.confidence,
+            label_noise=options.label_noise, seed=options.seed,
+        )  # fmt: skip
         version, added = feedback.publish(
-            params, registry, feedback.examples(opened, result.index[result.wrong]),
-            {"dataset": [data.ref], "model": sorted(model.ref for label in failed if (model := models[label]))},
+            params, registry, labelled,
+            {"dataset": [data.ref], "model": sorted(model.ref for model in models.values() if model)},
             {"stage": "simulate", "simulation": name},
         )  # fmt: skip
         report = SimulationReport(
-            at=datetime.now(UTC).isoformat(timespec="seconds"), dataset=data.ref, url=url,
+            at=datetime.now(UTC).isoformat(timespec="seconds"), dataset=data.ref, url=url, drift=options.drift,
             feedback=version.ref if version else None, feedback_new=added, **measured,
         )  # fmt: skip
         run.used(data, *(model for model in models.values() if model))
         if version and added:
             run.made(version)
-        files.append_json_lines(params.store_paths.feedback_log, *_log_lines(result, report, name))
+        files.append_json_lines(params.store_paths.feedback_log, *_log_lines(result, labelled, report, name))
         files.write_json(params.reports / "simulation.json", report.model_dump(mode="json"))
         run.summarize(report.model_dump(mode="json", exclude={*DETAILS, "url", "version"}) | address)
     return report
@@ -128,7 +132,7 @@ def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> 
     from flywheel.simulation import SimulationError, client
     from flywheel.simulation.result import Result
 
-    index, most = opened.indices["simulation"], params.simulate.max_error_fraction
+    index, most = opened.traffic(params.simulate.drift), params.simulate.max_error_fraction
     predictions: list[client.Prediction] = []
     no_answers: list[client.NoAnswer] = []
     started = time.perf_counter()
@@ -152,31 +156,29 @@ def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> 
     for kind, count in Counter(one.kind for one in no_answers).items():
         reason = next(one.reason for one in no_answers if one.kind == kind)
         log.info(f"simulate: {count} without an answer: {reason}")
-    return Result(
-        opened, sorted(predictions, key=lambda one: one.index), sorted(no_answers, key=lambda one: one.index), wall_s
-    )
+    predictions.sort(key=lambda one: one.index)
+    no_answers.sort(key=lambda one: one.index)
+    return Result(opened, predictions, no_answers, wall_s, params.simulate.drift)
 
 
-def _log_lines(result: Result, report: SimulationReport, name: str) -> list[dict[str, Any]]:
-    """Return the lines of the feedback log: one for each failure and one for the simulation."""
+def _log_lines(
+    result: Result, labelled: Sequence[Example], report: SimulationReport, name: str
+) -> list[dict[str, Any]]:
+    """Return the lines of the feedback log: one for each answer and one for the simulation."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     base = {"at": at, "simulation": name}
-    failed = [result.predictions[i] for i in result.wrong]
+    logged = {"id", "hash", "label", "side", "prediction", "confidence"}
     return [
         *(
             {
                 **base,
-                "event": "failure",
-                "id": example.id,
-                "hash": example.hash,
-                "label": example.label,
-                "side": example.side,
-                "prediction": result.dataset.class_names[one.class_id],
-                "confidence": round(one.confidence, 6),
+                "event": "answer",
+                **example.model_dump(include=logged),
+                "right": example.right,
                 "model": one.model,
                 "request_id": one.request_id,
             }
-            for one, example in zip(failed, feedback.examples(result.dataset, result.index[result.wrong]), strict=True)
+            for one, example in zip(result.predictions, labelled, strict=True)
         ),
         {**base, "event": "simulation", **report.model_dump(mode="json", include=LOGGED)},
     ]

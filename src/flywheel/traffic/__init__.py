@@ -1,1 +1,1 @@
-"""Feedback from production: which images were answered wrongly, over all rounds."""
+"""Labels from production: which images were labelled and how they were answered, over all rounds."""

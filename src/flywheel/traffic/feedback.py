@@ -1,18 +1,22 @@
-"""The feedback artifact: the images that production got wrong, over all rounds, each once.
+"""The feedback artifact: the labelled production images of all rounds, each content once.
 
-feedback.json   {"format": 1, "images": [{id, hash, label, side}, …]}, sorted
+feedback.json     {"format": 2, "images": [an Example each], "failures": [ids]}, sorted
+pixels-0000.npy   (at most 1,024, s, s, 3) uint8: the images that no data set holds. Only the last file ever grows.
 
-The content holds nothing that changes from round to round, so the same failures are the same version. Predictions,
-confidences, models and counts go to `store/<profile>/feedback.jsonl`, which is only ever appended to.
+The content holds nothing that changes from round to round: the prediction is the first one, so the same labels are
+the same version. Later predictions, models and counts go to `store/<profile>/feedback.jsonl`, which is only ever
+appended to. Format 1 lists failures alone, with id, hash, label and side.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
@@ -24,39 +28,76 @@ if TYPE_CHECKING:
 
     from flywheel.data.dataset import Dataset
 
-FORMAT = 1
 TYPE = "feedback"
-FILE = "feedback.json"
-SIDES = ("train", "holdout")
+FILE, SHARD = "feedback.json", "pixels-{:04}.npy"
+SHARD_IMAGES = 1024
 
 
 class FeedbackError(FlywheelError):
     """A feedback version cannot be read."""
 
 
-@dataclass(frozen=True, order=True)
-class Example:
-    """A failed image: its id in the data set, the SHA-256 (hex) of its pixels, its true class, its side for ever."""
+class Example(BaseModel, frozen=True):
+    """A labelled production image.
 
-    id: int
-    hash: str
+    `hash` is the SHA-256 (hex) of its pixels, `id` its id in the data set that holds it, `pixels` its index in the
+    files of pixels if none does. `prediction` and `confidence` are of its first answer. `chosen` tells what the label
+    may prove: `all` (everything was labelled), `sample` (drawn with `probability`) or `volunteered` (unknown
+    probability, mostly a mistake). While labellers disagree, the label is `disputed`: nothing is trained on it.
+    """
+
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     label: str
-    side: str
+    side: Literal["train", "holdout"]
+    source: Literal["simulation", "traffic"] = "simulation"
+    chosen: Literal["all", "sample", "volunteered"] = "all"
+    probability: float | None = None
+    id: int | None = None
+    pixels: int | None = None
+    prediction: str | None = None
+    confidence: float | None = None
+    disputed: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether the first answer was the label. An unknown answer (format 1) was wrong."""
+        return self.prediction == self.label
 
 
-def examples(dataset: Dataset, index: NDArray[np.int64]) -> list[Example]:
-    """Return images of a data set as feedback lists them."""
+class Feedback(BaseModel, frozen=True):
+    """What feedback.json holds."""
+
+    format: Literal[1, 2]
+    images: tuple[Example, ...]
+
+
+def examples(
+    dataset: Dataset,
+    index: NDArray[np.int64],
+    predicted: Sequence[int] | NDArray[np.int64] | None = None,
+    confidence: Iterable[float] = (),
+    *,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> list[Example]:
+    """Return images of a data set as feedback lists them; `predicted` are the classes answered, if known.
+
+    `label_noise` is the fraction of labels that become another class, by a draw that depends on seed and content only.
+    """
     from flywheel.data import splits
 
-    hashes = dataset.hashes[index]
+    names, hashes = dataset.class_names, dataset.hashes[index]
+    answers = itertools.repeat((None, None)) if predicted is None else zip(predicted, confidence, strict=True)
     return [
         Example(
-            int(dataset.ids[i]),
-            content.tobytes().hex(),
-            dataset.class_names[dataset.labels[i]],
-            "holdout" if held_out else "train",
+            hash=content.tobytes().hex(),
+            label=names[_label(int(dataset.labels[i]), content, len(names), label_noise, seed)],
+            side="holdout" if held_out else "train",
+            id=int(dataset.ids[i]),
+            prediction=None if answer is None else names[answer],
+            confidence=None if sure is None else round(float(sure), 6),
         )
-        for i, content, held_out in zip(index, hashes, splits.is_holdout(hashes), strict=True)
+        for i, content, held_out, (answer, sure) in zip(index, hashes, splits.is_holdout(hashes), answers, strict=False)
     ]
 
 
@@ -67,75 +108,149 @@ def latest(params: Params, registry: Registry) -> Version | None:
 
 
 def read(registry: Registry, version: Version) -> tuple[Example, ...]:
-    """Return the failed images of a feedback version. Raises FeedbackError or RegistryError."""
+    """Return the images of a feedback version. Raises FeedbackError or RegistryError."""
     path = registry.open(version) / FILE
     try:
-        content = files.read_json(path)
-        if content["format"] != FORMAT:
-            raise FeedbackError(f"{version.label} is of format {content['format']}; this code reads {FORMAT}")
-        listed = tuple(Example(**row) for row in content["images"])
-        if not all(
-            isinstance(e.id, int) and isinstance(e.label, str) and len(bytes.fromhex(e.hash)) == 32 and e.side in SIDES
-            for e in listed
-        ):
-            raise ValueError("a row has a wrong value")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FeedbackError(f"{version.label}: {path} is not a list of failures ({error}); run make simulate") from None
-    return listed
+        return Feedback.model_validate(files.read_json(path)).images
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FeedbackError(f"{version.label}: {path} cannot be read ({reason}); run make simulate") from None
+
+
+def pixels(registry: Registry, version: Version, listed: Iterable[Example]) -> dict[str, NDArray[np.uint8]]:
+    """Return the images (s, s, 3), by content hash, that are in the files of pixels of a version."""
+    import numpy as np
+
+    folder, shards, found = registry.open(version), {}, {}
+    for example in listed:
+        if example.pixels is not None:
+            shard, row = divmod(example.pixels, SHARD_IMAGES)
+            if shard not in shards:
+                shards[shard] = np.load(folder / SHARD.format(shard), mmap_mode="r", allow_pickle=False)
+            found[example.hash] = shards[shard][row]
+    return found
+
+
+def trainable(listed: Iterable[Example], mode: str) -> list[Example]:
+    """Return what a retraining may use: the side `train` without disputed labels; `mode` is retrain.examples."""
+    return [e for e in listed if e.side == "train" and not e.disputed and (mode == "all" or not e.right)]
 
 
 def merge(before: Iterable[Example], now: Iterable[Example]) -> tuple[Example, ...]:
-    """Return the images of both, sorted, each content once: the label is the latest, the id the lowest."""
+    """Return the images of both, sorted, each content once: the latest label, the first answer, the lowest id.
+
+    A label that was volunteered proves more once it is drawn for a sample.
+    """
     by_hash = {example.hash: example for example in before}
     for example in now:
         known = by_hash.get(example.hash, example)
-        by_hash[example.hash] = replace(example, id=min(example.id, known.id))
-    return tuple(sorted(by_hash.values()))
+        chosen = example if known.chosen == "volunteered" else known
+        by_hash[example.hash] = known.model_copy(
+            update={
+                **{name: getattr(example, name) for name in ("label", "disputed")},
+                **{name: getattr(chosen, name) for name in ("chosen", "probability")},
+                "id": min((id_ for id_ in (known.id, example.id) if id_ is not None), default=None),
+            }
+        )
+    return tuple(by_hash[key] for key in sorted(by_hash))
 
 
 def publish(
     params: Params,
     registry: Registry,
-    failures: Iterable[Example],
+    labelled: Iterable[Example],
     inputs: Mapping[str, Sequence[str]],
     metadata: Mapping[str, Any],
+    images: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> tuple[Version | None, int]:
-    """Add failures to what is known and publish it. Returns the newest version (None: no failure ever) and the new.
+    """Add labelled images to what is known and publish it. Returns the newest version (None: no label yet) and how
+    many images are new.
 
-    `inputs` are the data set and the models that failed; the former version is an input too, as `previous`, so that
-    the lineage reaches every data set that an image comes from. Nothing new: the version that is there, untouched.
+    `inputs` are the data set and the models that answered; the former version is an input too, as `previous`, so that
+    the lineage reaches every data set that an image comes from. `images` holds, by hash, the pixels (s, s, 3) of what
+    is in no data set. Nothing new: the version that is there, untouched.
     """
     before = latest(params, registry)
     known = read(registry, before) if before else ()
-    merged = merge(known, failures)
-    if merged == known:
+    merged = merge(known, labelled)
+    if merged == tuple(sorted(known, key=lambda example: example.hash)):
         return before, 0
     folder = params.store_paths.scratch("feedback")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as directory:
+        opened = registry.open(before) if before else None
+        shards = sorted(opened.glob("pixels-*.npy")) if opened else []
+        listed, shards = _store(merged, images or {}, shards, Path(directory))
+        rows = [example.model_dump(exclude_none=True) for example in listed]
         path = Path(directory) / FILE
-        files.write_json(path, {"format": FORMAT, "images": [asdict(example) for example in merged]})
+        wrong = [example for example in listed if not example.right]
+        failures = [*sorted(e.id for e in wrong if e.id is not None), *(e.hash for e in wrong if e.id is None)]
+        files.write_json(path, {"format": 2, "images": rows, "failures": failures})
         version = registry.publish(
-            params.feedback_name, TYPE, {FILE: path},
-            metadata={**metadata, "images": len(merged), "train": sum(e.side == "train" for e in merged)},
+            params.feedback_name, TYPE, {file.name: file for file in (path, *shards)},
+            metadata={
+                **metadata, "images": len(listed), "train": sum(e.side == "train" for e in listed),
+                "failures": len(failures), "disputed": sum(e.disputed for e in listed),
+            },
             inputs={**inputs, "previous": [before.ref] if before else []},
         )  # fmt: skip
     return version, len(merged) - len(known)
 
 
-def seen(registry: Registry, model: Version) -> frozenset[str]:
-    """Return the hashes of the simulation images that a model, or one it descends from, was trained on.
+def trained_on(registry: Registry, model: Version) -> frozenset[str]:
+    """Return the hashes of the feedback that a model itself was trained on. Raises RegistryError or FeedbackError."""
+    mode = model.metadata.get("params", {}).get("retrain", {}).get("examples", "all")
+    listed = [example for ref in model.inputs.get("feedback", ()) for example in read(registry, registry.resolve(ref))]
+    return frozenset(example.hash for example in trainable(listed, mode))
 
-    These are the images on the side `train` of every feedback version among its ancestors. Raises FeedbackError when
-    one of those is not in the store, since what it lists is then unknown.
+
+def seen(registry: Registry, model: Version) -> frozenset[str]:
+    """Return the hashes of the production images that a model, or one it descends from, was trained on.
+
+    Raises FeedbackError when feedback among its ancestors is not in the store, since what it lists is then unknown.
     """
     hashes: set[str] = set()
-    for _, role, ref, version in registry.lineage(model):
-        if version is None and role in ("feedback", "previous"):
-            raise FeedbackError(f"{model.label} was trained on {ref}, which is not in the store")
-        if version is not None and version.type == TYPE:
+    for *_, version in registry.lineage(model):
+        if version is not None and version.type == "model":
+            for ref in version.inputs.get("feedback", ()):
+                if not registry.has(ref):
+                    raise FeedbackError(f"{model.label} was trained on {ref}, which is not in the store")
             try:
-                hashes |= {example.hash for example in read(registry, version) if example.side == "train"}
+                hashes |= trained_on(registry, version)
             except RegistryError as error:
                 raise FeedbackError(str(error)) from None
     return frozenset(hashes)
+
+
+def _label(label: int, content: NDArray[np.uint8], classes: int, noise: float, seed: int) -> int:
+    """Return the label or, by the draw, another class."""
+    if not noise:
+        return label
+    import numpy as np
+
+    random = np.random.default_rng([seed, *content[:8].tolist()])
+    return label if random.random() >= noise else int((label + random.integers(1, classes)) % classes)
+
+
+def _store(
+    listed: tuple[Example, ...], images: Mapping[str, NDArray[np.uint8]], shards: list[Path], folder: Path
+) -> tuple[tuple[Example, ...], list[Path]]:
+    """Append the pixels of listed images that no file holds. Returns the images with their index, and all files."""
+    added = [example for example in listed if example.pixels is None and example.hash in images]
+    if not added:
+        return listed, shards
+    import numpy as np
+
+    new = np.stack([images[example.hash] for example in added])
+    shards = list(shards)
+    first = len(shards) * SHARD_IMAGES
+    if shards and (last := np.load(shards[-1])).shape[1:] == new.shape[1:] and len(last) < SHARD_IMAGES:
+        first -= SHARD_IMAGES - len(last)
+        new = np.concatenate([last, new])
+        shards.pop()
+    for start in range(0, len(new), SHARD_IMAGES):
+        path = folder / SHARD.format(len(shards))
+        np.save(path, new[start : start + SHARD_IMAGES], allow_pickle=False)
+        shards.append(path)
+    index = {example.hash: position for position, example in enumerate(added, first)}
+    return tuple(e.model_copy(update={"pixels": index.get(e.hash, e.pixels)}) for e in listed), shards

@@ -88,7 +88,7 @@ def sweep(params: Params, registry: Registry) -> None:
 
 
 def simulate(params: Params, registry: Registry) -> None:
-    """Ask production about every simulation image and publish its failures, as the stage does over HTTP."""
+    """Ask production about every simulation image and publish their labels, as the stage does over HTTP."""
     version, model = registry.resolve(params.dataset_name), registry.resolve(f"{params.registered_model}:production")
     opened = dataset.open_directory(registry.open(version))
     loaded = classifier.load(registry.open(model))
@@ -102,7 +102,7 @@ def simulate(params: Params, registry: Registry) -> None:
     published, new = feedback.publish(
         params,
         registry,
-        feedback.examples(opened, result.index[result.wrong]),
+        feedback.examples(opened, result.index, result.classes, result.confidence),
         {"dataset": [version.ref], "model": [model.ref]},
         {},
     )

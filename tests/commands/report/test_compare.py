@@ -52,7 +52,10 @@ def test_params_and_data_that_differ_are_named_and_others_are_not(loop: Any, fir
     assert differences["params"]["retrain.weight"] == [None, 2.0]
     assert "recipe.batch_size" not in differences["params"]
     assert differences["data"] == {"feedback": [None, "digits-feedback:v0"], "parent": [None, first]}
-    assert differences["metrics"]["hard_examples"][0] is None
+    assert differences["params"]["retrain.examples"] == [None, "all"]
+    counts = {name: differences["metrics"][name] for name in ("hard_examples", "examples.wrong", "examples.right")}
+    assert counts["hard_examples"] == counts["examples.wrong"] == [None, counts["hard_examples"][1]]
+    assert counts["examples.right"][1] > 0
     assert not [name for name in differences["metrics"] if "per_class" in name]
 
 

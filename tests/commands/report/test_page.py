@@ -91,7 +91,8 @@ def test_a_whole_round_is_told(loop: Any) -> None:
         f"{reports['simulation']['failures']:,} of {reports['simulation']['n']:,} answers were wrong",
         *reports["gate"]["reasons"], "no model to compare with", "4 trials: a hint",
         "This is the sweep's best; in production is retrained-model:v0",
-        f"{reports['retrain']['hard_examples']:,} failures joined",
+        f"{reports['retrain']['hard_examples']:,} of them failures",
+        "as many random",
     ):  # fmt: skip
         assert expected in shown.text
     kinds = re.findall(r'>{"kind": "(\w+)"', (loop.params.reports / "index.html").read_text())
@@ -191,7 +192,7 @@ def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make
     shown = written(params, Registry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
-    assert re.search(r"What the failures taught\s+Not yet; type make retrain PROFILE=demo", shown.text)
+    assert re.search(r"What production taught\s+Not yet; type make retrain PROFILE=demo", shown.text)
 
 
 @pytest.mark.parametrize("name", sorted(facts.REPORTS))

@@ -160,6 +160,8 @@ def _refs(value: object) -> set[str]:
 def _images(registry: Registry, report: BaseModel | Absent, split: str) -> dict[int, str]:
     if not isinstance(report, EvaluationReport | SimulationReport):
         return {}
+    if isinstance(report, SimulationReport) and report.drift == "none":
+        split = "clean"
     return thumbnails.read(registry, report.dataset, split, [mistake.id for mistake in report.worst])
 
 

@@ -25,6 +25,7 @@ def symmetric(report: GateReport) -> Scale:
 
 def common(report: RetrainReport) -> Scale:
     """Return a scale for the accuracies of all arms on all images."""
-    arms = [arm for arm in (report.before, report.after, report.control) if arm]
-    found = [score.interval for arm in arms for score in (arm.test, arm.holdout, arm.unseen) if score.interval]
+    found = [
+        score.interval for _, _, arm in report.rows() for score in (arm.test, arm.holdout, arm.unseen) if score.interval
+    ]
     return (min(low for low, _ in found), max(high for _, high in found)) if found else (0.0, 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-COLUMNS = {"dataset": "data", "model": "models", "feedback": "failures"}
+COLUMNS = {"dataset": "data", "model": "models", "feedback": "feedback"}
 BOX, GUTTER, ROW, HEIGHT, TOP = 154, 34, 62, 40, 26  # pixels
 LINES_A_COLUMN = 5  # parallel edges; more overlap
 
