@@ -170,6 +170,7 @@ class Load:
 def kill(url: str, store: Path, part: str) -> dict[str, float]:
     """Kill a part under load; return what the clients saw until it was replaced and all requests were answered."""
     victim = marked(store, PARTS[part])[0]
+    backend = victim.environ()[RAY] if part in ("GCS", "raylet", "driver", "files") else "none"
     with Load(url) as load:
         time.sleep(2)
         at = time.monotonic()
@@ -182,7 +183,8 @@ def kill(url: str, store: Path, part: str) -> dict[str, float]:
             time.sleep(0.2)
             lost = [answered for _, answered, status in load.answers if status != "200"]
             steady = time.monotonic() - max([at, *lost]) > STEADY_S
-            if steady and {process.pid for process in marked(store, PARTS[part])} - {victim.pid}:
+            replaced = {process.pid for process in marked(store, PARTS[part])} - {victim.pid}
+            if steady and replaced and backend not in _backends(store):
                 break
     after = [answer for answer in load.answers if answer[1] > at]
     return {
@@ -191,20 +193,17 @@ def kill(url: str, store: Path, part: str) -> dict[str, float]:
         "unanswered": sum(status not in ("200", "503") for _, _, status in after),
         "not_json": sum("not JSON" in status for _, _, status in after),
         "seconds": max((answered - at for _, answered, status in after if status != "200"), default=0.0),
-        "orphans": orphans(store),
+        "orphans": _backends(store).count(backend),
     }
 
 
-def orphans(store: Path) -> int:
-    """Return how many processes of replaced backends are left, at most some seconds after they were replaced."""
-    until = time.monotonic() + ORPHANS_S
-    while True:
-        backends = [process.environ().get(RAY) for process in marked(store, "")]
-        current = {process.environ().get(RAY) for process in marked(store, "gcs_server")}
-        left = [mark for mark in backends if mark and mark not in current]
-        if (len(current) == 1 and not left) or time.monotonic() > until:
-            return len(left)
-        time.sleep(0.5)
+def _backends(store: Path) -> list[str]:
+    """Return the mark of the backend of each process."""
+    found = []
+    for process in marked(store, ""):
+        with contextlib.suppress(psutil.Error, OSError):
+            found.append(process.environ().get(RAY, ""))
+    return found
 
 
 def marked(store: Path, text: str) -> list[psutil.Process]:

@@ -15,6 +15,7 @@ import pytest
 import requests
 from served import Server, free_port, png
 
+from flywheel.commands import doctor
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.serving import ServingError, backend, haproxy, host
@@ -194,13 +195,15 @@ def test_a_proxy_in_the_environment_does_not_matter(server: Server) -> None:
     assert f"running              {server.url}" in server.run("status", env=proxies)
 
 
-def test_status_asks_whether_a_server_answers(server: Server) -> None:
+def test_status_and_doctor_ask_whether_a_server_answers(server: Server) -> None:
     served = server_record.read(server.params)
     assert served is not None
+    assert doctor._port(server.params).text.endswith(f"this profile's server (pid {served.pid})")
     process = psutil.Process(served.pid)
     process.suspend()
     try:
         assert "running, does not answer" in server.run("status")
+        assert "does not answer" in doctor._port(server.params).text
     finally:
         process.resume()
 

@@ -61,12 +61,11 @@ def _port(params: Params) -> Finding:
     from flywheel.serving import settings
 
     host, number, served = params.serve.host, params.serve.port, server_record.read(params)
-    if served and urlsplit(served.url).port == number:
-        with contextlib.suppress(OSError):
-            if served.pid is None:
-                return Finding("port", f"{number}: this profile's server, on the cluster at {served.address}")
-            os.kill(served.pid, 0)
-            return Finding("port", f"{number}: this profile's server (pid {served.pid})")
+    if served and urlsplit(served.url).port == number and (served.pid is None or psutil.pid_exists(served.pid)):
+        where = f"on the cluster at {served.address}" if served.pid is None else f"pid {served.pid}"
+        if served.answers():
+            return Finding("port", f"{number}: this profile's server ({where})")
+        return Finding("port", f"{number}: this profile's server ({where}) does not answer", "make serve replaces it")
     if problem := settings.port_problem(params):
         return Finding(
             "port", f"{host}:{number} cannot be used ({problem})",

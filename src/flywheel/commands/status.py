@@ -133,7 +133,7 @@ def _server(params: Params) -> tuple[str, str]:
         where = f"{served.url} (pid {served.pid})"
         if served.answers():
             return "running", where
-        return "running, does not answer", f"{where}; make logs shows why, make stop serve starts it anew"
+        return "running, does not answer", f"{where}; make logs shows why, make serve replaces it"
     return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
 
 
