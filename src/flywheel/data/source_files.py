@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from flywheel import files
@@ -58,8 +58,8 @@ def walk(path: Path) -> Iterator[tuple[str, Reader | None]]:
         else:
             found = _of_tar(path)
         for name, opener in found:
-            parts = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).parts
-            name = "/".join(part for part in parts if part != "/")
+            parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
+            name = "/".join(part for part in parts if part not in ("", "."))
             yield name, None if opener is None else partial(_read, path, opener)
     except FileNotFoundError:
         raise DataError(f"{path}: no such directory or archive; set data.path") from None
@@ -79,7 +79,7 @@ def content_digest(path: Path, cache: Path) -> str:
     """Return a digest of the source's names and bytes, cached in `cache` while sizes and times stay the same."""
     if not path.is_dir() and not path.is_file():
         raise DataError(f"{path}: no such directory or archive; set data.path")
-    found = [pair for pair in _walk(path) if not pair[1].is_dir()] if path.is_dir() else [("", path)]
+    found = [(name, file) for name, file in _walk(path) if file] if path.is_dir() else [("", path)]
     stamp = files.digest_json([str(path.absolute()), [[name, *_stamp(file)] for name, file in found]])
     try:
         known = files.read_json(cache)
@@ -110,7 +110,7 @@ def _read(path: Path, opener: Opener, count: int) -> bytes:
 
 def _of_directory(path: Path) -> Iterator[tuple[str, Opener | None]]:
     for name, file in _walk(path):
-        yield name, None if file.is_dir() else partial(_open_file, file)
+        yield (name, partial(_open_file, file)) if file else (name, None)
 
 
 def _open_file(file: Path) -> IO[bytes]:
@@ -174,13 +174,15 @@ def _unreadable(path: Path, error: BaseException) -> str:
     return f"{path}: not a readable directory, .tar, .tar.gz or .zip ({reason})"
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (path below root, file or folder) sorted by name.
+def _walk(root: Path) -> Iterator[tuple[str, Path | None]]:
+    """Yield (path below root, file) sorted by name, and None instead of the file for a folder.
 
     A link to a directory is followed once, and not if its target is walked anyway.
     """
     walked = [root.resolve()]
     for folder, inside, names in os.walk(root, followlinks=True):
+        relative = Path(folder).relative_to(root).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
         for name in sorted(inside):
             below = Path(folder) / name
             if below.is_symlink():
@@ -189,11 +191,10 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
                     inside.remove(name)
                     continue
                 walked.append(target)
-            yield below.relative_to(root).as_posix(), below
+            yield prefix + name, None
         inside.sort()
         for name in sorted(names):
-            file = Path(folder) / name
-            yield file.relative_to(root).as_posix(), file
+            yield prefix + name, Path(folder) / name
 
 
 def _stamp(file: Path) -> tuple[int, int]:
