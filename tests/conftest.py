@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its worker
 
 import numpy as np
 import pytest
+import scripts
 
 from flywheel.params import Params
 from flywheel.params import file as params_file
@@ -74,10 +75,7 @@ def make_params(tmp_path: Path) -> Callable[..., Params]:
     """Load a profile of the shipped params.yaml with overrides, its paths below tmp_path."""
 
     def make(overrides: str = "", profile: str = "demo") -> Params:
-        paths = (
-            f"paths.store={tmp_path / 'store'} paths.reports={tmp_path / 'reports'} paths.cache={tmp_path / 'cache'}"
-        )
-        return params_file.load(ROOT / "params.yaml", profile, f"{paths} {overrides}")
+        return scripts.load(tmp_path, overrides, profile)
 
     return make
 
@@ -92,15 +90,6 @@ def params(make_params: Callable[..., Params]) -> Params:
 def registry(params: Params) -> Registry:
     """An empty registry of the demo profile."""
     return Registry(params.store)
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One small Ray for all tests that need one."""
-    from flywheel.machine import ray_address
-
-    with ray_address.connect(None, num_cpus=2):
-        yield
 
 
 @pytest.fixture

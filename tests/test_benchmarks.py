@@ -27,6 +27,7 @@ from scipy import stats
 from shades import two_shades
 
 from flywheel import files
+from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import fingerprint
 from flywheel.training.loop import TrainingData
@@ -70,7 +71,7 @@ def test_a_replayed_sweep_trains_all_epochs_unless_asha_stops_trials(measured: d
 
 
 def test_replayed_sweeps_are_compared_with_tpe_with_asha(measured: dict[str, Any]) -> None:
-    rows = searcher_table.replay(measured, seeds=5)["rows"]
+    rows = searcher_table.replay(measured, seeds=2)["rows"]
     assert rows[0]["worse_than_tpe_with_asha_points"] == [0, 0, 0]
     assert rows[0]["lost_points"] == rows[0]["lost_at_equal_time_points"]
     assert {(row["searcher"], row["asha"]) for row in rows} == set(searcher_table.KINDS)
@@ -107,9 +108,9 @@ def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("ray_cluster")
 def test_the_overhead_is_measured_with_a_real_sweep() -> None:
-    row = sweep_overhead.measure(3)
+    with ray_address.connect(None, num_cpus=2):
+        row = sweep_overhead.measure(3)
     assert row["trials"] == 3
     assert 0 < row["first_trial_s"] < row["wall_s"]
     assert row["wall_s"] > row["propose_s"] + row["journal_s"]
@@ -156,23 +157,6 @@ def test_the_first_layer_of_airbench94_whitens(random: np.random.Generator) -> N
         out = model.whitening(compact.normalize(torch.from_numpy(images)))[:, :12].transpose(0, 1).flatten(1)
     covariance = out @ out.T / out.shape[1]
     np.testing.assert_allclose(covariance.numpy(), np.eye(12), atol=0.1)
-
-
-def test_the_table_of_networks_pairs_seeds() -> None:
-    rows = [
-        {"network": name, "seed": seed, "accuracy": accuracy, "seconds": seconds, "pflop": 0.2, "peak_tflop_per_s": 1.0}
-        for name, seed, accuracy, seconds in (
-            ("compact", 1, 0.9, 80), ("airbench94", 0, 0.88, 1000),
-            ("compact", 0, 0.8, 800), ("airbench94", 1, 0.9, 100),
-        )
-    ]  # fmt: skip
-    result = {
-        "rows": rows, "recipe": {"epochs": 14}, "images": 50_000, "test_images": 10_000, "command": "c", "machine": "m",
-        "versions": {"torch": "2"},
-    }  # fmt: skip
-    lines = compact.table(result).splitlines()
-    assert lines[2] == "| airbench94 | 89.00 (88.00 to 90.00) | 550 |  | 0.200 | 110% |"
-    assert lines[3] == "| compact | 85.00 (80.00 to 90.00) | 440 | 80% (80% to 80%) | 0.200 | 138% |"
 
 
 def test_the_table_of_precisions_pairs_seeds_in_any_order() -> None:

@@ -71,7 +71,9 @@ def test_no_step_makes_the_host_wait(
     assert waits[0] == waits[1]
 
 
-@pytest.mark.parametrize("architecture", ["compact", "standard", pytest.param("modified", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "architecture", ["compact", *(pytest.param(name, marks=pytest.mark.long) for name in ("standard", "modified"))]
+)
 def test_it_learns_in_the_precision_of_the_device(
     data: TrainingData, recipe: Recipe, device: torch.device, architecture: str
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import processes
 import pytest
+import scripts
 from served import free_port
 
 from flywheel import files
@@ -18,9 +19,6 @@ from flywheel.commands import demo
 from flywheel.registry import Registry
 from flywheel.retraining.report import ArmScores, LabelCounts, RetrainReport, Score, Scores
 from flywheel.simulation.report import SimulationReport
-
-ROOT = Path(__file__).parents[2]
-
 
 SIMULATED = SimulationReport.model_construct(n=547, accuracy=0.9, models={"retrained-model:v0": 547})
 
@@ -63,15 +61,14 @@ def test_without_a_control_arm_there_is_no_row(registry: Registry) -> None:
 def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
     """Start a small demo; return its process and its store."""
     overrides = (
-        f"paths.store={place}/store paths.reports={place}/reports serve.port={free_port()} sweep.trials=2 "
+        f"{scripts.overrides(place)} serve.port={free_port()} sweep.trials=2 "
         "sweep.epochs=4 sweep.space.architecture=compact gate.floor_accuracy=0.1 retrain.epochs=2 "
         "gate.allow_unlearned_classes=true "
         "sweep.space.learning_rate=0.05 sweep.space.batch_size=64 sweep.space.optimizer=sgd"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "WANDB", "RAY"))}
     process = subprocess.Popen(
-        ["make", "demo", f"SET={overrides}"], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        ["make", "demo", f"SET={overrides}"], cwd=scripts.ROOT, env=scripts.environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     return process, place / "store" / "demo"
 

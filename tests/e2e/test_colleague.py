@@ -10,17 +10,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import checkouts
 import pytest
 import requests
+import scripts
 import yaml
 from served import free_port
 from wandb_double import WandbDouble
-from wandb_process import ROOT, clean_environment, overrides, python, store_of
+from wandb_process import ROOT, clean_environment, python, store_of
 
 from flywheel.registry import Registry
 from flywheel.tracking import run_files
@@ -57,11 +57,7 @@ def double() -> Iterator[WandbDouble]:
 
 
 def script(base: Path, double: WandbDouble, name: str, more: str = "") -> str:
-    params = overrides(base, "auto", f"{SMALL} {more}")
-    done = subprocess.run(
-        [sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT,
-        text=True, capture_output=True, timeout=300, env=clean_environment(base, **double.environment),
-    )  # fmt: skip
+    done = scripts.run(base, name, f"tracking.wandb=auto {SMALL} {more}", **double.environment, HOME=str(base / "home"))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -121,11 +117,6 @@ def test_a_colleague_with_an_empty_store_evaluates(first: Path, double: WandbDou
     ours, theirs = (json.loads((base / "reports/demo/evaluation.json").read_text()) for base in (first, tmp_path))
     assert ours == theirs
     assert Registry(store_of(tmp_path)).aliases(MODEL) == Registry(store_of(first)).aliases(MODEL)
-
-
-def test_evaluate_works_in_an_empty_store(first: Path, double: WandbDouble, tmp_path: Path) -> None:
-    script(tmp_path, double, "evaluate")
-    assert (tmp_path / "reports/demo/evaluation.json").exists()
 
 
 def test_a_server_with_an_empty_store_answers(first: Path, double: WandbDouble, tmp_path: Path) -> None:

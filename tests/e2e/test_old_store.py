@@ -1,4 +1,6 @@
-"""Every command that reads a store works on one that older code wrote (tests/support/make_old_store.py).
+"""Every command that reads a store works on one that the code of commit ec2013f wrote, before inputs had roles.
+
+A script made it: git show b8a6dd4:tests/support/make_old_store.py.
 
 The store holds: a data set, a sweep of two trials, feedback v0 and the model retrained on it, which is in production,
 and feedback v1 with 29 failures that no model was trained on.
@@ -13,16 +15,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from make_old_store import OVERRIDES
-from served import ROOT, Server, free_port, serving
+from scripts import ROOT
+from served import Server, of_store, serving
 from wandb_double import WandbDouble
 
 from flywheel import files
-from flywheel.params import file as params_file
-from flywheel.registry import Registry
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
+# What the store was made with, besides the profile demo: what reads it needs the same.
+OVERRIDES = (
+    "data.image_size=8 recipe.translate=1 sweep.trials=2 sweep.epochs=2 sweep.space.architecture=compact "
+    "sweep.space.optimizer=muon gate.floor_accuracy=0 simulate.table_rows=4 retrain.epochs=2 tracking.wandb=offline"
+)
 ARCHIVE = ROOT / "tests" / "fixtures" / "old_store.tar.xz"
 SWEPT, RETRAINED = "model-7e703efe:v0", "retrained-model:v0"
 PROMOTED = "no measurable harm: +0.00 points (-2.79 to +2.79) on test"
@@ -33,10 +38,7 @@ def unpack(folder: Path) -> Server:
     """Return the old store, unpacked into a folder, with the params that it was made with."""
     with tarfile.open(ARCHIVE) as packed:
         packed.extractall(folder, filter="tar")
-    paths = " ".join(f"paths.{name}={folder / name}" for name in ("store", "reports", "cache"))
-    overrides = f"{paths} serve.port={free_port()} {OVERRIDES}"
-    params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    return Server(params, Registry(params.store), folder, overrides)
+    return of_store(folder, OVERRIDES)
 
 
 @pytest.fixture(scope="module")

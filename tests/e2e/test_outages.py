@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
+import scripts
 from served import free_port
 from wandb_double import WandbDouble
-from wandb_process import ROOT, clean_environment, overrides, store_of, wait_until
+from wandb_process import ROOT, Done, clean_environment, end, store_of, wait_until
 
 from flywheel.registry import Registry
 from flywheel.sweep.journal import Journal
@@ -41,48 +40,11 @@ OUTAGES: dict[str, Callable[[WandbDouble], object]] = {
 }
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A script that ended: `lines` with the seconds since its start, and the seconds it took in all."""
-
-    code: int
-    lines: list[tuple[float, str]]
-    errors: str
-    wall_s: float
-
-    def of_wandb(self) -> list[str]:
-        return [line for _, line in self.lines if line.startswith("W&B")]
-
-
-class Script:
-    """A script that runs."""
-
-    def __init__(self, base: Path, name: str, more: str = "", prefix: tuple[str, ...] = (), **environment: str):
-        self.began = time.monotonic()
-        self.lines: list[tuple[float, str]] = []
-        params = overrides(base, "auto", f"{SMALL} {more}")
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, f"scripts/{name}.py", "--profile", "demo", "--set", params], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(base, **environment),
-        )  # fmt: skip
-        self.reading = threading.Thread(target=self._read, daemon=True)
-        self.reading.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((time.monotonic() - self.began, line.rstrip("\n")))
-
-    def end(self, timeout_s: float = 300) -> Ended:
-        """Wait for its end; killed when it hangs."""
-        try:
-            self.process.wait(timeout=timeout_s)
-        finally:
-            self.process.kill()
-        wall_s = time.monotonic() - self.began
-        self.reading.join(10)
-        assert self.process.stderr is not None
-        return Ended(self.process.returncode, self.lines, self.process.stderr.read(), wall_s)
+def start(base: Path, name: str, more: str = "", prefix: tuple[str, ...] = (), **environment: str) -> Any:
+    return subprocess.Popen(
+        [*prefix, *scripts.command(base, name, f"tracking.wandb=auto {SMALL} {more}")], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(base, **environment),
+    )  # fmt: skip
 
 
 def record_of(base: Path, job_type: str) -> run_files.RunRecord:
@@ -90,9 +52,9 @@ def record_of(base: Path, job_type: str) -> run_files.RunRecord:
     return found
 
 
-def online(base: Path, double: WandbDouble, name: str, more: str) -> Ended:
+def online(base: Path, double: WandbDouble, name: str, more: str) -> Done:
     """Run a script while the service is there."""
-    ended = Script(base, name, more, **double.environment).end()
+    ended = end(start(base, name, more, **double.environment))
     assert (ended.code, ended.errors) == (0, ""), ended
     return ended
 
@@ -107,21 +69,15 @@ def test_every_stage_survives_an_outage_and_sync_uploads_everything(
     for name in STAGES:
         if name == "simulate":
             online(tmp_path, double, "serve", more)
-        script = Script(tmp_path, name, more, **double.environment)
+        process = start(tmp_path, name, more, **double.environment)
         awaited = {name, "trial"} if name == "sweep" else {name}
         wait_until(lambda: awaited <= {run.fields.get("jobType") for run in double.runs(PROJECT)}, timeout_s=180)  # noqa: B023
-        away_s = time.monotonic() - script.began
         OUTAGES[how](double)
-        ended = script.end()
+        ended = end(process)
         if name == "simulate":
-            Script(tmp_path, "stop", more).end()
+            end(start(tmp_path, "stop", more))
         double.mend() if how == "silent" else double.listen()
         record = record_of(tmp_path, name)
-        after_s = ended.wall_s - max(at for at, line in ended.lines if not line.startswith("W&B"))
-        print(
-            f"{how} {name}: waited {record.waited_s} s; {ended.wall_s:.1f} s in all, away at {away_s:.1f} s, "
-            f"{after_s:.1f} s after the last line"
-        )
         assert (ended.code, ended.errors) == (0, ""), ended
         assert ended.of_wandb()[0] == "W&B: online (127.0.0.1 answers)"
         assert len(ended.of_wandb()) == 2, ended
@@ -132,7 +88,7 @@ def test_every_stage_survives_an_outage_and_sync_uploads_everything(
         assert record.summary
     ended = online(tmp_path, double, "sync", more)
     check_uploaded(tmp_path, double)
-    assert "sync: all is on W&B" in ended.lines[-1][1]
+    assert "sync: all is on W&B" in ended.lines[-1]
     assert not double.mentions(os.uname().nodename)
     for told in (str(tmp_path), str(ROOT), f"127.0.0.1:{port}"):
         assert not [text for text in double.texts() if told in text], told
@@ -175,7 +131,7 @@ def test_signal_ends_a_sweep_soon_during_an_outage(
     """State is saved, runs end, no process is left; when W&B is back, make sync ends the runs there, too."""
     mark = {"FLYWHEEL_TEST_PLACE": str(tmp_path), **double.environment}
     online(tmp_path, double, "data", "")
-    script = Script(tmp_path, "sweep", "sweep.epochs=200 sweep.trials=4", **mark)
+    process = start(tmp_path, "sweep", "sweep.epochs=200 sweep.trials=4", **mark)
 
     def epochs() -> list[int]:
         return [len(run.history) for run in double.runs(PROJECT) if run.fields.get("jobType") == "trial"]
@@ -184,18 +140,10 @@ def test_signal_ends_a_sweep_soon_during_an_outage(
     if how != "there":
         OUTAGES[how](double)
         time.sleep(2)  # so that W&B's process has met it
-    signalled_s = time.monotonic() - script.began
-    script.process.send_signal(number)
-    ended = script.end(timeout_s=60)
-    said_s = max(at for at, _ in ended.lines)
-    print(
-        f"{how}, {number.name}: at the prompt after {ended.wall_s - signalled_s:.1f} s, "
-        f"said after {said_s - signalled_s:.1f} s"
-    )
+    process.send_signal(number)
+    ended = end(process, timeout_s=60)
     assert (ended.code, ended.errors) == (130, "interrupted: finished work is kept; run the same command again\n")
-    assert "sweep: interrupted after 0 of 4 trials; the same command goes on from there" in [
-        at[1] for at in ended.lines
-    ]
+    assert "sweep: interrupted after 0 of 4 trials; the same command goes on from there" in ended.lines
     processes.wait_for_none_left(f"FLYWHEEL_TEST_PLACE={tmp_path}", 5)
     (journal,) = (store_of(tmp_path) / "journal").glob("*.jsonl")
     rows = {record.key: len(record.rows) for record in run_files.records(store_of(tmp_path))}
@@ -204,8 +152,6 @@ def test_signal_ends_a_sweep_soon_during_an_outage(
         assert rows[trial.id] == len(trial.epochs) >= 1
     cut = [record for record in run_files.records(store_of(tmp_path)) if record.job_type in ("sweep", "trial")]
     assert [record.finished for record in cut] == ["interrupted"] * 3
-    if how == "there":
-        print({run.fields["jobType"]: run.state for run in double.runs(PROJECT)})
     double.mend() if how != "refused" else double.listen()
     online(tmp_path, double, "sync", "")
     runs = double.projects[PROJECT].runs
@@ -239,17 +185,15 @@ def network(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
 @pytest.mark.parametrize("network", [LOOPBACK_ONLY, DEAD_CABLE], indirect=True, ids=["loopback only", "dead cable"])
 def test_without_a_network_and_with_a_key_every_stage_completes(tmp_path: Path, network: tuple[str, ...]) -> None:
     for name in ("data", "sweep", "evaluate", "serve", "simulate", "retrain"):
-        ended = Script(tmp_path, name, prefix=network, WANDB_API_KEY="0" * 40).end()
+        ended = end(start(tmp_path, name, prefix=network, WANDB_API_KEY="0" * 40))
         if name == "simulate":
-            Script(tmp_path, "stop", prefix=network).end()
+            end(start(tmp_path, "stop", prefix=network))
         of_ray = "network_util.cc"  # where it cannot tell the machine's address, it warns and takes the host's name
         assert [line for line in ended.errors.splitlines() if of_ray not in line] == []
         assert ended.code == 0, ended
-        print(f"{name}: {ended.wall_s:.1f} s in all; {ended.of_wandb()}")
         if name == "serve":
             continue
         record = record_of(tmp_path, name)
-        print(f"{name}: waited {record.waited_s} s")
         (said,) = ended.of_wandb()
         assert said.startswith("W&B: offline (api.forge.coreweave.com does not answer (")
         assert record.waited_s is not None
@@ -260,11 +204,11 @@ def test_without_a_network_and_with_a_key_every_stage_completes(tmp_path: Path, 
 
 def test_unknown_host_leads_to_offline_soon(tmp_path: Path) -> None:
     nowhere = {"WANDB_BASE_URL": "https://wandb.invalid", "WANDB_API_KEY": "0" * 40}
-    ended = Script(tmp_path, "data", **nowhere).end()
+    ended = end(start(tmp_path, "data", **nowhere))
     assert (ended.code, ended.errors) == (0, ""), ended
     (said,) = ended.of_wandb()
     assert said.startswith("W&B: offline (wandb.invalid does not answer (")
     assert (record_of(tmp_path, "data").waited_s or 99) < 20
-    ended = Script(tmp_path, "sync", **nowhere).end()
+    ended = end(start(tmp_path, "sync", **nowhere))
     assert ended.code == 1
     assert ended.errors.startswith("error: W&B is not online, nothing was uploaded: wandb.invalid does not answer (")

@@ -1,17 +1,17 @@
-"""The gate's rules on made-up predictions whose truth is known, 400 seeded draws each.
+"""The gate's rules on made-up predictions whose truth is known, DRAWS seeded draws each.
 
 The draws are those of the power study (benchmarks/gate_power.py), so what the docs tell is what is tested here.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gate_power
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,31 +28,18 @@ DRAWS = 1000
 RULES = params_file.load(ROOT / "params.yaml", "cifar10").gate
 
 
-def load_study() -> Any:
-    spec = importlib.util.spec_from_file_location("gate_power", ROOT / "benchmarks" / "gate_power.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-POWER = load_study()
-
-
-def decisions(
-    disagreement: float, difference: Any, *, n: int = 8000, holdout: int = 600, rules: Gate = RULES
-) -> list[GateReport]:
+def decisions(disagreement: float, difference: Any) -> list[GateReport]:
     """Decide over DRAWS draws of a candidate with a known true difference to production (a number or one an image)."""
-    random, truth = np.random.default_rng(0), POWER.make_labels(n, holdout)
+    random, truth = np.random.default_rng(0), gate_power.make_labels(8000, 600)
     mean = float(np.mean(difference))
     found = []
     for _ in range(DRAWS):
-        test, held = POWER.draw_correct(random, n), POWER.draw_correct(random, holdout)
-        old = POWER.predictions("old", truth, test, held)
-        new_test = POWER.draw_other_model(random, test, disagreement, difference)
-        new = POWER.predictions("new", truth, new_test, POWER.draw_other_model(random, held, disagreement, mean))
-        found.append(decide(rules, truth, new, old, old))
+        test, held = gate_power.draw_correct(random, 8000), gate_power.draw_correct(random, 600)
+        old = gate_power.predictions("old", truth, test, held)
+        new_test = gate_power.draw_other_model(random, test, disagreement, difference)
+        new_held = gate_power.draw_other_model(random, held, disagreement, mean)
+        new = gate_power.predictions("new", truth, new_test, new_held)
+        found.append(decide(RULES, truth, new, old, old))
     return found
 
 
@@ -60,16 +47,19 @@ def rate(found: list[GateReport], decision: str = "promote") -> float:
     return Counter(d.decision for d in found)[decision] / len(found)
 
 
-def simple(n: int = 400, classes: int = 4) -> tuple[GateLabels, Predictions]:
+def rules(**changes: float) -> Gate:
+    return RULES.model_copy(update=changes)
+
+
+def simple() -> tuple[GateLabels, Predictions]:
     """The truth, and a model that is wrong for every fifth image."""
-    names = tuple("abcdefgh"[:classes])
-    labels = np.arange(n) % classes
-    truth = GateLabels("data@0", names, labels, labels[: n // 2])
-    wrong = np.where(np.arange(n) % 5 == 0, (labels + 1) % classes, labels)
-    return truth, Predictions("old@0", "old:v0", names, wrong, wrong[: n // 2])
+    names, labels = tuple("abcd"), np.arange(400) % 4
+    truth = GateLabels("data@0", names, labels, labels[:200])
+    wrong = np.where(np.arange(400) % 5 == 0, (labels + 1) % 4, labels)
+    return truth, Predictions("old@0", "old:v0", names, wrong, wrong[:200])
 
 
-# -- what passes and what does not, 400 draws each ---------------------------------------------------
+# -- what passes and what does not, in DRAWS draws each -------------------------------------------
 
 
 def test_equal_models_mostly_pass_and_are_hardly_ever_called_better() -> None:
@@ -98,9 +88,9 @@ def test_a_class_ten_points_worse_is_caught_though_all_in_all_nothing_is_lost() 
 
 
 def test_shuffled_labels_never_pass() -> None:
-    random, truth = np.random.default_rng(0), POWER.make_labels(450, 164)
+    random, truth = np.random.default_rng(0), gate_power.make_labels(450, 164)
     for _ in range(DRAWS):
-        old = POWER.predictions("old", truth, random.random(450) < 0.9, random.random(164) < 0.9)
+        old = gate_power.predictions("old", truth, random.random(450) < 0.9, random.random(164) < 0.9)
         guess = replace(
             old, model="new@0", test=random.permutation(truth.test), holdout=random.permutation(truth.holdout)
         )
@@ -109,13 +99,13 @@ def test_shuffled_labels_never_pass() -> None:
 
 def test_worse_on_the_holdout_alone_is_kept() -> None:
     """As good on test, ten points worse on the images of production."""
-    random, truth = np.random.default_rng(0), POWER.make_labels(8000, 600)
+    random, truth = np.random.default_rng(0), gate_power.make_labels(8000, 600)
     kept = 0
     for _ in range(DRAWS):
-        test, held = POWER.draw_correct(random, 8000), POWER.draw_correct(random, 600)
-        worse = POWER.draw_other_model(random, held, 0.10, -0.10)
-        new = POWER.predictions("new", truth, POWER.draw_other_model(random, test, 0.04, 0.0), worse)
-        decision = decide(RULES, truth, new, POWER.predictions("old", truth, test, held))
+        test, held = gate_power.draw_correct(random, 8000), gate_power.draw_correct(random, 600)
+        worse = gate_power.draw_other_model(random, held, 0.10, -0.10)
+        new = gate_power.predictions("new", truth, gate_power.draw_other_model(random, test, 0.04, 0.0), worse)
+        decision = decide(RULES, truth, new, gate_power.predictions("old", truth, test, held))
         kept += not decision.checks["holdout"]
         assert decision.checks["holdout"] or decision.decision == "keep"
     assert kept / DRAWS > 0.99
@@ -125,9 +115,9 @@ def test_worse_on_the_holdout_alone_is_kept() -> None:
 def test_zero_discordant_pairs_pass_and_are_not_called_better(profile: str) -> None:
     rules = params_file.load(ROOT / "params.yaml", profile).gate
     random, (n, m) = np.random.default_rng(0), {"cifar10": (8000, 600), "demo": (450, 164)}[profile]
-    truth = POWER.make_labels(n, m)
+    truth = gate_power.make_labels(n, m)
     for _ in range(DRAWS):
-        old = POWER.predictions("old", truth, random.random(n) < random.random(), random.random(m) < 0.5)
+        old = gate_power.predictions("old", truth, random.random(n) < random.random(), random.random(m) < 0.5)
         decision = decide(rules, truth, replace(old, model="new@1"), old, old)
         assert decision.decision == "promote"
         assert decision.reasons[0].startswith("no measurable harm: +0.00 points")
@@ -135,9 +125,9 @@ def test_zero_discordant_pairs_pass_and_are_not_called_better(profile: str) -> N
 
 
 def test_nan_anywhere_is_kept_whatever_the_rest() -> None:
-    random, truth = np.random.default_rng(0), POWER.make_labels(450, 164)
+    random, truth = np.random.default_rng(0), gate_power.make_labels(450, 164)
     for draw in range(DRAWS):
-        old = POWER.predictions("old", truth, random.random(450) < 0.5, random.random(164) < 0.5)
+        old = gate_power.predictions("old", truth, random.random(450) < 0.5, random.random(164) < 0.5)
         test, holdout = truth.test.copy(), truth.holdout.copy()  # better everywhere but for one image
         (test if draw % 2 else holdout)[random.integers(0, 164)] = NO_ANSWER
         decision = decide(RULES, truth, Predictions("new@0", "new:v0", truth.class_names, test, holdout), old, old)
@@ -147,8 +137,8 @@ def test_nan_anywhere_is_kept_whatever_the_rest() -> None:
 
 def test_small_losses_do_not_add_up() -> None:
     """Ten candidates, each 0.3 points worse than the last: the best-ever clause ends it near the margin."""
-    random, truth = np.random.default_rng(0), POWER.make_labels(8000, 0, classes=2)  # few classes: fewer intervals
-    lost = {clause: np.array([POWER.chain(random, RULES, truth, clause) for _ in range(draws)])
+    random, truth = np.random.default_rng(0), gate_power.make_labels(8000, 0, classes=2)  # few classes: fewer intervals
+    lost = {clause: np.array([gate_power.chain(random, RULES, truth, clause) for _ in range(draws)])
             for clause, draws in ((True, DRAWS), (False, DRAWS // 10))}  # fmt: skip
     assert (lost[True] <= RULES.margin).mean() > 0.97
     assert lost[True].max() < 0.02
@@ -160,8 +150,8 @@ def test_small_losses_do_not_add_up() -> None:
 
 def test_without_production_the_floor_decides() -> None:
     truth, answers = simple()
-    assert decide(RULES.model_copy(update={"floor_accuracy": 0.8}), truth, answers).decision == "first"
-    low = decide(RULES.model_copy(update={"floor_accuracy": 0.81}), truth, answers)
+    assert decide(rules(floor_accuracy=0.8), truth, answers).decision == "first"
+    low = decide(rules(floor_accuracy=0.81), truth, answers)
     assert (low.decision, low.checks["floor_accuracy"]) == ("keep", False)
     assert low.reasons == ("too low: 80.00% on test against gate.floor_accuracy 81.00%",)
 
@@ -201,18 +191,18 @@ def test_a_class_of_few_test_images_that_is_never_recognised_is_named() -> None:
 
 def test_with_production_the_floor_does_not_count() -> None:
     truth, old = simple()
-    rules = RULES.model_copy(update={"floor_accuracy": 1.0, "margin": 0.02})
-    assert decide(rules, truth, replace(old, model="new@1"), old).decision == "promote"
+    strict = rules(floor_accuracy=1.0, margin=0.02)
+    assert decide(strict, truth, replace(old, model="new@1"), old).decision == "promote"
 
 
 def test_where_production_is_gone_the_best_ever_still_binds() -> None:
     truth, best = simple()
     worse = replace(best, model="new@1", test=np.where(np.arange(400) % 3 == 0, NO_ANSWER + 1, best.test))
-    rules = RULES.model_copy(update={"floor_accuracy": 0.1})
-    decision = decide(rules, truth, worse, None, best, was_production="gone@0")
+    low = rules(floor_accuracy=0.1)
+    decision = decide(low, truth, worse, None, best, was_production="gone@0")
     assert (decision.decision, decision.production) == ("keep", "gone@0")
     assert "than the best model that was in production" in decision.reasons[0]
-    assert decide(rules, truth, replace(best, model="new@2"), None, None, was_production="gone@0").decision == "first"
+    assert decide(low, truth, replace(best, model="new@2"), None, None, was_production="gone@0").decision == "first"
 
 
 def test_other_classes_are_kept_with_what_to_do() -> None:
@@ -229,8 +219,7 @@ def test_other_classes_are_kept_with_what_to_do() -> None:
 def test_a_best_ever_of_other_classes_binds_nobody() -> None:
     truth, old = simple()
     other = replace(old, model="best@1", class_names=("x", "y"), test=np.zeros(0), holdout=np.zeros(0))
-    rules = RULES.model_copy(update={"margin": 0.02})
-    decision = decide(rules, truth, replace(old, model="new@1"), old, other)
+    decision = decide(rules(margin=0.02), truth, replace(old, model="new@1"), old, other)
     assert (decision.decision, decision.best_ever) == ("promote", None)
 
 
@@ -243,9 +232,8 @@ def test_no_image_left_is_kept() -> None:
 
 def test_no_holdout_image_is_no_objection() -> None:
     truth, old = simple()
-    answers = replace(old, holdout=old.holdout[:0])
-    rules = RULES.model_copy(update={"margin": 0.02})
-    decision = decide(rules, replace(truth, holdout=truth.holdout[:0]), replace(answers, model="new@1"), answers)
+    truth, old = replace(truth, holdout=truth.holdout[:0]), replace(old, holdout=old.holdout[:0])
+    decision = decide(rules(margin=0.02), truth, replace(old, model="new@1"), old)
     assert (decision.decision, decision.holdout) == ("promote", None)
     assert not [line for line in table.table(decision) if "holdout" in line]
 
@@ -265,8 +253,7 @@ def test_each_rule_has_its_param() -> None:
     new = replace(old, model="new@1", test=test)
     outcomes = {}
     for margin, class_margin in ((0.2, 0.3), (0.2, 0.0), (0.05, 0.3)):
-        rules = RULES.model_copy(update={"margin": margin, "class_margin": class_margin})
-        checks = decide(rules, truth, new, old, old).checks
+        checks = decide(rules(margin=margin, class_margin=class_margin), truth, new, old, old).checks
         outcomes[margin, class_margin] = (checks["test"], checks["best_ever"], checks["per_class"])
     assert outcomes == {
         (0.2, 0.3): (True, True, True),
@@ -359,4 +346,4 @@ def test_the_margins_are_those_that_were_studied() -> None:
         rules = params_file.load(ROOT / "params.yaml", profile).gate
         studied = results["margins"][profile]
         assert (studied["margin"], studied["class_margin"]) == (rules.margin, rules.class_margin)
-        assert rules.margin in POWER.MARGINS
+        assert rules.margin in gate_power.MARGINS

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import made_models
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -99,20 +98,14 @@ def store(make_params: Callable[..., Params], made: Dataset) -> Store:
 
 
 def test_a_first_model_above_the_floor_goes_into_production(store: Store) -> None:
+    store.settle("chance")
+    assert store.registry.aliases(MODEL) == {}
     first = store.settle("good")
     assert store.production() == first.ref
     entry = store.registry.history(MODEL)[0]
     assert entry["gate"]["decision"] == "first"
     assert entry["gate"]["accuracy"][first.ref] > 0.9
     assert not entry["forced"]
-
-
-def test_below_the_floor_nothing_moves(store: Store) -> None:
-    candidate = store.publish("chance")
-    decision = promotion.judge(store.params, store.registry, candidate)
-    assert (decision.decision, decision.checks["floor_accuracy"]) == ("keep", False)
-    assert not promotion.apply(store.params, store.registry, candidate, decision)
-    assert store.registry.aliases(MODEL) == {}
 
 
 def test_as_good_a_model_takes_over_and_a_bad_one_does_not(store: Store) -> None:
@@ -178,8 +171,12 @@ def test_with_auto_off_only_a_promotion_by_hand_moves(store: Store, make_params:
     assert store.production() == version.ref
 
 
-def test_what_is_in_production_is_no_candidate_under_any_name(store: Store) -> None:
+def test_what_is_in_production_is_no_candidate_under_any_name(store: Store, said: list[str]) -> None:
     store.settle("good")
+    before = store.registry.history(MODEL)
+    promotion.promote(store.params, store.registry, f"{MODEL}:production")
+    assert said[-1] == "promote: model-good:v0 is in production already"
+    assert store.registry.history(MODEL) == before
     for candidate in (store.publish("good"), store.publish("good", "retrained-model")):
         decision = promotion.judge(store.params, store.registry, candidate)
         assert (decision.decision, decision.reasons) == ("keep", ("it is in production already",))
@@ -450,24 +447,12 @@ def test_a_forced_promotion_is_recorded_as_forced_with_its_reason(store: Store, 
     assert entry["reason"].startswith('the "test" set is wrong: on test worse than production')
     assert entry["gate"]["decision"] == "keep"
     assert "by force" in said[-1]
+    promotion.promote(store.params, store.registry, store.publish("better").label, force=True, reason="safe")
+    assert not store.registry.history(MODEL)[-1]["forced"]  # it passes the gate
     shown = list(status.history(store.params, store.registry))
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert "nothing -> model-good:v0  no model to compare with" in shown[0]
     assert "model-good:v0 -> model-chance:v0  FORCED the" in shown[1]
-
-
-def test_force_where_none_is_needed_is_no_forced_move(store: Store) -> None:
-    store.settle("good")
-    promotion.promote(store.params, store.registry, store.publish("better").label, force=True, reason="safe")
-    assert not store.registry.history(MODEL)[-1]["forced"]
-
-
-def test_promoting_what_is_there_is_no_move(store: Store, said: list[str]) -> None:
-    store.settle("good")
-    before = store.registry.history(MODEL)
-    promotion.promote(store.params, store.registry, f"{MODEL}:production")
-    assert said == ["promote: model-good:v0 is in production already"]
-    assert store.registry.history(MODEL) == before
 
 
 def test_a_rollback_goes_back_and_a_second_one_forward(store: Store) -> None:
@@ -481,6 +466,7 @@ def test_a_rollback_goes_back_and_a_second_one_forward(store: Store) -> None:
 
 
 def test_a_rollback_that_cannot_be_says_so(store: Store) -> None:
+    assert list(status.history(store.params, store.registry)) == ["digits-classifier: nothing was promoted yet"]
     with pytest.raises(PromotionError, match="nothing to roll back to: digits-classifier has no production model"):
         promotion.rollback(store.params, store.registry)
     first = store.settle("good")
@@ -510,57 +496,36 @@ def test_a_model_that_is_gone_still_has_a_history(store: Store) -> None:
     assert sum(" previous: " in line for line in everything) == 1
 
 
-def test_without_any_move_the_history_says_so(params: Params, registry: Registry) -> None:
-    assert list(status.history(params, registry)) == ["digits-classifier: nothing was promoted yet"]
-
-
 # -- kill -9 --------------------------------------------------------------------------------------------------
-
-MOVE = """
-import sys
-from pathlib import Path
-from flywheel.params import file as params_file
-from flywheel.gate import promotion
-from flywheel.registry import Registry
-if sys.argv[3] == "promote":
-    from flywheel.gate import plots, predictions  # imported before it begins: a rollback does not need them
-params = params_file.load(sys.argv[1], "demo", sys.argv[2])
-registry = Registry(params.store)
-print("begun", flush=True)
-while True:
-    if sys.argv[3] == "rollback":
-        promotion.rollback(params, registry)
-    else:
-        promotion.promote(params, registry, "digits-classifier:previous")
-    print(registry.history("digits-classifier")[-1]["write"], flush=True)
-"""
 
 
 @pytest.mark.parametrize(
     ("action", "kills", "longest_s"), [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)]
 )
 def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
-    store: Store, random: np.random.Generator, action: str, kills: int, longest_s: float
+    store: Store,
+    make_params: Callable[..., Params],
+    random: np.random.Generator,
+    action: str,
+    kills: int,
+    longest_s: float,
 ) -> None:
     """A process that moves production to and fro is killed; what it reported as done is done, and nothing is mixed."""
     pair = {store.settle("good").ref, store.settle("better").ref}
-    overrides = f"{SMALL} gate.margin=0.5 gate.class_margin=1 paths.store={store.params.store.parent}"
-    overrides += f" paths.reports={store.params.reports.parent}"
+    params = store.with_params(make_params, "gate.margin=0.5 gate.class_margin=1").params
+
+    def move(report: Callable[[object], None]) -> None:
+        registry = Registry(params.store)
+        while True:
+            if action == "rollback":
+                promotion.rollback(params, registry)
+            else:
+                promotion.promote(params, registry, f"{MODEL}:previous")
+            report(registry.history(MODEL)[-1]["write"])
+
     moves = 0
-    for number in range(kills):
-        with subprocess.Popen(
-            [sys.executable, "-c", MOVE, str(ROOT / "params.yaml"), overrides, action],
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-            # Every other time it has moved once before, however slow the machine.
-            reported = [process.stdout.readline().strip()] if number % 2 else []
-            time.sleep(random.uniform(0, longest_s))
-            process.send_signal(signal.SIGKILL)
-            reported += process.stdout.read().split()
-        assert process.returncode == -signal.SIGKILL
+    for number in range(kills):  # every other time it has moved once before, however slow the machine
+        reported = processes.killed_after(random.uniform(0, longest_s), move, reports_before=number % 2)
         entries = store.registry.history(MODEL)
         aliases = store.registry.aliases(MODEL)
         assert {aliases["production"], aliases["previous"]} == pair

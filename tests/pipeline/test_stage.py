@@ -6,223 +6,180 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import stage
-from flywheel.pipeline.stage import Outcome, Stage
+from flywheel.pipeline.stage import Outcome, Stage, Verdict
 from flywheel.registry import Registry, Version
 
 Make = Callable[..., Params]
 
 
-class Work:
-    """A stage's work that publishes `text` and counts how often it ran."""
+class Example:
+    """A stage whose work publishes `text`; counts how often it ran."""
 
-    def __init__(self, defined: Stage, tmp_path: Path, text: str = "result"):
-        self.defined, self.folder, self.text, self.runs = defined, tmp_path / "work", text, 0
+    def __init__(self, params: Params, registry: Registry, folder: Path):
+        self.params, self.registry, self.folder, self.runs = params, registry, folder, 0
+        self.changes: dict[str, Any] = {}
+        self.receipt, self.report = params.store_paths.receipt("example"), params.reports / "report.txt"
+        self.output = params.store / "registry" / "versions" / "thing" / "v0"
 
-    def __call__(self) -> Outcome:
-        self.runs += 1
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / "a").write_text(self.text)
-        version = self.defined.registry.publish("thing", "test", self.folder, metadata=self.defined.provenance())
-        report = self.defined.params.reports / "report.txt"
-        files.write_text(report, self.text)
-        return Outcome((version,), (report,), {"made": 3})
+    def define(self, **changes: Any) -> Stage:
+        params = changes.get("params", self.params)
+        values: dict[str, Any] = {
+            "name": "example", "params": params, "registry": self.registry, "reads": {"data": "data@1"},
+            "identity": {"data": params.data.identity()}, "roots": ("flywheel.params.sections",),
+        }  # fmt: skip
+        return Stage(**{**values, **self.changes, **changes})
+
+    def run(self, text: str = "result", force: bool = False, adopt: Any = None, **changes: Any) -> Mapping[str, Any]:
+        defined = self.define(**changes)
+
+        def work() -> Outcome:
+            self.runs += 1
+            files.write_text(self.folder / "a", text)
+            version = self.registry.publish("thing", "test", self.folder, metadata=defined.provenance())
+            files.write_text(self.report, text)
+            return Outcome((version,), (self.report,), {"made": 3})
+
+        return stage.run(defined, work, force=force, adopt=adopt)
+
+    def check(self, **changes: Any) -> Verdict:
+        return stage.check(self.define(**changes))
+
+    def reason(self, **changes: Any) -> str:
+        """Return why it runs."""
+        verdict = self.check(**changes)
+        assert not verdict.up_to_date
+        return verdict.reason
 
 
-def define(params: Params, registry: Registry, **changes: object) -> Stage:
-    values = {
-        "name": "example",
-        "params": params,
-        "registry": registry,
-        "identity": {"data": params.data.identity()},
-        "reads": {"data": "data@1"},
-        "roots": ("flywheel.params.sections",),
-        **changes,
-    }
-    return Stage(**values)  # type: ignore[arg-type]
+@pytest.fixture
+def example(params: Params, registry: Registry, tmp_path: Path) -> Example:
+    return Example(params, registry, tmp_path / "work")
 
 
-def test_a_second_run_does_nothing_and_says_so(
-    params: Params, registry: Registry, tmp_path: Path, said: list[str]
-) -> None:
-    work = Work(define(params, registry), tmp_path)
-    first = stage.run(work.defined, work)
-    second = stage.run(define(params, registry), work)
-    assert work.runs == 1
-    assert second == first
+def test_a_second_run_does_nothing_and_says_so_unless_forced(example: Example, said: list[str]) -> None:
+    first = example.run()
+    assert example.run() == first
+    assert example.runs == 1
     assert said[0] == "example: running (never run)"
     assert said[1].startswith("example: up to date (nothing changed since ")
-
-
-def test_force_runs_what_is_up_to_date(params: Params, registry: Registry, tmp_path: Path, said: list[str]) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    stage.run(work.defined, work, force=True)
-    assert work.runs == 2
+    example.run(force=True)
+    assert example.runs == 2
     assert said[-1] == "example: running (forced)"
 
 
-def test_each_change_of_the_fingerprint_is_the_reason(
-    make_params: Make, params: Params, registry: Registry, tmp_path: Path, said: list[str]
-) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    for changed, reason in (
-        (define(make_params("data.drift.noise=1"), registry), "data.drift.noise changed: 5.0 -> 1.0"),
-        (define(params, registry, reads={"data": "data@2"}), "its input changed: data"),
-        (
-            define(params, registry, roots=("flywheel.params.sections", "flywheel.evaluation")),
-            "code changed: flywheel.evaluation",
-        ),
-    ):
-        verdict = stage.check(changed)
-        assert not verdict.up_to_date
-        assert verdict.reason == reason
+def test_each_change_of_the_fingerprint_is_the_reason(example: Example, make_params: Make) -> None:
+    example.run()
+    assert example.reason(params=make_params("data.drift.noise=1")) == "data.drift.noise changed: 5.0 -> 1.0"
+    assert example.reason(reads={"data": "data@2"}) == "its input changed: data"
+    roots = ("flywheel.params.sections", "flywheel.evaluation")
+    assert example.reason(roots=roots) == "code changed: flywheel.evaluation"
+    other = make_params("sweep.trials=3 paths.cache=/elsewhere gate.floor_accuracy=0.1")
+    assert example.check(params=other).up_to_date
 
 
-def test_other_params_do_not_run_it(make_params: Make, params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    assert stage.check(
-        define(make_params("sweep.trials=3 paths.cache=/elsewhere gate.floor_accuracy=0.1"), registry)
-    ).up_to_date
+def test_a_missing_output_runs_it(example: Example, tmp_path: Path) -> None:
+    example.run()
+    example.output.rename(tmp_path / "gone")
+    assert example.reason().startswith("an output is missing: no artifact thing@")
 
 
-def test_a_missing_output_runs_it(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    (params.store / "registry" / "versions" / "thing" / "v0").rename(tmp_path / "gone")
-    verdict = stage.check(work.defined)
-    assert not verdict.up_to_date
-    assert verdict.reason.startswith("an output is missing: no artifact thing@")
+def test_a_missing_file_of_an_output_runs_it(example: Example) -> None:
+    example.run()
+    (example.output / "files" / "a").unlink()
+    assert example.reason().startswith("an output is damaged: ")
+    example.run()
+    assert example.check().up_to_date
+    example.registry.verify(example.registry.resolve("thing"))
 
 
-def test_a_missing_file_of_an_output_runs_it(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    (params.store / "registry" / "versions" / "thing" / "v0" / "files" / "a").unlink()
-    verdict = stage.check(work.defined)
-    assert not verdict.up_to_date
-    assert verdict.reason.startswith("an output is damaged: ")
-    stage.run(work.defined, work)
-    assert stage.check(work.defined).up_to_date
-    registry.verify(registry.resolve("thing"))
+def test_a_missing_report_runs_what_the_registry_cannot_give(example: Example) -> None:
+    example.run()
+    example.report.unlink()
+    assert example.reason().endswith("report.txt is missing")
 
 
-def test_a_missing_report_runs_what_the_registry_cannot_give(
-    params: Params, registry: Registry, tmp_path: Path
-) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
-    (params.reports / "report.txt").unlink()
-    verdict = stage.check(work.defined)
-    assert not verdict.up_to_date
-    assert verdict.reason.endswith("report.txt is missing")
-
-
-def test_a_missing_report_of_an_artifact_is_drawn_again_without_the_work(
-    params: Params, registry: Registry, tmp_path: Path
-) -> None:
-    work = Work(define(params, registry, artifacts="thing"), tmp_path)
-    stage.run(work.defined, work)
-    report = params.reports / "report.txt"
-    report.unlink()
+def test_a_missing_report_of_an_artifact_is_drawn_again_without_the_work(example: Example) -> None:
+    example.changes = {"artifacts": "thing"}
+    example.run()
+    example.report.unlink()
 
     def adopt(version: Version) -> Outcome:
-        files.write_text(report, "again")
-        return Outcome((version,), (report,))
+        files.write_text(example.report, "again")
+        return Outcome((version,), (example.report,))
 
-    stage.run(work.defined, work, adopt=adopt)
-    assert work.runs == 1
-    assert report.read_text() == "again"
-    assert stage.check(work.defined).up_to_date
-
-
-def test_without_a_receipt_the_registry_decides(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry, artifacts="thing"), tmp_path)
-    stage.run(work.defined, work)
-    work.defined.params.store_paths.receipt("example").unlink()
-    verdict = stage.check(work.defined)
-    assert (verdict.up_to_date, verdict.reason) == (True, "made before as thing:v0")
-    stage.run(work.defined, work)
-    assert work.runs == 1
-    assert work.defined.params.store_paths.receipt("example").exists()
+    example.run(adopt=adopt)
+    assert example.runs == 1
+    assert example.report.read_text() == "again"
+    assert example.check().up_to_date
 
 
-def test_going_back_to_former_params_adopts_the_former_version(
-    make_params: Make, params: Params, registry: Registry, tmp_path: Path
-) -> None:
-    old = Work(define(params, registry, artifacts="thing"), tmp_path, "old")
-    new = Work(define(make_params("data.seed=1"), registry, artifacts="thing"), tmp_path, "new")
-    stage.run(old.defined, old)
-    stage.run(new.defined, new)
-    adopted: list[Version] = []
-
-    def adopt(version: Version) -> Outcome:
-        adopted.append(version)
-        return Outcome((version,))
-
-    stage.run(old.defined, old, adopt=adopt)
-    assert old.runs == 1
-    assert [version.label for version in adopted] == ["thing:v0"]
+def test_without_a_receipt_the_registry_decides(example: Example) -> None:
+    example.changes = {"artifacts": "thing"}
+    example.run()
+    example.receipt.unlink()
+    assert example.check().up_to_date
+    assert example.check().reason == "made before as thing:v0"
+    example.run()
+    assert example.runs == 1
+    assert example.receipt.exists()
 
 
-def test_work_left_over_runs_it(params: Params, registry: Registry, tmp_path: Path) -> None:
-    def unfinished(metrics: dict[str, int]) -> str | None:
-        return None if metrics["made"] >= 3 else "more is asked for"
-
-    work = Work(define(params, registry, unfinished=unfinished), tmp_path)
-    stage.run(work.defined, work)
-    assert stage.check(work.defined).up_to_date
-    asked = define(params, registry, unfinished=lambda metrics: f"5 are asked for, {metrics['made']} were made")
-    assert stage.check(asked).reason == "5 are asked for, 3 were made"
+def test_going_back_to_former_params_adopts_the_former_version(example: Example, make_params: Make) -> None:
+    example.changes = {"artifacts": "thing"}
+    example.run("old")
+    example.run("new", params=make_params("data.seed=1"))
+    adopted: list[str] = []
+    example.run("old", adopt=lambda version: (adopted.append(version.label), Outcome((version,)))[1])
+    assert (example.runs, adopted) == (2, ["thing:v0"])
 
 
-def test_a_version_made_with_less_work_is_not_adopted(params: Params, registry: Registry, tmp_path: Path) -> None:
+def test_work_left_over_runs_it_and_is_not_adopted(example: Example) -> None:
     def unfinished(metrics: Mapping[str, int]) -> str | None:
-        return None if metrics.get("made", 0) >= 5 else "more is asked for"
+        made = metrics.get("made", 0)
+        return None if made >= 5 else f"5 are asked for, {made} were made"
 
-    work = Work(define(params, registry, artifacts="thing", unfinished=unfinished), tmp_path)
-    stage.run(work.defined, work)
-    work.defined.params.store_paths.receipt("example").unlink()
-    assert not stage.check(work.defined).up_to_date
+    example.changes = {"artifacts": "thing"}
+    example.run()
+    assert example.check(unfinished=lambda metrics: None).up_to_date
+    assert example.reason(unfinished=unfinished) == "5 are asked for, 3 were made"
+    example.receipt.unlink()
+    assert example.check().up_to_date
+    assert not example.check(unfinished=unfinished).up_to_date
 
 
-def test_a_failing_stage_leaves_no_receipt(params: Params, registry: Registry) -> None:
-    defined = define(params, registry)
-
+def test_a_failing_stage_leaves_no_receipt(example: Example) -> None:
     def work() -> Outcome:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError):
-        stage.run(defined, work)
-    assert not stage.check(defined).up_to_date
-    with files.lock(params.store / "locks" / "example.lock"):
+        stage.run(example.define(), work)
+    assert not example.check().up_to_date
+    with files.lock(example.params.store / "locks" / "example.lock"):
         pass  # the lock is free again
 
 
-def test_a_damaged_receipt_is_as_none(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
-    stage.run(work.defined, work)
+def test_a_damaged_receipt_is_as_none(example: Example) -> None:
+    example.run()
     for damaged in ("{", "{}", "[1]", "3"):
-        work.defined.params.store_paths.receipt("example").write_text(damaged)
-        assert stage.check(work.defined).reason == "never run"
+        example.receipt.write_text(damaged)
+        assert example.reason() == "never run"
 
 
-def test_the_receipt_has_what_others_read(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry, seed=7), tmp_path)
-    receipt = stage.run(work.defined, work)
+def test_the_receipt_has_what_others_read(example: Example) -> None:
+    receipt = example.run(seed=7)
     keys = {"stage", "fingerprint", "params", "inputs", "outputs", "code", "git", "versions", "seed", "started"}
     assert keys | {"wall_s", "metrics"} <= set(receipt)
-    assert receipt["outputs"] == [registry.resolve("thing").ref]
+    assert receipt["outputs"] == [example.registry.resolve("thing").ref]
     assert receipt["versions"]["torch"] == "2.14.1"
     assert receipt["seed"] == 7
-    assert receipt == files.read_json(work.defined.params.store_paths.receipt("example"))
+    assert receipt == files.read_json(example.receipt)
 
 
 HOLD = """
@@ -235,15 +192,12 @@ with files.lock(Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_at_once_is_refused_with_the_pid(params: Params, registry: Registry, tmp_path: Path) -> None:
-    work = Work(define(params, registry), tmp_path)
-    path = params.store / "locks" / "example.lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
+def test_a_second_run_at_once_is_refused_with_the_pid(example: Example) -> None:
+    command = [sys.executable, "-c", HOLD, str(example.params.store / "locks" / "example.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(files.Locked, match=rf"another run holds example \(pid {holder.pid}\)"):
-            stage.run(work.defined, work)
+            example.run()
         holder.kill()
-    assert work.runs == 0
+    assert example.runs == 0

@@ -31,8 +31,7 @@ from flywheel.data import dataset as datasets
 from flywheel.data.dataset import Dataset, Split
 from flywheel.data.sources import SourceImages
 from flywheel.models.classifier import Classifier
-from flywheel.params import Params
-from flywheel.params.sections import Drift
+from flywheel.params import Drift, Params
 from flywheel.registry import Registry, Version
 
 SIZE = 8

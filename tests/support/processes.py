@@ -1,10 +1,14 @@
-"""Find the processes that a server or a script started."""
+"""Find the processes that a server or a script started; kill one in the middle of its work."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,3 +65,29 @@ def wait_for_none_left(mark: str, seconds: float) -> None:
     while alive := left(mark):
         assert time.monotonic() < deadline, alive
         time.sleep(0.5)
+
+
+def killed_after(
+    moment_s: float, work: Callable[[Callable[[object], None]], object], reports_before: int = 0
+) -> list[Any]:
+    """Fork a child that works, kill it so long after its first reports, and return all that it reported."""
+    fork = multiprocessing.get_context("fork")
+    receiving, sending = fork.Pipe(duplex=False)
+
+    def run() -> None:
+        sending.send("begun")
+        work(sending.send)
+
+    child = fork.Process(target=run)
+    child.start()
+    sending.close()
+    assert receiving.recv() == "begun"
+    reported = [receiving.recv() for _ in range(reports_before)]
+    time.sleep(moment_s)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    with contextlib.suppress(EOFError):
+        while True:
+            reported.append(receiving.recv())
+    return reported

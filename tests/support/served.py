@@ -7,21 +7,20 @@ import io
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import requests
+import scripts
 from PIL import Image
+from scripts import ROOT
 
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
-from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
 
-ROOT = Path(__file__).parents[2]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SETTINGS = (
     "serve.max_batch_size=16 serve.max_queued_images=32 serve.max_body_bytes=200000 serve.max_parts=8 "
@@ -72,8 +71,7 @@ class Server:
         return f"{done.stdout}[exit {done.returncode}]"
 
     def command(self, script: str, *arguments: str, extra: str = "") -> list[str]:
-        asked = ["--profile", "demo", "--set", f"{self.overrides} {extra}"]
-        return [sys.executable, f"scripts/{script}.py", *asked, *arguments]
+        return scripts.command(self.folder, script, f"{self.overrides} {extra}", *arguments)
 
     def produce(self, version: Version) -> None:
         """Put a version into production."""
@@ -85,15 +83,16 @@ class Server:
 
 def make_server(folder: Path, extra: str = "") -> Server:
     """Return a profile with model-1 in production, not served yet."""
-    overrides = (
-        f"paths.store={folder / 'store'} paths.reports={folder / 'reports'} paths.cache={folder / 'cache'} "
-        f"serve.port={free_port()} {SETTINGS} {extra}"
-    )
-    params = params_file.load(ROOT / "params.yaml", "demo", overrides)
-    registry = Registry(params.store)
-    server = Server(params, registry, folder, overrides)
-    server.produce(publish(registry, folder, 1))
+    server = of_store(folder, f"{SETTINGS} {extra}")
+    server.produce(publish(server.registry, folder, 1))
     return server
+
+
+def of_store(folder: Path, more: str) -> Server:
+    """Return the profile demo with what is in a folder."""
+    more = f"serve.port={free_port()} {more}"
+    params = scripts.load(folder, more)
+    return Server(params, Registry(params.store), folder, more)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import scripts
+from scripts import ROOT
+
 HEAD = """
 import logging, os, sys, time
 from pathlib import Path
@@ -34,48 +36,48 @@ def publish(registry, name, text, **kwargs):
 
 @dataclass(frozen=True)
 class Done:
-    """How a process ended. `waited_s` is by the wall clock, start of Python and imports included."""
+    """How a process ended."""
 
     code: int
     lines: list[str]
     errors: str
-    wall_s: float
+
+    def of_wandb(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("W&B")]
 
 
 def clean_environment(base: Path, **environment: str) -> dict[str, str]:
     """Return an environment without a developer's keys, whose home is a folder that does not exist."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return {**inherited, "HOME": str(base / "home"), "TMPDIR": os.environ.get("TMPDIR", "/tmp"), **environment}
+    return scripts.environment(HOME=str(base / "home"), TMPDIR=os.environ.get("TMPDIR", "/tmp"), **environment)
 
 
 def store_of(base: Path) -> Path:
     return base / "store" / "demo"
 
 
-def overrides(base: Path, wandb: str = "online", more: str = "") -> str:
-    paths = f"paths.store={base}/store paths.reports={base}/reports paths.cache={base}/cache"
-    return f"{paths} tracking.wandb={wandb} {more}"
-
-
 def start(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> subprocess.Popen[str]:
     """Start a process that runs code after HEAD."""
     base.mkdir(parents=True, exist_ok=True)
+    overrides = scripts.overrides(base, f"tracking.wandb={wandb} {more}")
     return subprocess.Popen(
         [sys.executable, "-c", HEAD + code], cwd=ROOT, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=clean_environment(base, BASE=str(base), OVERRIDES=overrides(base, wandb, more), **environment),
+        env=clean_environment(base, BASE=str(base), OVERRIDES=overrides, **environment),
     )  # fmt: skip
 
 
-def python(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> Done:
-    """Run code after HEAD. Fails when it hangs."""
-    began = time.monotonic()
-    process = start(base, code, wandb, more, **environment)
+def end(process: subprocess.Popen[str], given: str | None = None, timeout_s: float = 300) -> Done:
+    """Wait for the end of a process; kill it when it hangs."""
     try:
-        out, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(given, timeout=timeout_s)
     finally:
         process.kill()
-    return Done(process.returncode, out.splitlines(), errors, time.monotonic() - began)
+    return Done(process.returncode, printed.splitlines(), errors)
+
+
+def python(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> Done:
+    """Run code after HEAD."""
+    return end(start(base, code, wandb, more, **environment), timeout_s=120)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:

@@ -55,13 +55,6 @@ def test_running_trials_are_ranked_only_on_request(journal: Journal) -> None:
     assert ranking([]) == []
 
 
-def test_a_torn_last_line_loses_only_that_event(journal: Journal) -> None:
-    add(journal, "a", 0, (0.9,), "finished")
-    add(journal, "b", 1, (), None)
-    journal.path.write_bytes(journal.path.read_bytes()[:-10])
-    assert [trial.id for trial in journal.read().trials] == ["a"]
-
-
 def test_a_repeated_epoch_replaces_it_and_all_later_ones(journal: Journal) -> None:
     """A trial whose checkpoint was lost starts anew."""
     trial = Trial("a", 0, {}, False)

@@ -18,18 +18,26 @@ from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError
 KEY = "0" * 40
 
 
-def test_without_a_key_auto_is_offline() -> None:
-    assert choose_mode("auto")[0] == choose_mode("online")[0] == "offline"
-    assert "no API key" in choose_mode("auto").why
-
-
-def test_environment_decides_before_keys_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    for value, mode in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
-        monkeypatch.setenv("WANDB_MODE", value)
-        assert choose_mode("auto")[:2] == (mode, "WANDB_MODE")
-    monkeypatch.setenv("WANDB_MODE", "sideways")
-    assert choose_mode("auto")[:2] == ("offline", "WANDB_MODE=sideways is not a mode")
+@pytest.mark.parametrize(
+    ("asked", "environment", "mode", "why"),
+    [
+        ("auto", {}, "offline", "no API key"),
+        ("online", {}, "offline", "no API key"),
+        ("auto", {"KEY": KEY, "MODE": "disabled"}, "disabled", "WANDB_MODE"),  # before keys and networks
+        ("auto", {"KEY": KEY, "MODE": "dryrun"}, "offline", "WANDB_MODE"),
+        ("auto", {"KEY": KEY, "MODE": "offline"}, "offline", "WANDB_MODE"),
+        ("auto", {"KEY": KEY, "MODE": "sideways"}, "offline", "WANDB_MODE=sideways is not a mode"),
+        ("disabled", {"MODE": "online"}, "disabled", "tracking.wandb"),
+    ],
+)
+def test_params_decide_before_the_environment_and_that_before_keys(
+    monkeypatch: pytest.MonkeyPatch, asked: str, environment: dict[str, str], mode: str, why: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv({"KEY": "WANDB_API_KEY", "MODE": "WANDB_MODE"}[name], value)
+    chosen = choose_mode(asked)
+    assert chosen.name == mode
+    assert chosen.why == why or (why == "no API key" and why in chosen.why)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +102,6 @@ def test_invalid_address_is_named(monkeypatch: pytest.MonkeyPatch, address: str)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     assert choose_mode("auto")[0] == "offline"
     assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is not an http address"
-
-
-def test_params_decide_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    assert choose_mode("disabled")[:2] == ("disabled", "tracking.wandb")
 
 
 def test_auto_is_online_with_a_key_that_the_host_knows(monkeypatch: pytest.MonkeyPatch, double: WandbDouble) -> None:

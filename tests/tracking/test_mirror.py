@@ -133,8 +133,8 @@ def test_damaged_download_is_named_and_not_kept(one: Path, double: WandbDouble, 
 
 
 def test_lost_file_is_downloaded_again(one: Path, double: WandbDouble, tmp_path: Path) -> None:
-    version = Registry(store_of(one)).resolve("model-a")
-    (Registry(store_of(one)).open(version) / "a").unlink()
+    here = Registry(store_of(one))
+    (here.open(here.resolve("model-a")) / "a").unlink()
     done = python(one, OTHER + 'tell("model-a")', **double.environment)
     assert told(done)["model-a"][1] == "weights of a"
 
@@ -163,7 +163,7 @@ def test_versions_logged_before_inputs_had_roles_are_read(one: Path, double: Wan
 
 
 def test_linking_asks_for_aliases_before_it_takes_the_writers_lock(tmp_path: Path) -> None:
-    """Linking asks where aliases are, before the writer's lock is taken: asking writes too."""
+    """Asking writes, too."""
     with WandbDouble() as double:
         code = """
 registry = mirrored(params)

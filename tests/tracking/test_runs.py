@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from wandb_double import WandbDouble
-from wandb_process import clean_environment, python, start, store_of, wait_until
+from wandb_process import clean_environment, end, python, start, store_of, wait_until
 
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -187,12 +187,11 @@ def test_failure_during_a_run_is_logged_once_and_costs_under_20_s(
     process = start(tmp_path, STAGE % stop, **double.environment)
     wait_until(lambda: (tmp_path / "started").exists() and double.operations["UpsertBucket"] >= 6)
     FAILURES[failure](double)
-    out, errors = process.communicate("\n", timeout=120)
-    assert (process.returncode, errors) == (0, "")
-    said = [line for line in out.splitlines() if line.startswith("W&B")]
-    assert len(said) == 2
-    assert said[1].endswith("make sync uploads the rest")
-    assert float(out.splitlines()[-1].split()[1]) < 20  # two stages
+    done = end(process, "\n", timeout_s=120)
+    assert (done.code, done.errors) == (0, "")
+    _, said = done.of_wandb()
+    assert said.endswith("make sync uploads the rest")
+    assert float(done.lines[-1].split()[1]) < 20  # two stages
     sweep = recorded(tmp_path)["the sweep"]
     assert (len(sweep.rows), sweep.finished, sweep.confirmed) == (1, "finished", ())
     assert sweep.made
@@ -206,29 +205,30 @@ def test_death_of_w_and_bs_process_is_logged_once_and_fails_nothing(tmp_path: Pa
     )
     done = python(tmp_path, STAGE % kill, **double.environment)
     assert done.code == 0
-    assert len([line for line in done.lines if line.startswith("W&B")]) == 2
+    assert len(done.of_wandb()) == 2
     assert len(recorded(tmp_path)["the sweep"].rows) == 1
 
 
 class Broken:
     """A W&B run of which everything fails."""
 
-    offline = True
-
-    def __init__(self) -> None:
-        self.calls = 0
+    offline, calls = True, 0
 
     def __getattr__(self, name: str) -> Any:
         self.calls += 1
         raise RuntimeError("the server\nis gone")
 
 
+@pytest.fixture
+def offline_run(make_params: Make) -> Run:
+    params = make_params("tracking.wandb=offline")
+    return Run(Tracker(params, Registry(params.store)), run_files.RunFile(params.store, "abc"))
+
+
 def test_first_error_of_a_run_is_logged_once_and_fails_nothing(
-    make_params: Make, tmp_path: Path, said: list[str]
+    offline_run: Run, tmp_path: Path, said: list[str]
 ) -> None:
-    params, broken = make_params("tracking.wandb=offline"), Broken()
-    tracker = Tracker(params, Registry(params.store))
-    run = Run(tracker, run_files.RunFile(params.store, "abc"))
+    run, broken = offline_run, Broken()
     run._run = broken
     run.log({"a": 1})
     run.log({"a": 2})
@@ -241,13 +241,11 @@ def test_first_error_of_a_run_is_logged_once_and_fails_nothing(
 
 
 def test_picture_that_cannot_be_saved_is_logged_and_fails_nothing(
-    make_params: Make, tmp_path: Path, said: list[str]
+    offline_run: Run, tmp_path: Path, said: list[str]
 ) -> None:
-    params = make_params("tracking.wandb=offline")
-    run = Run(Tracker(params, Registry(params.store)), run_files.RunFile(params.store, "abc"))
-    run.log_pictures([tmp_path / "absent.png"])
-    assert len(said) == 1
-    assert said[0].endswith("absent.png'; results are in the reports")
+    offline_run.log_pictures([tmp_path / "absent.png"])
+    (line,) = said
+    assert line.endswith("absent.png'; results are in the reports")
 
 
 def test_run_ends_once_and_logs_nothing_afterwards(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import scripts
 from PIL import Image
 from wandb_double import Run, WandbDouble
-from wandb_process import ROOT, clean_environment, overrides, python, store_of
+from wandb_process import ROOT, clean_environment, python, store_of
 
 from flywheel.registry import Registry
 from flywheel.tracking import run_files
@@ -22,7 +22,7 @@ from flywheel.tracking import run_files
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 
 # A round offline: a data set, a model made from it in a run with rows, a picture, an alias.
-TURN = """
+ROUND = """
 import numpy as np
 from PIL import Image
 registry = mirrored(params)
@@ -53,30 +53,33 @@ registry.link(model, params.registered_model, ("production",), reason="a test mo
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("turn")
-    assert python(base / "turn", TURN, wandb="offline").code == 0
-    shutil.copytree(base / "turn", base / "copy", symlinks=True)
+    base = tmp_path_factory.mktemp("round")
+    assert python(base / "here", ROUND, wandb="offline").code == 0
+    shutil.copytree(base / "here", base / "copy", symlinks=True)
     return base
 
 
 @pytest.fixture
-def turn(recorded: Path) -> Path:
+def base(recorded: Path) -> Path:
     """The round as it was recorded, at the path where it was recorded."""
-    shutil.rmtree(recorded / "turn")
-    return Path(shutil.copytree(recorded / "copy", recorded / "turn", symlinks=True))
+    shutil.rmtree(recorded / "here")
+    return Path(shutil.copytree(recorded / "copy", recorded / "here", symlinks=True))
 
 
 def command(base: Path, *more: str) -> list[str]:
-    return [sys.executable, "scripts/sync.py", "--profile", "demo", "--set", overrides(base, "offline"), *more]
+    return scripts.command(base, "sync", "tracking.wandb=offline", *more)
 
 
-def sync(base: Path, double: WandbDouble, *more: str) -> tuple[int, str]:
+def sync(base: Path, double: WandbDouble, *more: str, code: int = 0) -> str:
+    """Run make sync, which must exit with this code; return all that it said."""
     done = subprocess.run(
         command(base, *more), cwd=ROOT, text=True, capture_output=True, timeout=180,
         env=clean_environment(base, **double.environment),
     )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    return said
 
 
 def check_uploaded(base: Path, double: WandbDouble) -> None:
@@ -121,52 +124,46 @@ def check_pictures_and_tables(base: Path, double: WandbDouble, run: Run) -> None
     assert Image.open(io.BytesIO(double.blobs[double.key(image)])).size == (4, 4)
 
 
-def test_everything_is_uploaded_and_a_second_call_changes_nothing(turn: Path, double: WandbDouble) -> None:
-    code, said = sync(turn, double)
-    assert code == 0, said
+def test_everything_is_uploaded_and_a_second_call_changes_nothing(base: Path, double: WandbDouble) -> None:
+    said = sync(base, double)
     assert "sync: run 2 of 2: sweep train, 5 rows" in said
-    check_uploaded(turn, double)
-    for told in (str(turn), str(ROOT)):
+    check_uploaded(base, double)
+    for told in (str(base), str(ROOT)):
         assert told.encode() not in b"\n".join(double.bodies)
     uploads = [double.operations[name] for name in ("CommitArtifact", "UpsertBucket", "LinkArtifact")]
-    code, said = sync(turn, double)
-    assert code == 0
+    said = sync(base, double)
     assert "2 runs before" in said
     assert uploads == [double.operations[name] for name in ("CommitArtifact", "UpsertBucket", "LinkArtifact")]
 
 
 @pytest.mark.long
-def test_another_service_gets_everything(turn: Path, double: WandbDouble) -> None:
-    assert sync(turn, double)[0] == 0
+def test_another_service_gets_everything(base: Path, double: WandbDouble) -> None:
+    sync(base, double)
     with WandbDouble() as another:
-        code, said = sync(turn, another)
-        assert code == 0, said
-        check_uploaded(turn, another)
+        sync(base, another)
+        check_uploaded(base, another)
 
 
-def test_offline_exits_1_and_says_so(turn: Path, double: WandbDouble) -> None:
+def test_offline_exits_1_and_says_so(base: Path, double: WandbDouble) -> None:
     double.fail("Viewer", 401)
-    code, said = sync(turn, double)
-    assert code == 1
+    said = sync(base, double, code=1)
     assert "error: W&B is not online, nothing was uploaded: 127.0.0.1 refuses the key (401)" in said
 
 
 @pytest.mark.long
-def test_lost_wandb_recordings_are_replaced_from_the_run_files(turn: Path, double: WandbDouble) -> None:
-    for path in (store_of(turn) / "wandb" / "wandb").rglob("*.wandb"):
+def test_lost_wandb_recordings_are_replaced_from_the_run_files(base: Path, double: WandbDouble) -> None:
+    for path in (store_of(base) / "wandb" / "wandb").rglob("*.wandb"):
         path.unlink()
-    code, said = sync(turn, double)
-    assert code == 0, said
-    check_uploaded(turn, double)
+    sync(base, double)
+    check_uploaded(base, double)
 
 
 @pytest.mark.long
-def test_versions_of_unknown_runs_are_uploaded(turn: Path, double: WandbDouble) -> None:
-    python(turn, MOVE % ("b", "b"))
-    code, said = sync(turn, double)
-    assert code == 0, said
+def test_versions_of_unknown_runs_are_uploaded(base: Path, double: WandbDouble) -> None:
+    python(base, MOVE % ("b", "b"))
+    said = sync(base, double)
     assert "the run that made it is unknown" in said
-    registry = Registry(store_of(turn))
+    registry = Registry(store_of(base))
     aliases = double.aliases(REGISTRY, MODEL)
     assert aliases["production"] == registry.resolve("model-b").digest
     assert aliases["previous"] == aliases["best"] == registry.resolve("model-a").digest
@@ -174,14 +171,13 @@ def test_versions_of_unknown_runs_are_uploaded(turn: Path, double: WandbDouble) 
 
 def test_run_in_progress_is_left_for_later(tmp_path: Path, double: WandbDouble) -> None:
     run_files.RunFile(store_of(tmp_path), "live").start("evaluate", "evaluate x", "round-1", {})  # by this process
-    code, said = sync(tmp_path, double)
-    assert code == 0, said
+    said = sync(tmp_path, double)
     assert "evaluate x: in progress, left for later" in said
     assert double.runs(PROJECT) == []
 
 
 @pytest.mark.long
-def test_pruned_versions_and_media_are_left_out_and_named(turn: Path, double: WandbDouble) -> None:
+def test_pruned_versions_and_media_are_left_out_and_named(base: Path, double: WandbDouble) -> None:
     made = """
 registry = mirrored(params)
 run = Tracker(params, registry).start("sweep", "another", {})
@@ -190,48 +186,44 @@ run.made(version)
 run.finish()
 registry.remove([version])
 """
-    python(turn, made, wandb="offline")
-    shutil.rmtree(store_of(turn) / "wandb" / "runs" / "media")
-    code, said = sync(turn, double)
-    assert code == 0, said
+    python(base, made, wandb="offline")
+    shutil.rmtree(store_of(base) / "wandb" / "runs" / "media")
+    said = sync(base, double)
     assert "pruned before it was on W&B, left out" in said
     assert "drawn, answers, confusion_matrix_interactive of sweep train: the file is gone, left out" in said
-    assert sync(turn, double)[0] == 0
+    sync(base, double)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("operation", ["CommitArtifact", "UseArtifact", "LinkArtifact"])
 def test_sync_killed_at_a_request_is_completed_by_the_next_call(
-    turn: Path, double: WandbDouble, operation: str
+    base: Path, double: WandbDouble, operation: str
 ) -> None:
     process = subprocess.Popen(
-        command(turn), cwd=ROOT, env=clean_environment(turn, **double.environment),
+        command(base), cwd=ROOT, env=clean_environment(base, **double.environment),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     double.meanwhile(operation, lambda: os.kill(process.pid, signal.SIGKILL))
     assert process.wait(timeout=120) == -signal.SIGKILL
-    code, said = sync(turn, double)
-    assert code == 0, said
-    check_uploaded(turn, double)
+    sync(base, double)
+    check_uploaded(base, double)
 
 
 @pytest.mark.long
-def test_blob_lost_in_the_upload_is_noticed_and_uploaded_by_the_next_call(turn: Path, double: WandbDouble) -> None:
+def test_blob_lost_in_the_upload_is_noticed_and_uploaded_by_the_next_call(base: Path, double: WandbDouble) -> None:
     double.fail("PUT blob", "lose", times=1)
-    code, said = sync(turn, double)
-    assert code == 1
+    said = sync(base, double, code=1)
     assert "is not on W&B" in said
     assert "aliases on W&B stay until everything else is uploaded" in said
     assert REGISTRY not in double.projects or MODEL not in double.projects[REGISTRY].collections
     double.mend()
-    assert "delete that version there" in sync(turn, double)[1]  # it is the same content, so nothing is sent again
+    assert "delete that version there" in sync(base, double, code=1)  # it is the same content, so nothing is sent again
     home = double.collection(PROJECT, "digits_dataset")
     home.members.clear()
     home.aliases.clear()
     double.projects[PROJECT].runs["data0"].logged.clear()
-    code, said = sync(turn, double)
-    assert code == 0, said
-    check_uploaded(turn, double)
+    sync(base, double)
+    check_uploaded(base, double)
 
 
 @pytest.mark.long
@@ -239,23 +231,20 @@ def test_blob_lost_in_the_upload_is_noticed_and_uploaded_by_the_next_call(turn: 
     ("operation", "status"), [("CreateArtifact", 403), ("PUT blob", 403), ("PUT file", 403), ("file_stream", 500)]
 )
 def test_refused_uploads_are_listed_and_completed_later(
-    turn: Path, double: WandbDouble, operation: str, status: int
+    base: Path, double: WandbDouble, operation: str, status: int
 ) -> None:
     double.fail(operation, status)
-    code, said = sync(turn, double)
-    assert code == 1
+    said = sync(base, double, code=1)
     assert "sync: missing: " in said
     double.mend()
-    code, said = sync(turn, double)
-    assert code == 0, said
-    check_uploaded(turn, double)
+    sync(base, double)
+    check_uploaded(base, double)
 
 
 @pytest.mark.long
-def test_stalled_service_ends_sync_in_bounded_time(turn: Path, double: WandbDouble) -> None:
+def test_stalled_service_ends_sync_in_bounded_time(base: Path, double: WandbDouble) -> None:
     double.meanwhile("RunInputArtifacts", lambda: double.fail(".*", "hang"))
-    code, said = sync(turn, double)
-    assert code == 1
+    said = sync(base, double, code=1)
     assert "W&B does not answer any more; the remaining items were not compared" in said
 
 
@@ -277,31 +266,28 @@ run.finish()
 
 @pytest.mark.parametrize("keep", ["theirs", pytest.param("ours", marks=pytest.mark.long)])
 def test_alias_moved_by_someone_else_stays_until_a_person_decides(
-    turn: Path, double: WandbDouble, tmp_path: Path, keep: str
+    base: Path, double: WandbDouble, tmp_path: Path, keep: str
 ) -> None:
-    assert sync(turn, double)[0] == 0
+    sync(base, double)
     theirs = moved_by_colleague(tmp_path, double, "theirs")
-    python(turn, MOVE % ("ours", "ours"))
-    ours = Registry(store_of(turn)).resolve("model-ours").digest
-    code, said = sync(turn, double)
-    assert code == 1
+    python(base, MOVE % ("ours", "ours"))
+    ours = Registry(store_of(base)).resolve("model-ours").digest
+    said = sync(base, double, code=1)
     assert f"{MODEL}:production is model-theirs@{theirs} on W&B, moved by someone else, and model-ours:v0 here" in said
     assert double.aliases(REGISTRY, MODEL)["production"] == theirs
-    code, said = sync(turn, double, "--keep", keep)
-    assert code == 0, said
+    said = sync(base, double, "--keep", keep)
     kept = {"ours": ours, "theirs": theirs}[keep]
     assert double.aliases(REGISTRY, MODEL)["production"] == kept
-    assert Registry(store_of(turn)).resolve(f"{MODEL}:production").digest == kept
+    assert Registry(store_of(base)).resolve(f"{MODEL}:production").digest == kept
 
 
 @pytest.mark.long
-def test_alias_moved_offline_several_times_is_uploaded(turn: Path, double: WandbDouble) -> None:
-    assert sync(turn, double)[0] == 0
+def test_alias_moved_offline_several_times_is_uploaded(base: Path, double: WandbDouble) -> None:
+    sync(base, double)
     for name in ("b", "c"):
-        python(turn, MOVE % (name, name))
-    code, said = sync(turn, double)
-    assert code == 0, said
-    registry = Registry(store_of(turn))
+        python(base, MOVE % (name, name))
+    sync(base, double)
+    registry = Registry(store_of(base))
     aliases = double.aliases(REGISTRY, MODEL)
     assert (aliases["production"], aliases["previous"]) == (
         registry.resolve("model-c").digest, registry.resolve("model-b").digest

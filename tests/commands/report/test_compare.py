@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def test_models_of_other_data_or_classes_are_refused(
 
 @pytest.mark.long
 def test_the_script_prints_a_table_or_json(loop: Any, first: str) -> None:
-    command = [sys.executable, "scripts/compare.py", *loop.arguments, first, "retrained-model:v0"]
+    command = loop.command("compare", first, "retrained-model:v0")
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "on the same images, B minus A" in table.stdout
     assert table.stderr == ""

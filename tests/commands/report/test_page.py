@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -51,7 +50,7 @@ class Parsed(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
+        self.handle_startendtag(tag, attrs)
         if tag not in ("meta", "link", "br", "img"):
             self.open.append(tag)
 
@@ -71,6 +70,13 @@ class Parsed(HTMLParser):
 
 def rendered(found: Facts, params: Params) -> str:
     return page.render(found, list(params.sweep.space), params.sweep.logarithmic)
+
+
+def copied(loop: Any, params: Params) -> Params:
+    """Copy a round's store and reports to the paths of these params, and return them."""
+    shutil.copytree(loop.params.reports, params.reports)
+    shutil.copytree(loop.params.store, params.store)
+    return params
 
 
 def written(params: Params, registry: Registry) -> Parsed:
@@ -164,8 +170,7 @@ def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(loop
 
 def test_the_script_writes_it_and_says_where(loop: Any) -> None:
     (loop.params.reports / "index.html").unlink(missing_ok=True)
-    command = [sys.executable, "scripts/report.py", *loop.arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(loop.command("report"), cwd=ROOT, capture_output=True, text=True, check=True)
     path = loop.params.reports / "index.html"
     assert result.stdout == f"report: {path}\n"
     assert result.stderr == ""
@@ -184,11 +189,9 @@ def test_with_nothing_there_each_part_says_what_to_type(params: Params, registry
 
 
 def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make_params: Callable[..., Params]) -> None:
-    params = make_params()
-    shutil.copytree(loop.params.store, params.store)
-    params.reports.mkdir(parents=True)
-    for name in ("sweep", "evaluation", "gate"):
-        shutil.copy(loop.params.reports / f"{name}.json", params.reports)
+    params = copied(loop, make_params())
+    for name in ("simulation", "retrain"):
+        (params.reports / f"{name}.json").unlink()
     shown = written(params, Registry(params.store))
     assert "The best of 4 trials" in shown.text
     assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
@@ -199,9 +202,7 @@ def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make
 def test_a_damaged_report_affects_its_own_section_only(
     loop: Any, make_params: Callable[..., Params], name: str
 ) -> None:
-    params = make_params()
-    shutil.copytree(loop.params.reports, params.reports)
-    shutil.copytree(loop.params.store, params.store)
+    params = copied(loop, make_params())
     for content in ("", "{", "[]", "{}", '{"trials": null, "worst": 3, "model": {}}'):
         (params.reports / f"{name}.json").write_text(content)
         shown = written(params, Registry(params.store))
@@ -210,9 +211,7 @@ def test_a_damaged_report_affects_its_own_section_only(
 
 
 def test_images_that_are_gone_leave_their_words(loop: Any, make_params: Callable[..., Params]) -> None:
-    params = make_params()
-    shutil.copytree(loop.params.reports, params.reports)
-    shutil.copytree(loop.params.store, params.store)
+    params = copied(loop, make_params())
     shutil.rmtree(params.store / "registry" / "versions" / "digits_dataset")
     shown = written(params, Registry(params.store))
     assert shown.named("img") == []
