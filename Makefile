@@ -16,7 +16,8 @@ MODEL ?=
 REASON ?=
 A ?=
 B ?=
-export PROFILE SET MODEL REASON A B
+ID ?=
+export PROFILE SET MODEL REASON A B ID
 
 # The name of this file holds a checksum of the requirements, so the environment is refreshed when their content
 # changes, not when their time stamps do.
@@ -75,6 +76,16 @@ simulate: $(READY) ## send the simulation images to the server; publish their la
 
 retrain: $(READY) ## if there are new labels, retrain on all of them so far (FORCE=1: also without new ones)
 	@$(STAGE)
+
+.PHONY: label collect forget
+label: $(READY) ## label a sample of the images that the server kept, on a page in the browser (ARGS="--labeller ann")
+	@$(SCRIPT) $(ARGS)
+
+collect: $(READY) ## publish labelled traffic as feedback, for make retrain (ARGS="--labels labels.csv": also from a file)
+	@$(SCRIPT) $(ARGS)
+
+forget: $(READY) ## remove ID=<prediction_id or content hash> from the traffic and from all later feedback
+	@$(SCRIPT) $(ARGS) -- "$$ID"
 
 .PHONY: promote rollback history
 promote: $(READY) ## promote MODEL=name:version if it passes the gate (FORCE=1 REASON="…": in any case)

@@ -58,11 +58,24 @@ def scratch(folder: str) -> str:
     return f"paths.store={folder}/store paths.reports={folder}/reports tracking.wandb=disabled"
 
 
-def script(name: str, profile: str, overrides: str, *more: str, quiet: bool = False) -> None:
-    """Run scripts/<name>.py, which prints its own errors. Raises SystemExit if it fails."""
+def script(name: str, profile: str, overrides: str, *more: str, quiet: bool = False, code: Path = ROOT) -> None:
+    """Run scripts/<name>.py of a checkout, which prints its own errors. Raises SystemExit if it fails."""
     words = [sys.executable, f"scripts/{name}.py", "--profile", profile, "--set", overrides, *more]
-    if subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None).returncode:
+    environment = {**os.environ, "PYTHONPATH": str(code / "src")}
+    stdout = subprocess.DEVNULL if quiet else None
+    if subprocess.run(words, cwd=code, env=environment, stdout=stdout).returncode:
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def checkout(commit: str, folder: Path) -> Iterator[Path]:
+    """Check out a commit of this repository into a folder for the duration of the block."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
 def free_port() -> int:
@@ -72,13 +85,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(profile: str, overrides: str) -> Iterator[str]:
-    """Run the server of this repository in the background, on the overrides' serve.port; yield its URL."""
-    script("serve", profile, overrides, quiet=True)
+def serving(profile: str, overrides: str, code: Path = ROOT) -> Iterator[str]:
+    """Run the server of a checkout in the background, on the overrides' serve.port; yield its URL."""
+    script("serve", profile, overrides, quiet=True, code=code)
     try:
         yield f"http://127.0.0.1:{params(profile, overrides).serve.port}"
     finally:
-        script("stop", profile, overrides, quiet=True)
+        script("stop", profile, overrides, quiet=True, code=code)
 
 
 def command() -> str:

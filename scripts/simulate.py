@@ -18,6 +18,8 @@ def main() -> None:
     with cli.logged(params, "simulate"):
         registry = mirrored(params)
         report = simulation_stage.run(params, registry)
+        if report is None:
+            return
         low, high = report.interval
         parts = [
             f"{accuracy:.2%} of {n:,} {part}, "
@@ -34,7 +36,10 @@ def main() -> None:
         )
         answered = ", ".join(f"{name} ({count:,})" for name, count in report.models.items())
         cli.log.info(f"simulate: answered by {answered}")
-        if report.feedback is None:
+        if report.labels:
+            sent = ", ".join(f"{count:,} {status}" for status, count in report.labels.items())
+            cli.log.info(f"labels sent to the server: {sent}; make collect publishes them")
+        elif report.feedback is None:
             cli.log.info("feedback: no answer, so no feedback yet")
         else:
             version = registry.resolve(report.feedback)

@@ -119,8 +119,8 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def append_json_lines(path: Path, *values: object) -> None:
-    """Append lines of JSON by a single write (all or none), on disk when this returns."""
+def append_json_lines(path: Path, *values: object) -> int:
+    """Append lines of JSON by a single write (all or none), on disk when this returns. Returns the bytes written."""
     lines = [json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values]
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,7 @@ def append_json_lines(path: Path, *values: object) -> None:
             raise
     finally:
         os.close(descriptor)
+    return len(data)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

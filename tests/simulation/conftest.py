@@ -21,8 +21,12 @@ from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.registry import Registry, Version
+from flywheel.traffic import keys, records
+from flywheel.traffic.capture import Answered, Recorder
+from flywheel.traffic.labels import LabelLog
 
 ROOT = Path(__file__).parents[2]
+MODEL_REF = "model-1@sha256:00"
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
 
@@ -33,7 +37,7 @@ class Server:
     sent (from 1); what it returns is called with the handler in root of answering.
     """
 
-    def __init__(self, opened: Dataset):
+    def __init__(self, opened: Dataset, params: Params):
         self.names = opened.class_names
         self.truth = {opened.hashes[i].tobytes(): int(opened.labels[i]) for i in opened.indices["simulation"]}
         self.wrong: set[bytes] = set()
@@ -42,7 +46,11 @@ class Server:
         self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
         self.described: Any = None  # what /model says, if not the truth
         self.sent: dict[bytes, int] = {}
-        self.requests = 0
+        self.requests = self.label_requests = 0
+        self.lose_label_answers: set[int] = set()
+        self.recorder = Recorder(params.store_paths, params.traffic.model_copy(update={"keep_images": 0.0}), "test")
+        self.labels = LabelLog(params.store_paths, "test", lambda: self.names, params.traffic.max_age_days)
+        self.token = keys.token(params.store_paths)
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.http.daemon_threads = True
@@ -61,6 +69,7 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+        self.recorder.close()
 
     def answer(self, body: bytes, number: int, request_id: str) -> dict[str, Any]:
         pixels = images.decode(body, 8)
@@ -68,11 +77,14 @@ class Server:
         label = self.truth[key]  # PNG loses nothing, so every image is known
         predicted = (label + 1) % len(self.names) if key in self.wrong else label
         rest = 0.1 / (len(self.names) - 1)
+        made, probabilities = records.new_id(), [0.9 if i == predicted else rest for i in range(len(self.names))]
+        self.recorder.add(Answered(made, pixels, None, MODEL_REF, self.names[predicted], probabilities, 0.001))
         return {
+            "prediction_id": made,
             "label": self.names[predicted],
             "class_id": predicted,
             "confidence": 0.9,
-            "probabilities": {name: 0.9 if i == predicted else rest for i, name in enumerate(self.names)},
+            "probabilities": dict(zip(self.names, probabilities, strict=True)),
             "model": self.model(number),
             "request_id": request_id,
         }
@@ -100,8 +112,24 @@ class Server:
             def do_GET(self) -> None:
                 self.reply(200, server.described or {"model": server.model(0), "classes": list(server.names)})
 
+            def take_labels(self, body: bytes) -> None:
+                if self.headers["Authorization"] != f"Bearer {server.token}":
+                    self.reply(401, {"error": "labels need a token"})
+                    return
+                with server.lock:
+                    answers = server.labels.add(json.loads(body))
+                    server.label_requests += 1
+                    lost = server.label_requests in server.lose_label_answers
+                if lost:
+                    self.reply(503, {"error": "the labels were taken, but the client is not told"})
+                else:
+                    self.reply(200, {"results": [{"status": answer.status} for answer in answers]})
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/feedback":
+                    self.take_labels(body)
+                    return
                 assert self.headers["Content-Type"] == "image/png"
                 with server.lock:
                     server.requests += 1
@@ -170,7 +198,7 @@ def opened(registry: Registry, dataset_version: Version) -> Dataset:
 @pytest.fixture
 def server(opened: Dataset, params: Params) -> Iterator[Server]:
 
-    running = Server(opened)
+    running = Server(opened, params)
     server_record.write(params, Served(running.url, 1, "", "model-1:v0", ""))
     yield running
     running.close()

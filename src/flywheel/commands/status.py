@@ -16,7 +16,10 @@ from flywheel.registry import Registry, RegistryError, Version
 from flywheel.sweep import stage as sweep_stage
 
 STAGES = (("data", data_stage), ("sweep", sweep_stage), ("evaluate", evaluation_stage))
-LOGS = (*(name for name, _ in STAGES), "serve", "simulate", "retrain", "promote", "rollback", "sync")
+LOGS = (
+    *(name for name, _ in STAGES),
+    *("serve", "simulate", "label", "collect", "forget", "retrain", "promote", "rollback", "sync"),
+)
 
 
 def status(params: Params, registry: Registry) -> Iterator[str]:
@@ -36,7 +39,7 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
 
 
 def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
-    """Yield (stage, state, reason) for data, sweep, evaluate, serve and retrain.
+    """Yield (stage, state, reason) for data, sweep, evaluate, serve, traffic and retrain.
 
     A stage waits if one before it is to run, even if its own outputs are up to date now.
     """
@@ -49,6 +52,7 @@ def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]
             first = first or name
         yield name, state, reason
     yield "serve", *_server(params)
+    yield "traffic", *_traffic(params)
     yield "retrain", *_retraining(params, registry)
 
 
@@ -135,6 +139,20 @@ def _server(params: Params) -> tuple[str, str]:
             return "running", where
         return "running, does not answer", f"{where}; make logs shows why, make serve replaces it"
     return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
+
+
+def _traffic(params: Params) -> tuple[str, str]:
+    """Return what the server recorded, from the files; the server knows what it could not record."""
+    from flywheel.pipeline import server_record
+    from flywheel.traffic import retention
+
+    kept = retention.measure(params.store_paths)
+    if kept.oldest is None:
+        return "nothing recorded", "make serve records what it answers"
+    served = server_record.read(params)
+    dropped = served.dropped() if served else None
+    lost = f", {dropped:,} answers not recorded" if dropped else ""
+    return f"{kept.images:,} images kept", f"{human_size(kept.size_bytes)} since {kept.oldest:%Y-%m-%d %H:%M} UTC{lost}"
 
 
 def _retraining(params: Params, registry: Registry) -> tuple[str, str]:

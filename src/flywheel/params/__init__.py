@@ -1,7 +1,7 @@
 """The params of params.yaml: typed, validated, frozen."""
 
 from flywheel.params.data import Data, Drift
-from flywheel.params.operation import Gate, Retrain, Serve, Simulate, Tracking
+from flywheel.params.operation import Gate, Retrain, Serve, Simulate, Tracking, Traffic
 from flywheel.params.paths import StorePaths
 from flywheel.params.sections import (
     ARCHITECTURES,
@@ -35,4 +35,5 @@ __all__ = [
     "StorePaths",
     "Sweep",
     "Tracking",
+    "Traffic",
 ]

@@ -96,6 +96,30 @@ class Serve(Section):
         return self
 
 
+class Traffic(Section):
+    """What the server keeps of production traffic. Every answer is recorded; images only if you ask for it."""
+
+    keep_images: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="fraction of the answered images that is kept, for make label; 0: none"
+    )
+    max_bytes: Annotated[int, Field(ge=1_000_000, le=10**15)] = Field(
+        description="maximum size of records and images; the oldest images without a label are removed first"
+    )
+    max_age_days: Annotated[float, Field(gt=0, le=3650)] = Field(
+        description="records, images and labels are removed after this time"
+    )
+    min_free_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="keep no image, and remove old ones, while less than this fraction of the disk is free"
+    )
+    share: bool = Field(description="send kept images to W&B, as part of the feedback, and show them in the report")
+
+
+class Label(Section):
+    """The labelling of production images by people, with `make label`."""
+
+    budget: Annotated[int, Field(ge=1, le=100_000)] = Field(description="number of images in a sample")
+
+
 class Simulate(Section):
     """The client that simulates production traffic: it sends the simulation images to the server."""
 
@@ -108,6 +132,16 @@ class Simulate(Section):
     seed: Seed = Field(description="seed of the draw, of the order and of the wrong labels")
     drift: Literal["data", "none"] = Field(
         description="data: the simulation images with the drift of the section data; none: the same ones without it"
+    )
+    truth: Literal["known", "api", "none"] = Field(
+        description="known: compare the answers with the labels and publish these; api: send the labels to /feedback, "
+        "for make collect; none: traffic without labels"
+    )
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="truth api: fraction of the images whose label is sent, drawn at random"
+    )
+    label_delay_s: Annotated[float, Field(ge=0, le=86_400), NOT_IDENTITY] = Field(
+        description="truth api: time from the last answer to the labels"
     )
     label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         description="fraction of the published labels that are wrong, drawn at random; for studies"

@@ -34,6 +34,15 @@ class StorePaths:
     server = Below("serve.json")  # what serves this profile: URL, pid, model
     serving = Below("serving")  # one folder for each running server: its code and configuration
     feedback_log = Below("feedback.jsonl")  # every answer that a simulation saw, one JSON line each
+    traffic = Below("traffic")  # what the server recorded of production traffic, and the labels for it
+    traffic_records = Below("traffic/records")  # for each replica and hour a file with one JSON line an image
+    traffic_images = Below("traffic/images")  # the pixels of answered images, by content hash
+    traffic_labels = Below("traffic/labels")  # what people and applications said: for each writer and hour a file
+    traffic_samples = Below("traffic/samples")  # what was drawn for labelling, with probabilities
+    traffic_claims = Below("traffic/claims")  # the images that are shown to someone on the page of `make label`
+    forgotten = Below("traffic/forgotten.jsonl")  # content hashes of what `make forget` removed
+    salt = Below("traffic/salt")  # the secret with which names of groups are hashed
+    token = Below("token")  # the secret that a client needs to send labels
     wandb = Below("wandb")  # W&B's own folder, and what this package records for it
     wandb_runs = Below("wandb/runs")  # one file for each W&B run: what it should hold
     wandb_media = Below("wandb/runs/media")  # pictures and tables of W&B runs

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from flywheel.params.base import NAME, NOT_IDENTITY, Section, Seed, whole_above_one
 from flywheel.params.data import Data
 from flywheel.params.errors import KeyedError, dotted, either, explain, nearest, show_value
-from flywheel.params.operation import Gate, Paths, Promotion, Retrain, Serve, Simulate, Tracking
+from flywheel.params.operation import Gate, Label, Paths, Promotion, Retrain, Serve, Simulate, Tracking, Traffic
 from flywheel.params.paths import StorePaths
 
 RETRAINED_NAME = "retrained-model"  # the artifact of every retraining
@@ -256,6 +256,8 @@ class Params(Section):
     gate: Gate
     promotion: Promotion
     serve: Annotated[Serve, NOT_IDENTITY]
+    traffic: Annotated[Traffic, NOT_IDENTITY]
+    label: Annotated[Label, NOT_IDENTITY]
     simulate: Simulate
     retrain: Retrain
     tracking: Tracking

@@ -10,6 +10,7 @@ from flywheel import files
 from flywheel.params import Params
 
 PROBE_TIMEOUT_S = 3
+DROPPED = "flywheel_traffic{"  # in /metrics
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Served:
             response = requests.get(f"{self.url}/healthz", timeout=PROBE_TIMEOUT_S)
             if response.ok:
                 return dict(response.json())
+        return None
+
+    def dropped(self) -> int | None:
+        """Return how many answers were not recorded since the start, or None if the server does not answer."""
+        import requests
+
+        with contextlib.suppress(requests.RequestException, ValueError):
+            text = requests.get(f"{self.url}/metrics", timeout=PROBE_TIMEOUT_S).text
+            lines = [line for line in text.splitlines() if line.startswith(DROPPED)]
+            return int(sum(float(line.rpartition(" ")[2]) for line in lines if 'what="dropped"' in line))
         return None
 
 

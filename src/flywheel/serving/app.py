@@ -1,6 +1,7 @@
 """The HTTP interface of a replica: read, check and decode requests, answer in JSON.
 
 POST /predict   an image as the body, or many as multipart/form-data parts called `file`
+     /feedback  labels for answered images
 GET  /          a page to try it
      /healthz   200 when ready
      /model     the model that answers
@@ -30,11 +31,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from flywheel.data import images
 from flywheel.serving.batching import Overloaded, RequestBatcher
+from flywheel.serving.feedback_api import FeedbackApi
 from flywheel.serving.prometheus import CONTENT_TYPE, Metrics
 from flywheel.serving.replica import Prediction, Replica
+from flywheel.traffic import keys, records
+from flywheel.traffic.capture import Answered, Recorder
+from flywheel.traffic.labels import LabelLog
 
 log = logging.getLogger("flywheel.serving")
 access_log = logging.getLogger("flywheel.access")
@@ -53,6 +59,23 @@ class Limits:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What records the answers of a replica and takes labels for them; `salt` hides the names of groups."""
+
+    recorder: Recorder
+    labels: LabelLog
+    token: str
+    salt: bytes
+
+
+class _Cors(CORSMiddleware):
+    """CORS for everything but labels: no page of another origin may send those."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.app if scope.get("path") == "/feedback" else super().__call__)(scope, receive, send)
+
+
 class App:
     """The routes of a replica."""
 
@@ -63,9 +86,12 @@ class App:
         metrics: Metrics,
         limits: Limits,
         cors_origins: Sequence[str],
+        traffic: Traffic,
     ):
         self._replica, self._batcher, self._metrics, self._limits = replica, batcher, metrics, limits
         self._cors_origins = cors_origins
+        self._recorder, self._salt = traffic.recorder, traffic.salt
+        self._feedback = FeedbackApi(traffic.labels, traffic.token, self._body, metrics.count_labels)
         self._decoders = ThreadPoolExecutor(2, "decode")
         self._page = PAGE.read_text(encoding="utf-8")
 
@@ -73,13 +99,14 @@ class App:
         """Return the ASGI application."""
         routes = [
             Route("/predict", self._wrap(self._predict), methods=["POST"]),
+            Route("/feedback", self._wrap(self._feedback.take), methods=["POST"]),
             Route("/", self._wrap(self._show_page), methods=["GET"]),
             Route("/healthz", self._wrap(self._health), methods=["GET"]),
             Route("/model", self._wrap(self._describe), methods=["GET"]),
             Route("/metrics", self._wrap(self._measure), methods=["GET"]),
         ]
         cors = Middleware(
-            CORSMiddleware, allow_origins=self._cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            _Cors, allow_origins=self._cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )  # fmt: skip
         return Starlette(
@@ -126,8 +153,9 @@ class App:
         if kind == "multipart/form-data":
             return await self._predict_parts(request)
         image = await self._decode(await self._body(request))
+        started = time.monotonic()
         (future,) = self._batcher.submit([image])
-        return JSONResponse({**self._result(await future), "request_id": _id(request)})
+        return JSONResponse({**self._result(await future, image, request, started), "request_id": _id(request)})
 
     async def _predict_parts(self, request: Request) -> Response:
         """Answer with a result or an error for each part, in their order."""
@@ -138,25 +166,42 @@ class App:
             except HTTPException as error:
                 decoded.append(error.detail)
         good = [image for image in decoded if not isinstance(image, str)]
+        started = time.monotonic()
         predictions = iter(await asyncio.gather(*self._batcher.submit(good), return_exceptions=True))
-        results = [
-            {"error": image} if isinstance(image, str) else self._result_or_error(next(predictions))
-            for image in decoded
-        ]
+        results: list[dict[str, Any]] = []
+        for image in decoded:
+            if isinstance(image, str):
+                results.append({"error": image})
+            elif isinstance(prediction := next(predictions), BaseException):
+                log.error("an image of a request with many failed: %s", prediction)
+                results.append({"error": "the model failed on this image; the server's log has the reason"})
+            else:
+                results.append(self._result(prediction, image, request, started))
         return JSONResponse({"predictions": results, "request_id": _id(request)})
 
-    def _result_or_error(self, prediction: Prediction | BaseException) -> dict[str, Any]:
-        if isinstance(prediction, BaseException):
-            log.error("an image of a request with many failed: %s", prediction)
-            return {"error": "the model failed on this image; the server's log has the reason"}
-        return self._result(prediction)
-
-    def _result(self, prediction: Prediction) -> dict[str, Any]:
+    def _result(
+        self, prediction: Prediction, image: NDArray[np.uint8], request: Request, started: float
+    ) -> dict[str, Any]:
+        """Return the answer for an image, and record it."""
         self._metrics.count_prediction(prediction)
         values = [round(value, 6) for value in prediction.probabilities.tolist()]
         best = int(prediction.probabilities.argmax())
         names = prediction.model.class_names
+        prediction_id = records.new_id()
+        group = request.query_params.get("group")
+        self._recorder.add(
+            Answered(
+                prediction_id,
+                image,
+                keys.hash_group(group, self._salt) if group else None,
+                prediction.model.version.ref,
+                names[best],
+                values,
+                time.monotonic() - started,
+            )
+        )
         return {
+            "prediction_id": prediction_id,
             "label": names[best],
             "class_id": best,
             "confidence": values[best],
@@ -246,7 +291,9 @@ class App:
         return JSONResponse({**replica.model.describe(), **swaps})
 
     async def _measure(self, request: Request) -> Response:
-        return Response(self._metrics.text(self._replica, self._batcher.waiting), media_type=CONTENT_TYPE)
+        return Response(
+            self._metrics.text(self._replica, self._batcher.waiting, self._recorder), media_type=CONTENT_TYPE
+        )
 
     def _count(self, request: Request, status: int, seconds: float) -> None:
         path = request.url.path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from flywheel.params import Params
+from flywheel.traffic import keys
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -24,12 +25,14 @@ HEALTH_CHECK_S = 2  # Serve replaces a replica that ended as soon as it notices;
 class Predictor:
     """A replica: load the production model, then answer requests and follow production."""
 
-    def __init__(self, params: Params, threads: int, cuda: bool):
+    def __init__(self, params: Params, threads: int, cuda: bool, token: str):
         # Only replicas need torch; the process that deploys them imports this module, too.
-        from flywheel.serving.app import App, Limits
+        from flywheel.serving.app import App, Limits, Traffic
         from flywheel.serving.batching import RequestBatcher
         from flywheel.serving.prometheus import Metrics
         from flywheel.serving.replica import Replica
+        from flywheel.traffic.capture import Recorder
+        from flywheel.traffic.labels import LabelLog
 
         settings = params.serve
         name = serve.get_replica_context().replica_id.unique_id
@@ -45,11 +48,19 @@ class Predictor:
             metrics.count_batch,
         )
         limits = Limits(settings.max_body_bytes, settings.max_parts, settings.request_timeout_s)
-        self._app = App(self._replica, batcher, metrics, limits, settings.cors_origins)
+        paths, kept = params.store_paths, params.traffic
+        self._recorder = Recorder(paths, kept, name)
+        labels = LabelLog(paths, name, lambda: self._replica.model.class_names, kept.max_age_days)
+        traffic = Traffic(self._recorder, labels, token, keys.salt(paths))
+        self._app = App(self._replica, batcher, metrics, limits, settings.cors_origins, traffic)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Return the routes; Serve calls this after the constructor."""
         return self._app.build()
+
+    def __del__(self) -> None:
+        """Write what is queued; Serve calls this when a replica ends."""
+        self._recorder.close()
 
 
 def bind(params: Params, gpus: float) -> Any:
@@ -70,7 +81,7 @@ def bind(params: Params, gpus: float) -> Any:
         health_check_period_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
         **({"autoscaling_config": scaling} if autoscale else {"num_replicas": settings.min_replicas}),
-    ).bind(params, threads, gpus > 0)
+    ).bind(params, threads, gpus > 0, keys.token(params.store_paths))
 
 
 def _set_up_logs(folder: Path, replica: str, access: bool) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from flywheel.serving.replica import Prediction, Replica
+from flywheel.traffic.capture import Recorder
+from flywheel.traffic.labels import Answer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -44,6 +48,18 @@ class Metrics:
         self._failed_swaps = Gauge(
             "flywheel_failed_swaps", "Models in production that could not be loaded.", REPLICA, registry=registry
         )
+        self._labels = Counter("flywheel_labels_total", "Labels by status.", (*REPLICA, "status"), registry=registry)
+        self._traffic = Gauge(
+            "flywheel_traffic", "Predictions recorded, dropped and waiting, and images kept, since the start.",
+            (*REPLICA, "what"), registry=registry,
+        )  # fmt: skip
+        self._traffic_bytes = Gauge(
+            "flywheel_traffic_bytes", "Size of all records and images at the last look.", REPLICA, registry=registry
+        )
+        self._traffic_oldest = Gauge(
+            "flywheel_traffic_oldest_seconds", "Start of the oldest recorded hour, seconds since 1970.", REPLICA,
+            registry=registry,
+        )  # fmt: skip
 
     def count_request(self, path: str, status: int, seconds: float | None = None) -> None:
         """Count a request and, for predictions, the `seconds` it took."""
@@ -61,8 +77,25 @@ class Metrics:
         self._predictions.labels(self._name, prediction.model.class_names[best]).inc()
         self._confidence.labels(self._name).observe(float(prediction.probabilities[best]))
 
-    def text(self, replica: Replica, waiting: int) -> bytes:
+    def count_labels(self, answers: Sequence[Answer]) -> None:
+        """Count labels by what became of them."""
+        for answer in answers:
+            self._labels.labels(self._name, answer.status).inc()
+
+    def text(self, replica: Replica, waiting: int, recorder: Recorder) -> bytes:
         """Return all metrics in Prometheus's text format."""
+        counts = recorder.counts
+        for what, count in (
+            ("recorded", counts.recorded),
+            ("dropped", counts.dropped),
+            ("kept_images", counts.kept_images),
+            ("waiting", recorder.waiting),
+        ):
+            self._traffic.labels(self._name, what).set(count)
+        if recorder.kept is not None:
+            self._traffic_bytes.labels(self._name).set(recorder.kept.size_bytes)
+            if recorder.kept.oldest is not None:
+                self._traffic_oldest.labels(self._name).set(recorder.kept.oldest.timestamp())
         self._queue.labels(self._name).set(waiting)
         self._swaps.labels(self._name).set(replica.swaps)
         self._failed_swaps.labels(self._name).set(replica.failed_swaps)

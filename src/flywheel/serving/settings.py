@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 
 from flywheel import files
@@ -11,12 +12,15 @@ from flywheel.registry import Registry, RegistryError, Version
 from flywheel.serving import ServingError
 from flywheel.tracking.mirror import mirrored
 from flywheel.tracking.remote import kill_wandb
+from flywheel.traffic import keys
 
 
 def digest(params: Params) -> str:
     """Return the digest of the params and code of a server. Without the model: a running server follows production."""
     modules = fingerprint.digests("flywheel.serving.deployment", "flywheel.models.classifier")
-    return files.digest_json({"serve": params.serve.model_dump(), "model": params.registered_model, "code": modules})
+    token = hashlib.sha256(keys.token(params.store_paths).encode()).hexdigest()
+    sections = {"serve": params.serve.model_dump(), "traffic": params.traffic.model_dump(), "token": token}
+    return files.digest_json({**sections, "model": params.registered_model, "code": modules})
 
 
 def url(params: Params) -> str:

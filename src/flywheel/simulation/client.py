@@ -47,6 +47,7 @@ class Prediction:
     probabilities: NDArray[np.float32]
     model: str
     request_id: str
+    prediction_id: str
     latency_s: float
     attempts: int
 
@@ -105,10 +106,24 @@ class Client:
             class_id, probabilities = read_prediction(answer, class_names)
             if answer["request_id"] != request_id:
                 raise ValueError("it answers another request")
-            return Prediction(index, class_id, probabilities, str(answer["model"]), request_id, latency_s, attempts)
+            prediction_id = str(answer["prediction_id"])
+            return Prediction(
+                index, class_id, probabilities, str(answer["model"]), request_id, prediction_id, latency_s, attempts
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
             return NoAnswer(index, "bad_answer", f"not a prediction: {reason}", attempts)
+
+    def give_labels(self, rows: Sequence[Mapping[str, Any]], token: str) -> list[dict[str, Any]] | NoAnswer:
+        """Send rows to POST /feedback; return the answer to each. Repeating them changes nothing."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        found, attempts, _ = self._request("POST", "/feedback", headers=headers, body=json.dumps(rows).encode())
+        if isinstance(found, NoAnswer):
+            return found
+        try:
+            return [{"status": str(one["status"])} for one in found.json()["results"]]
+        except (ValueError, KeyError, TypeError):
+            return NoAnswer(-1, "bad_answer", "its answer lists no results", attempts)
 
     def _request(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from flywheel.metrics.report import Figures
 
@@ -37,7 +37,10 @@ class Percentiles(BaseModel, frozen=True):
 
 
 class SimulationReport(Figures, frozen=True):
-    """The predictions of a simulation: `n` counts them, `errors` the images without one, by kind."""
+    """The predictions of a simulation: `n` counts them, `errors` the images without one, by kind.
+
+    `labels` counts those sent to the server (simulate.truth=api), by what became of them.
+    """
 
     version: Literal[1] = 1
     at: str
@@ -59,3 +62,4 @@ class SimulationReport(Figures, frozen=True):
     failures: int
     feedback: str | None
     feedback_new: int
+    labels: dict[str, int] = Field(default_factory=dict)

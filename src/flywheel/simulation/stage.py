@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 LOGGED = {"url", "dataset", "n", "accuracy", "accuracy_unseen", "failures", "errors", "models", "feedback"}
 
 
-def run(params: Params, registry: Registry) -> SimulationReport:
-    """Send the traffic, publish the labels, write the reports.
+def run(params: Params, registry: Registry) -> SimulationReport | None:
+    """Send the traffic, publish the labels, write the reports. Returns None without labels (simulate.truth=none).
 
     Raises StageError, DataError, SimulationError, and files.Locked when another process simulates.
     """
@@ -52,11 +52,12 @@ def server(params: Params) -> tuple[str, str]:
     return served.url, command
 
 
-def _simulate(params: Params, registry: Registry) -> SimulationReport:
+def _simulate(params: Params, registry: Registry) -> SimulationReport | None:
     data = stage.dataset_of(params, registry)
     url, remedy = server(params)
 
     from flywheel.data import dataset
+    from flywheel.simulation import labels
     from flywheel.simulation import result as results
     from flywheel.tracking.runs import Tracker
 
@@ -65,6 +66,10 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport:
     serving = _serving(url, remedy, params, opened.class_names)
     indices = _draw(options.requests, len(opened.traffic(options.drift)), options.seed)
     log.info(f"simulate: {len(indices):,} images to {url} ({serving}), {options.concurrency} at a time")
+    if options.truth == "none":
+        answered = len(_send(params, url, indices, opened).predictions)
+        log.info(f"simulate: {answered:,} images were answered; with simulate.truth=none no label is used")
+        return None
     name = f"simulation-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     address = {"url": url} if params.tracking.machine_info else {}  # it may name a host
     config = {"dataset": data.ref, "model": serving, **options.model_dump(exclude={"url"}), **address}
@@ -81,14 +86,19 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport:
             opened, result.index, result.classes, result.confidence,
             label_noise=options.label_noise, seed=options.seed,
         )  # fmt: skip
-        version, added = feedback.publish(
-            params, registry, labelled,
-            {"dataset": [data.ref], "model": sorted(model.ref for model in models.values() if model)},
-            {"stage": "simulate", "simulation": name},
-        )  # fmt: skip
+        sent: Mapping[str, int] = {}
+        version, added = None, 0
+        if options.truth == "api":
+            sent = labels.send(params, url, result, [example.label for example in labelled], models)
+        else:
+            version, added = feedback.publish(
+                params, registry, labelled,
+                {"dataset": [data.ref], "model": sorted(model.ref for model in models.values() if model)},
+                {"stage": "simulate", "simulation": name},
+            )  # fmt: skip
         report = SimulationReport(
             at=datetime.now(UTC).isoformat(timespec="seconds"), dataset=data.ref, url=url, drift=options.drift,
-            feedback=version.ref if version else None, feedback_new=added, **measured,
+            feedback=version.ref if version else None, feedback_new=added, labels=dict(sent), **measured,
         )  # fmt: skip
         run.used(data, *(model for model in models.values() if model))
         if version and added:

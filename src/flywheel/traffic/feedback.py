@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -162,17 +162,19 @@ def publish(
     inputs: Mapping[str, Sequence[str]],
     metadata: Mapping[str, Any],
     images: Mapping[str, NDArray[np.uint8]] | None = None,
+    withdrawn: Collection[str] = (),
 ) -> tuple[Version | None, int]:
     """Add labelled images to what is known and publish it. Returns the newest version (None: no label yet) and how
     many images are new.
 
     `inputs` are the data set and the models that answered; the former version is an input too, as `previous`, so that
     the lineage reaches every data set that an image comes from. `images` holds, by hash, the pixels (s, s, 3) of what
-    is in no data set. Nothing new: the version that is there, untouched.
+    is in no data set. Images in `withdrawn` (hashes) are listed no more, and their pixels are erased. Nothing new: the
+    version that is there, untouched.
     """
     before = latest(params, registry)
     known = read(registry, before) if before else ()
-    merged = merge(known, labelled)
+    merged = tuple(example for example in merge(known, labelled) if example.hash not in withdrawn)
     if merged == tuple(sorted(known, key=lambda example: example.hash)):
         return before, 0
     folder = params.store_paths.scratch("feedback")
@@ -180,6 +182,8 @@ def publish(
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         opened = registry.open(before) if before else None
         shards = sorted(opened.glob("pixels-*.npy")) if opened else []
+        erased = [e.pixels for e in known if e.pixels is not None and e.hash in withdrawn]
+        shards = _erase(shards, erased, Path(directory))
         listed, shards = _store(merged, images or {}, shards, Path(directory))
         rows = [example.model_dump(exclude_none=True) for example in listed]
         path = Path(directory) / FILE
@@ -194,7 +198,7 @@ def publish(
             },
             inputs={**inputs, "previous": [before.ref] if before else []},
         )  # fmt: skip
-    return version, len(merged) - len(known)
+    return version, len({example.hash for example in merged} - {example.hash for example in known})
 
 
 def trained_on(registry: Registry, model: Version) -> frozenset[str]:
@@ -230,6 +234,19 @@ def _label(label: int, content: NDArray[np.uint8], classes: int, noise: float, s
 
     random = np.random.default_rng([seed, *content[:8].tolist()])
     return label if random.random() >= noise else int((label + random.integers(1, classes)) % classes)
+
+
+def _erase(shards: list[Path], indices: Iterable[int], folder: Path) -> list[Path]:
+    """Return the files of pixels with the images at some indices black."""
+    import numpy as np
+
+    shards = list(shards)
+    for shard, row in (divmod(index, SHARD_IMAGES) for index in indices):
+        pixels = np.load(shards[shard])
+        pixels[row] = 0
+        shards[shard] = folder / SHARD.format(shard)
+        np.save(shards[shard], pixels, allow_pickle=False)
+    return shards
 
 
 def _store(

@@ -82,7 +82,7 @@ def simulate(params: Params, registry: Registry) -> None:
         started = time.perf_counter()
         (row,) = loaded.predict(opened.images[index][None])
         seconds = time.perf_counter() - started
-        predictions.append(Prediction(i, int(row.argmax()), row, model.label, f"{i}", seconds, 1))
+        predictions.append(Prediction(i, int(row.argmax()), row, model.label, f"{i}", f"{i}", seconds, 1))
     result = Result(opened, predictions, [], sum(one.latency_s for one in predictions))
     labelled = feedback.examples(opened, result.index, result.classes, result.confidence)
     inputs = {"dataset": [version.ref], "model": [model.ref]}

@@ -1,0 +1,203 @@
+"""The command `collect`: join labels with records and images, and publish what is new as feedback.
+
+It always reads all labels that are kept: the same labels give the same version, however often and in which order they
+came. It keeps in memory what has a label, not the log. A run that is killed published everything or nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flywheel import FlywheelError, files
+from flywheel.params import Params, StorePaths
+from flywheel.pipeline import stage
+from flywheel.registry import Registry, Version
+from flywheel.traffic import feedback, labels, records, retention, samples
+from flywheel.traffic.feedback import Example
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flywheel.data.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+ROWS = 1_000  # of a file of labels at a time
+SHOWN = 5  # rejected rows
+
+
+class CollectError(FlywheelError):
+    """Labels cannot be collected; the message says why and what to do."""
+
+
+@dataclass
+class Labelled:
+    """What is known of an image that has or had a label: one or several predictions of the same content."""
+
+    hash: str
+    first: Mapping[str, Any]  # the record with the lowest id
+    labels: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a run of `collect` found: the newest feedback, how many images are new, counts by what became of them."""
+
+    feedback: Version | None
+    new: int
+    counts: Mapping[str, int]
+
+
+def run(params: Params, registry: Registry, labels_file: Path | None = None) -> Collected:
+    """Publish labelled traffic as feedback. Raises StageError, CollectError, FeedbackError, files.Locked."""
+    with files.lock(params.store_paths.lock("collect")):
+        registry.refresh()
+        data = stage.dataset_of(params, registry)
+
+        from flywheel.data import dataset
+
+        opened = dataset.open_directory(registry.open(data))
+        if labels_file is not None:
+            _read_file(params, labels_file, opened.class_names)
+        found, unknown = join(params.store_paths)
+        before = feedback.latest(params, registry)
+        stored = {e.hash for e in feedback.read(registry, before) if e.pixels is not None} if before else set()
+        examples, images, counts = examples_of(params.store_paths, found, opened, stored)
+        counts["without a record"] += unknown
+        refs = sorted({image.first["model"] for image in found.values() if image.labels})
+        models = [registry.resolve(ref) for ref in refs if registry.has(ref)]
+        version, new = feedback.publish(
+            params, registry, examples,
+            {"dataset": [data.ref], "model": [model.ref for model in models]}, {"stage": "collect"}, images,
+            withdrawn={image.hash for image in found.values() if not image.labels},
+        )  # fmt: skip
+        if version is not None and version != before:
+            from flywheel.tracking.runs import Tracker
+
+            name = f"collect-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+            with Tracker(params, registry).run("collect", name, {"dataset": data.ref}, used=(data, *models)) as run:
+                run.made(version)
+                run.summarize({"new": new, **counts})
+        return Collected(version, new, counts)
+
+
+def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
+    """Return the images that have or had a label, by content hash, and the number of labels without a record."""
+    found: dict[str, Labelled] = {}
+    unknown = 0
+    for hour, by_prediction in labels.read(paths):
+        missing = set(by_prediction)
+        for path in sorted(paths.traffic_records.glob(f"*-{hour}.jsonl")):
+            for row in records.read_file(path, missing):
+                made = row["prediction_id"]
+                missing.discard(made)
+                image = found.setdefault(row["hash"], Labelled(row["hash"], row))
+                image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
+                image.labels.update(labels.current(by_prediction[made]))
+                image.ids.add(made)
+                if row.get("group"):
+                    image.groups.add(row["group"])
+        unknown += len(missing)
+    return found, unknown
+
+
+def examples_of(
+    paths: StorePaths, found: Mapping[str, Labelled], opened: Dataset, stored: Collection[str] = ()
+) -> tuple[list[Example], dict[str, NDArray[np.uint8]], Counter[str]]:
+    """Return what feedback lists, by hash the pixels that neither the data set nor `stored` holds, and counts."""
+    import numpy as np
+
+    drawn = samples.probabilities(samples.read(paths))
+    forgotten = retention.forgotten(paths)
+    rows = np.concatenate([opened.indices["simulation"], opened.indices.get("clean", [])]).astype(np.int64)
+    ids = {opened.hashes[row].tobytes().hex(): int(opened.ids[row]) for row in rows}
+    counts: Counter[str] = Counter()
+    examples: list[Example] = []
+    images: dict[str, NDArray[np.uint8]] = {}
+    for image in found.values():
+        sides = {_side(group) for group in image.groups or {image.hash}}
+        if not image.labels or image.hash in forgotten:
+            counts["taken back or forgotten"] += 1
+        elif not image.labels <= set(opened.class_names):
+            counts["of a class that the data set does not have"] += 1
+        elif len(sides) > 1:
+            counts["in groups on both sides"] += 1
+        elif image.hash not in ids and image.hash not in stored and not _load(paths, image.hash, opened, images):
+            counts["without a kept image"] += 1
+        else:
+            disputed = len(image.labels) > 1
+            counts["disputed" if disputed else "labelled"] += 1
+            probability = max((drawn[made] for made in image.ids if made in drawn), default=None)
+            examples.append(
+                Example(
+                    hash=image.hash,
+                    label=min(image.labels),
+                    side=sides.pop(),
+                    source="traffic",
+                    chosen="volunteered" if probability is None else "all" if probability == 1 else "sample",
+                    probability=None if probability == 1 else probability,
+                    id=ids.get(image.hash),
+                    prediction=image.first["prediction"],
+                    confidence=max(image.first["probabilities"]),
+                    disputed=disputed,
+                )
+            )
+    return examples, images, counts
+
+
+def _load(paths: StorePaths, content: str, opened: Dataset, images: dict[str, NDArray[np.uint8]]) -> bool:
+    """Add the pixels of a kept image to `images`. Returns whether they are kept, undamaged and of the right size."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(records.image_path(paths, content)) as kept:
+            pixels = np.asarray(kept, np.uint8)
+    except (OSError, ValueError):
+        return False
+    if len(pixels) != opened.image_size or hashlib.sha256(pixels.tobytes()).hexdigest() != content:
+        return False
+    images[content] = pixels
+    return True
+
+
+def _side(content: str) -> Literal["train", "holdout"]:
+    """Return the side of an image by the hash (hex) of its group or its pixels."""
+    import numpy as np
+
+    from flywheel.data import splits
+
+    return "holdout" if splits.is_holdout(np.frombuffer(bytes.fromhex(content), np.uint8)[None])[0] else "train"
+
+
+def _read_file(params: Params, path: Path, class_names: Sequence[str]) -> None:
+    """Take the labels of a CSV file with the columns prediction_id, label and, if you like, labeller."""
+    taker = labels.LabelLog(params.store_paths, "file", lambda: class_names, params.traffic.max_age_days)
+    answers: list[labels.Answer] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := {"prediction_id", "label"} - set(reader.fieldnames or ()):
+                raise CollectError(f"{path} has no column {min(missing)}; its first line must name prediction_id,label")
+            while rows := list(itertools.islice(reader, ROWS)):
+                # An empty label takes a label back; an empty labeller is the default one.
+                answers += taker.add([{k: v or None for k, v in row.items() if v or k == "label"} for row in rows])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CollectError(f"{path} cannot be read: {error}") from None
+    counts = Counter(answer.status for answer in answers)
+    log.info(f"collect: {path.name}: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()))
+    rejected = [answer for answer in answers if answer.status not in (*labels.STORED, "duplicate")]
+    for answer in rejected[:SHOWN]:
+        log.info(f"collect: {answer.prediction_id}: {answer.reason}")

@@ -1,0 +1,90 @@
+"""The command `forget`: remove an image of production traffic, and see to it that nothing trains on it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flywheel import FlywheelError, files
+from flywheel.params import Params, StorePaths
+from flywheel.registry import Registry, Version
+from flywheel.traffic import feedback, records
+
+
+class ForgetError(FlywheelError):
+    """There is no such image."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` removed, and by description the versions that still hold the images or were trained on them."""
+
+    hashes: tuple[str, ...]
+    records: int
+    holders: Mapping[str, tuple[Version, ...]]
+
+
+def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: bool = False) -> Forgotten:
+    """Remove images by prediction_id or content hash (hex), and publish feedback that does not list them.
+
+    With `everywhere`, also delete the versions of the feedback that list them. Raises ForgetError for an unknown id,
+    and files.Locked while feedback is being published.
+    """
+    paths = params.store_paths
+    with files.lock(paths.lock("collect")):
+        hashes = {_content(paths, one) for one in ids}
+        files.append_json_lines(paths.forgotten, *({"hash": one, "at": files.timestamp()} for one in sorted(hashes)))
+        for content in hashes:
+            records.image_path(paths, content).unlink(missing_ok=True)
+        removed = sum(_blank(path, hashes) for path in paths.traffic_records.glob("*.jsonl"))
+        holding = tuple(
+            version
+            for version in registry.versions(params.feedback_name)
+            if any(example.hash in hashes for example in feedback.read(registry, version))
+        )
+        refs = {version.ref for version in holding}
+        models = tuple(
+            version
+            for name in registry.collections()
+            for version in registry.versions(name)
+            if version.type == "model" and refs & set(version.inputs.get("feedback", ()))
+        )
+        if holding:
+            feedback.publish(params, registry, (), {}, {"stage": "forget"}, withdrawn=hashes)
+            if everywhere:
+                registry.remove(holding)
+    done = "deleted feedback" if everywhere else "feedback that still lists them (ARGS=--everywhere deletes it)"
+    return Forgotten(tuple(sorted(hashes)), removed, {done: holding, "models trained on such feedback": models})
+
+
+def _content(paths: StorePaths, one: str) -> str:
+    """Return the content hash that an id names."""
+    try:
+        hour = records.hour_of(one)
+    except ValueError:
+        if len(one) == 64 and set(one) <= set("0123456789abcdef"):
+            return one
+        raise ForgetError(f"{one!r:.80} is neither a prediction_id nor a content hash") from None
+    for path in paths.traffic_records.glob(f"*-{hour}.jsonl"):
+        for row in records.read_file(path, {one}):
+            return str(row["hash"])
+    raise ForgetError(f"no prediction {one} is recorded; it may be older than traffic.max_age_days")
+
+
+def _blank(path: Path, hashes: Collection[str]) -> int:
+    """Overwrite the records of images with spaces, in place: a replica may append to the file meanwhile."""
+    blanked, position = 0, 0
+    with path.open("r+b", buffering=0) as file:
+        for line in file.read().splitlines(keepends=True):
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and row.get("hash") in hashes:
+                    os.pwrite(file.fileno(), b" " * (len(line) - 1) + b"\n", position)
+                    blanked += 1
+            position += len(line)
+        os.fsync(file.fileno())
+    return blanked

@@ -1,0 +1,40 @@
+"""The secrets of a profile: the token of those who send labels, and the salt that hides the names of groups."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from flywheel.params import StorePaths
+
+
+def hash_group(name: str, salt: bytes) -> str:
+    """Return the hash (hex) under which a group, such as a patient or a camera, is recorded."""
+    return hmac.new(salt, name.encode(), hashlib.sha256).hexdigest()
+
+
+def token(paths: StorePaths) -> str:
+    """Return the secret that a client needs to send labels: FLYWHEEL_TOKEN if set, otherwise that of the store."""
+    return os.environ.get("FLYWHEEL_TOKEN", "").strip() or secret(paths.token)
+
+
+def salt(paths: StorePaths) -> bytes:
+    """Return the salt for the names of groups; make the folder of the traffic, which only its owner can open."""
+    paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return secret(paths.salt).encode()
+
+
+def secret(path: Path) -> str:
+    """Return the secret in a file that only its owner can read; make one if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        value = secrets.token_urlsafe(32)
+        file.write(f"{value}\n")
+    return value

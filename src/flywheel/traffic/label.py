@@ -1,0 +1,84 @@
+"""The command `label`: draw a sample of production images and serve the page on which a person labels them."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import secrets
+import socket
+
+from flywheel import FlywheelError
+from flywheel.params import Params
+from flywheel.pipeline import stage
+from flywheel.registry import Registry
+from flywheel.traffic import feedback, sampling
+from flywheel.traffic.feedback import FeedbackError
+from flywheel.traffic.labels import DEFAULT_LABELLER, LabelLog
+from flywheel.traffic.samples import Sample
+
+log = logging.getLogger(__name__)
+
+
+class LabelError(FlywheelError):
+    """There is nothing to label, or the page cannot be served."""
+
+
+def run(params: Params, registry: Registry, labeller: str, port: int) -> None:
+    """Serve the page until Finish is pressed. Raises StageError, LabelError."""
+    import uvicorn
+
+    from flywheel.data import dataset
+    from flywheel.traffic.label_app import LabelApp, Session
+
+    data = stage.dataset_of(params, registry)
+    sample = sampling.unfinished(params.store_paths) or _draw(params, registry)
+    opened = dataset.open_directory(registry.open(data))
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise LabelError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+    port = listening.getsockname()[1]
+    writer = f"page{secrets.token_hex(4)}"
+    labels = LabelLog(params.store_paths, writer, lambda: opened.class_names, params.traffic.max_age_days)
+    session = Session(params.store_paths, sample, labels, labeller or _user())
+
+    def finish() -> None:
+        server.should_exit = True
+
+    app = LabelApp(params.store_paths, session, opened, port, finish)
+    server = uvicorn.Server(uvicorn.Config(app.build(), log_config=None, access_log=False, lifespan="off"))
+    # The URL holds a secret, so it goes to the terminal and not into the log file.
+    print(f"label: open http://127.0.0.1:{port}/?token={app.token}", flush=True)
+    log.info(f"label: {len(sample.images):,} images of {sample.model.partition('@')[0]}; Finish on the page ends this")
+    try:
+        server.run(sockets=[listening])
+    finally:
+        session.finish()
+        state = session.state()
+        log.info(f"label: {state['done']:,} of {state['total']:,} are labelled; make collect publishes them")
+
+
+def _draw(params: Params, registry: Registry) -> Sample:
+    """Draw a sample of what the production model answered. Raises LabelError that says what to do."""
+    ref = registry.aliases(params.registered_model).get("production")
+    if ref is None:
+        raise LabelError(f"there is no production model; run make serve PROFILE={params.profile}")
+    try:
+        seen = feedback.seen(registry, registry.resolve(ref))
+    except FeedbackError as error:
+        log.info(f"label: images that the model was trained on cannot be left out: {error}")
+        seen = frozenset()
+    sample = sampling.draw(params.store_paths, ref, params.label.budget, seen)
+    if sample is None:
+        raise LabelError(
+            "no image waits for a label: none of the production model's is kept, or all are labelled; "
+            f"traffic.keep_images is {params.traffic.keep_images:g} (above 0, make serve keeps images)"
+        )
+    return sample
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        return DEFAULT_LABELLER

@@ -1,0 +1,90 @@
+"""The records of production traffic: one JSON line for each image that the server answered.
+
+records/<replica>-<hour>.jsonl   {prediction_id, at, hash, group, model, prediction, probabilities, latency_ms}
+images/<hh>/<hash>.png           the pixels of some of them, as the model saw them
+
+An id carries its time, and a record lies in the file of its id's hour, so a lookup opens only the files of one hour.
+Each replica writes files of its own; readers skip a line that a killed process cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flywheel.params.paths import StorePaths
+
+HOUR_FORMAT = "%Y%m%dT%H"
+ID_START, ID_LENGTH = b'{"prediction_id": "', 36  # of a line
+
+
+def new_id() -> str:
+    """Return a UUIDv7: 48 bits of time in milliseconds, then 74 random bits (RFC 9562, section 5.7)."""
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62
+    return str(uuid.UUID(int=value | secrets.randbits(62)))
+
+
+def time_of(prediction_id: object) -> datetime:
+    """Return when an id was made, in UTC. Raises ValueError for what is no UUIDv7 in its usual spelling."""
+    wrong = ValueError(f"not a prediction_id: {prediction_id!r:.50}")
+    if not isinstance(prediction_id, str) or len(prediction_id) != 36:
+        raise wrong
+    try:
+        value = uuid.UUID(prediction_id)
+        made = datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise wrong from None
+    if str(value) != prediction_id or value.version != 7 or value.variant != uuid.RFC_4122:
+        raise wrong
+    return made
+
+
+def hour_of(prediction_id: str) -> str:
+    """Return the hour of an id as it stands in names of files: 20261128T15. Raises ValueError."""
+    return f"{time_of(prediction_id):{HOUR_FORMAT}}"
+
+
+def file_time(path: Path) -> datetime | None:
+    """Return the start of the hour that a file of records or labels covers, or None for other files."""
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(path.stem.rpartition("-")[2], HOUR_FORMAT).replace(tzinfo=UTC)
+    return None
+
+
+def image_path(paths: StorePaths, content: str) -> Path:
+    """Return where the pixels with a content hash (hex) are kept."""
+    return paths.traffic_images / content[:2] / f"{content}.png"
+
+
+def read(paths: StorePaths) -> Iterator[dict[str, Any]]:
+    """Yield every record, hour by hour; the memory needed does not grow with their number."""
+    known = ((file_time(path), path) for path in paths.traffic_records.glob("*.jsonl"))
+    for _, path in sorted((hour, path) for hour, path in known if hour is not None):
+        yield from read_file(path)
+
+
+def line_id(line: bytes) -> str:
+    """Return the id with which a line starts, or what stands there; parsing the line takes ten times as long."""
+    return line[len(ID_START) : len(ID_START) + ID_LENGTH].decode("ascii", "replace")
+
+
+def read_file(path: Path, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the records or labels of a file, all or those of the ids in `wanted`.
+
+    Lines that are cut off are skipped, and a file that vanishes is empty.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
+        for line in lines:
+            if wanted is not None and line_id(line) not in wanted:
+                continue
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("prediction_id"), str):
+                    yield row

@@ -1,0 +1,134 @@
+"""Keep records, images and labels within the bounds of the section `traffic`, and forget images on request."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+
+from flywheel import files
+from flywheel.params import StorePaths, Traffic
+from flywheel.traffic import records
+
+IMAGE = ".png"
+LOW = 0.9  # of the limit: after a removal there is room for a while
+STALE_S = 3600  # a temporary file older than this is nobody's
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept: bytes of records and images, number of images, start of the oldest hour with records.
+
+    `has_room` tells whether as much of the disk is free as images need.
+    """
+
+    size_bytes: int
+    images: int
+    oldest: datetime | None
+    has_room: bool = True
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    size: int
+    time: float
+
+
+def measure(paths: StorePaths) -> Kept:
+    """Return what is kept."""
+    return _kept(_files(paths))
+
+
+def tidy(paths: StorePaths, options: Traffic) -> Kept:
+    """Remove what is too old or too much, and return what is left.
+
+    While the disk has less free space than `min_free_fraction`, images without a label go, too. Several replicas may do
+    this at the same time: a file that is gone already is no error.
+    """
+    cutoff = (datetime.now(UTC) - timedelta(days=options.max_age_days)).timestamp()
+    for path in paths.traffic_labels.glob("*.jsonl"):
+        if _time(path, 0) < cutoff:
+            path.unlink(missing_ok=True)
+    found = _files(paths)
+    paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
+    disk = shutil.disk_usage(paths.traffic)
+    missing = int(options.min_free_fraction * disk.total) - disk.free
+    has_room = missing <= 0
+    excess = sum(file.size for file in found) - options.max_bytes
+    if excess > 0:
+        excess += int((1 - LOW) * options.max_bytes)
+    labelled = labelled_hashes(paths) if max(excess, missing) > 0 else set()
+    left = []
+    for file in sorted(found, key=lambda file: (file.path.stem in labelled, file.time)):
+        image = file.path.suffix == IMAGE and file.path.stem not in labelled
+        if file.time < cutoff or excess > 0 or (missing > 0 and image):
+            file.path.unlink(missing_ok=True)
+            excess, missing = excess - file.size, missing - file.size
+        else:
+            left.append(file)
+    return replace(_kept(left), has_room=has_room)
+
+
+def _kept(found: Sequence[_File]) -> Kept:
+    hours = [hour for file in found if (hour := records.file_time(file.path)) is not None]
+    images = sum(file.path.suffix == IMAGE for file in found)
+    return Kept(sum(file.size for file in found), images, min(hours, default=None))
+
+
+def labelled_hashes(paths: StorePaths) -> set[str]:
+    """Return the content hashes of the images that have a label."""
+    ids: dict[str, set[str]] = {}
+    for path in paths.traffic_labels.glob("*.jsonl"):
+        ids.setdefault(path.stem.rpartition("-")[2], set()).update(
+            row["prediction_id"] for row in records.read_file(path)
+        )
+    return {
+        row["hash"]
+        for hour, wanted in ids.items()
+        for path in paths.traffic_records.glob(f"*-{hour}.jsonl")
+        for row in records.read_file(path, wanted)
+    }
+
+
+_forgotten: dict[Path, tuple[tuple[int, int], frozenset[str]]] = {}  # by the file's time and size
+
+
+def forgotten(paths: StorePaths) -> frozenset[str]:
+    """Return the content hashes of the images that `make forget` removed; nothing may keep or train on them."""
+    path = paths.forgotten
+    try:
+        status = path.stat()
+    except OSError:
+        return frozenset()
+    version = (status.st_mtime_ns, status.st_size)
+    known = _forgotten.get(path)
+    if known is None or known[0] != version:
+        known = _forgotten[path] = (version, frozenset(row["hash"] for row in files.read_json_lines(path)))
+    return known[1]
+
+
+def _files(paths: StorePaths) -> list[_File]:
+    """Return the files of images and records; remove temporary files that a killed writer left."""
+    found = []
+    for directory, _, names in chain(os.walk(paths.traffic_images), os.walk(paths.traffic_records)):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = (path := Path(directory) / name).stat()
+                if path.suffix in (IMAGE, ".jsonl"):
+                    found.append(_File(path, status.st_size, _time(path, status.st_mtime)))
+                elif name.startswith(".") and time.time() - status.st_mtime > STALE_S:
+                    path.unlink()
+    return found
+
+
+def _time(path: Path, otherwise: float) -> float:
+    """Return the end of the hour that a file covers, in seconds since 1970."""
+    hour = records.file_time(path)
+    return otherwise if hour is None else hour.timestamp() + 3600

@@ -1,0 +1,178 @@
+"""A real server records what it answers and takes labels for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import processes
+import psutil
+import pytest
+import requests
+from made_traffic import id_of_age, wait_until
+from served import CLASSES, Server, png
+
+from flywheel.traffic import keys, labels, records
+
+
+def recorded(server: Server, prediction_id: str) -> dict[str, Any] | None:
+    return next((row for row in records.read(server.params.store_paths) if row["prediction_id"] == prediction_id), None)
+
+
+def send(server: Server, rows: object, token: str | None = None) -> requests.Response:
+    bearer = {"Authorization": f"Bearer {keys.token(server.params.store_paths) if token is None else token}"}
+    return requests.post(f"{server.url}/feedback", data=json.dumps(rows), headers=bearer, timeout=30)
+
+
+def test_every_answer_has_an_id_and_a_record(server: Server) -> None:
+    one = requests.post(f"{server.url}/predict?group=camera-7", data=png(1), timeout=30).json()
+    parts = [("file", png(2)), ("file", b"no image"), ("file", png(3))]
+    many = requests.post(f"{server.url}/predict", files=parts, timeout=30).json()["predictions"]
+    assert "prediction_id" not in many[1]
+    answers = [one, many[0], many[2]]
+    assert len({answer["prediction_id"] for answer in answers}) == 3
+    paths = server.params.store_paths
+    for answer in answers:
+        wait_until(lambda made=answer["prediction_id"]: recorded(server, made) is not None, "the record")
+        row = recorded(server, answer["prediction_id"])
+        assert row is not None
+        assert row["probabilities"] == list(answer["probabilities"].values())
+        assert row["prediction"] == answer["label"]
+        assert row["model"].startswith(answer["model"].partition(":")[0])
+        assert row["group"] == (keys.hash_group("camera-7", keys.salt(paths)) if answer is one else None)
+    assert stat.S_IMODE(paths.traffic.stat().st_mode) == 0o700
+    assert "camera-7" not in "".join(path.read_text() for path in paths.traffic_records.iterdir())
+
+
+def test_labels_are_answered_row_by_row_and_stored(server: Server) -> None:
+    made = requests.post(f"{server.url}/predict", data=png(4), timeout=30).json()["prediction_id"]
+    rows = [{"prediction_id": made, "label": CLASSES[0]}, {"prediction_id": made, "label": "unicorn"}, 5]
+    answer = send(server, [*rows, {"prediction_id": id_of_age(3600), "label": CLASSES[0]}])
+    assert answer.status_code == 200
+    first, *others = [result["status"] for result in answer.json()["results"]]
+    assert first in ("accepted", "pending")
+    assert others == ["invalid", "invalid", "unknown"]
+    wait_until(lambda: recorded(server, made) is not None, "the record")
+    assert send(server, rows[:1]).json()["counts"] == {"duplicate": 1}
+    stored = {key: given for _, known in labels.read(server.params.store_paths) for key, given in known.items()}
+    assert labels.current(stored[made]) == (CLASSES[0],)
+    assert len(stored) == 1
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "wrong\u00e9".encode().decode("latin-1")])
+def test_labels_without_the_token_are_refused(server: Server, token: str) -> None:
+    answer = send(server, [], token)
+    assert answer.status_code == 401
+    assert "store/<profile>/token" in answer.json()["error"]
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_the_token_is_only_in_its_file(server: Server) -> None:
+    paths = server.params.store_paths
+    assert stat.S_IMODE(paths.token.stat().st_mode) == 0o600
+    token = keys.token(paths).encode()
+    found = [path for path in paths.root.rglob("*") if path.is_file() and token in path.read_bytes()]
+    assert found == [paths.token]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({"prediction_id": "x"}, 400, "not an array"),
+        ([{}] * 1001, 413, "1,001 rows; at most 1,000"),
+        (["x" * 200_000], 413, "serve.max_body_bytes"),
+    ],
+)
+def test_a_wrong_body_is_refused(server: Server, body: object, status: int, reason: str) -> None:
+    answer = send(server, body)
+    assert answer.status_code == status
+    assert reason in answer.json()["error"]
+
+
+def test_the_metrics_count_records_and_labels(server: Server) -> None:
+    requests.post(f"{server.url}/predict", data=png(5), timeout=30).raise_for_status()
+    send(server, [5])
+
+    def value(start: str) -> float:
+        text = requests.get(f"{server.url}/metrics", timeout=30).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(start))
+
+    wait_until(lambda: value("flywheel_traffic{") >= 1, "a recorded prediction")
+    assert value("flywheel_labels_total") >= 1
+
+
+@pytest.fixture
+def small_disk(fresh: Server) -> Iterator[Path]:
+    """A disk of 300 kB where the server keeps its traffic."""
+    folder = fresh.params.store_paths.traffic
+    folder.mkdir(parents=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("this machine cannot mount a small disk (root is needed)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def traffic(server: Server, what: str) -> float:
+    text = requests.get(f"{server.url}/metrics", timeout=30).text
+    found = [line for line in text.splitlines() if line.startswith("flywheel_traffic{") and f'what="{what}"' in line]
+    return sum(float(line.split()[-1]) for line in found)
+
+
+@pytest.mark.long
+def test_a_full_disk_fails_no_prediction_and_recording_resumes(fresh: Server, small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(bytes(250_000))
+    assert "[exit 0]" in fresh.run("serve", extra="traffic.keep_images=1.0 traffic.min_free_fraction=0.0")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda seed: fresh.predict(png(seed)).status_code, range(400)))
+    assert set(answers) == {200}
+    wait_until(lambda: traffic(fresh, "dropped") > 0, "the loss is counted")
+    log = fresh.params.store_paths.log("serve")
+    assert log.read_text().count("predictions are not recorded") == 1
+    (small_disk / "other").unlink()
+    before = traffic(fresh, "recorded")
+    fresh.predict(png(1)).raise_for_status()
+    wait_until(lambda: traffic(fresh, "recorded") > before, "recording again")
+    assert "recording again" in log.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["replica", "host"])
+def test_killed_processes_lose_only_the_queue_and_labels_stay(fresh: Server, victim: str) -> None:
+    assert "[exit 0]" in fresh.run("serve", extra="traffic.keep_images=1.0")
+    paths = fresh.params.store_paths
+    made = [fresh.predict(png(seed)).json()["prediction_id"] for seed in range(20)]
+    wait_until(lambda: recorded(fresh, made[-1]) is not None, "the records")
+    rows = [{"prediction_id": one, "label": CLASSES[0]} for one in made]
+    assert send(fresh, rows).json()["counts"] == {"accepted": 20}
+    found = [process for process in processes.of(paths.root) if "ServeReplica" in " ".join(process.cmdline())]
+    host = json.loads(paths.server.read_text())["pid"]
+    os.kill(found[0].pid if victim == "replica" else host, signal.SIGKILL)
+    if victim == "host":
+        wait_until(lambda: not psutil.pid_exists(host), "the host is gone")
+        assert "[exit 0]" in fresh.run("serve", extra="traffic.keep_images=1.0")
+
+    def again() -> bool:
+        try:
+            return fresh.predict(png(99)).status_code == 200
+        except requests.RequestException:
+            return False
+
+    wait_until(again, "predictions again", 120)
+    assert send(fresh, rows).json()["counts"] == {"duplicate": 20}
+    assert {row["prediction_id"] for row in records.read(paths)} >= set(made)
+
+
+def test_no_page_of_another_origin_may_send_labels(fresh: Server) -> None:
+    assert "[exit 0]" in fresh.run("serve", extra="serve.cors_origins=[https://shop.example]")
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    for path, allowed in (("predict", True), ("feedback", False)):
+        answer = requests.options(f"{fresh.url}/{path}", headers=asked, timeout=30)
+        assert ("access-control-allow-origin" in answer.headers) is allowed

@@ -1,0 +1,36 @@
+"""Answered images, as a replica records them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from flywheel.params import Traffic
+from flywheel.traffic import records
+from flywheel.traffic.capture import Answered
+
+CLASSES = ("cat", "dog", "fox")
+OPTIONS = Traffic(keep_images=1.0, max_bytes=10**9, max_age_days=30.0, min_free_fraction=0.0, share=False)
+
+
+def answered(seed: int = 0, *, group: str | None = None, size: int = 8) -> Answered:
+    """Return an answered image with random pixels."""
+    image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Answered(records.new_id(), image, group, "model-1@sha256:00", "cat", [0.7, 0.2, 0.1], 0.0021)
+
+
+def id_of_age(seconds: float) -> str:
+    """Return a prediction_id that was made some seconds ago."""
+    shifted = (time.time_ns() - int(seconds * 1e9)) // 1_000_000
+    text = f"{shifted:012x}"
+    return f"{text[:8]}-{text[8:]}{records.new_id()[13:]}"
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    """Wait until a condition holds. Raises AssertionError after the time."""
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)

@@ -1,0 +1,287 @@
+"""Labels, records and images become feedback: the same labels always give the same version."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import made_models
+import numpy as np
+import pytest
+from made_traffic import OPTIONS
+from numpy.typing import NDArray
+
+from flywheel.data import splits
+from flywheel.data.dataset import Dataset
+from flywheel.params import Params
+from flywheel.registry import Registry, Version
+from flywheel.retraining import examples
+from flywheel.traffic import collect, feedback, forget, records, samples
+from flywheel.traffic.capture import Answered, Recorder
+from flywheel.traffic.collect import CollectError
+from flywheel.traffic.feedback import Example
+from flywheel.traffic.forget import ForgetError
+from flywheel.traffic.labels import LabelLog
+from flywheel.traffic.samples import Drawn, Sample
+
+
+@pytest.fixture
+def data(params: Params, registry: Registry) -> Dataset:
+    """A published data set."""
+    made = made_models.dataset(params)
+    made_models.publish_dataset(registry, params, made)
+    return made
+
+
+@pytest.fixture
+def model(params: Params, registry: Registry, data: Dataset) -> Version:
+    """A model that may be in production."""
+    return made_models.publish(registry, params, "model-a", made_models.model(size=data.image_size))
+
+
+def new_images(count: int, params: Params, seed: int = 99) -> NDArray[np.uint8]:
+    """Return images that no data set holds."""
+    return made_models.images([i % 10 for i in range(count)], size=params.data.image_size, seed=seed)
+
+
+def answer(
+    params: Params, model: Version, pixels: NDArray[np.uint8], *, prediction: str = "0", group: str | None = None
+) -> list[str]:
+    """Record that a model answered images; return the ids."""
+    recorder = Recorder(params.store_paths, OPTIONS, "r")
+    ids = [records.new_id() for _ in pixels]
+    probabilities = [0.05] * 10
+    probabilities[int(prediction)] = 0.55
+    for made, image in zip(ids, pixels, strict=True):
+        recorder.add(Answered(made, image, group, model.ref, prediction, probabilities, 0.001))
+    recorder.close(60)
+    return ids
+
+
+def label(params: Params, *rows: tuple[str, str | None, str], writer: str = "w") -> None:
+    taker = LabelLog(params.store_paths, writer, lambda: made_models.DIGITS, 30.0)
+    answers = taker.add([{"prediction_id": made, "label": name, "labeller": who} for made, name, who in rows])
+    assert all(answer.status in ("accepted", "replaced", "conflict") for answer in answers)
+
+
+def listed(registry: Registry, collected: collect.Collected) -> dict[str, Example]:
+    assert collected.feedback is not None
+    return {example.hash: example for example in feedback.read(registry, collected.feedback)}
+
+
+def content(image: NDArray[np.uint8]) -> str:
+    return splits.content_hashes(image[None])[0].tobytes().hex()
+
+
+def test_a_labelled_image_is_listed_with_its_first_answer_and_its_pixels(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    images = new_images(3, params)
+    first = answer(params, model, images[:1], prediction="3")
+    again = answer(params, model, images, prediction="0")
+    label(params, (first[0], "0", "ann"), (again[0], "0", "bob"), (again[1], "1", "ann"))
+    collected = collect.run(params, registry)
+    found = listed(registry, collected)
+    assert (collected.new, dict(collected.counts)) == (2, {"labelled": 2, "without a record": 0})
+    one = found[content(images[0])]
+    assert (one.label, one.prediction, one.confidence, one.right) == ("0", "3", 0.55, False)
+    assert (one.source, one.chosen, one.id) == ("traffic", "volunteered", None)
+    assert collected.feedback is not None
+    pixels = feedback.pixels(registry, collected.feedback, found.values())
+    assert np.array_equal(pixels[one.hash], images[0])
+    assert collected.feedback.inputs["model"] == (model.ref,)
+
+
+def test_the_same_labels_in_any_order_give_the_same_version(
+    params: Params, registry: Registry, data: Dataset, model: Version, tmp_path: Path
+) -> None:
+    ids = answer(params, model, new_images(12, params))
+    rows = [(made, str(i % 10), who) for i, made in enumerate(ids) for who in ("ann", "bob")]
+    digests = set()
+    for seed in range(3):
+        for path in params.store_paths.traffic_labels.glob("*"):
+            path.unlink()
+        for version in registry.versions(params.feedback_name):
+            registry.remove([version])
+        shuffled = list(rows)
+        random.Random(seed).shuffle(shuffled)
+        for row in shuffled:
+            label(params, row, writer=f"w{seed}")
+        collected = collect.run(params, registry)
+        assert collected.feedback is not None
+        digests.add(collected.feedback.digest)
+        assert collect.run(params, registry).feedback == collected.feedback
+    assert len(digests) == 1
+    assert len(registry.versions(params.feedback_name)) == 1
+
+
+def test_a_simulation_image_gives_the_example_that_simulate_publishes(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    index = data.indices["simulation"]
+    ids = answer(params, model, data.images[index], prediction="4")
+    label(params, *((made, data.class_names[data.labels[i]], "app") for made, i in zip(ids, index, strict=True)))
+    drawn = tuple(Drawn(prediction_id=made, hash="", probability=1.0) for made in ids)
+    samples.write(params.store_paths, Sample(made="now", model=model.ref, population=len(ids), images=drawn))
+    found = listed(registry, collect.run(params, registry))
+    known = feedback.examples(data, index, [4] * len(index), [0.55] * len(index))
+    assert sorted(found.values(), key=lambda one: one.hash) == sorted(
+        (one.model_copy(update={"source": "traffic"}) for one in known), key=lambda one: one.hash
+    )
+
+
+def test_a_label_of_a_sample_carries_its_probability(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    images = new_images(2, params)
+    ids = answer(params, model, images)
+    label(params, *((made, "5", "ann") for made in ids))
+    drawn = (Drawn(prediction_id=ids[0], hash=content(images[0]), probability=0.25),)
+    samples.write(params.store_paths, Sample(made="now", model=model.ref, population=8, images=drawn))
+    found = listed(registry, collect.run(params, registry))
+    assert [(found[content(image)].chosen, found[content(image)].probability) for image in images] == [
+        ("sample", 0.25),
+        ("volunteered", None),
+    ]
+
+
+def test_disputed_withdrawn_and_unusable_labels_train_nothing_and_are_counted(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    images = new_images(4, params)
+    ids = answer(params, model, images)
+    label(params, (ids[0], "1", "ann"), (ids[0], "2", "bob"), *((made, "3", "ann") for made in ids[1:]))
+    records.image_path(params.store_paths, content(images[2])).unlink()
+    collected = collect.run(params, registry)
+    assert dict(collected.counts) == {"disputed": 1, "labelled": 2, "without a kept image": 1, "without a record": 0}
+    found = listed(registry, collected)
+    assert found[content(images[0])].disputed
+    assert content(images[2]) not in found
+    assert collected.feedback is not None
+    usable = examples.find(registry, collected.feedback, data)
+    assert usable.disputed == (found[content(images[0])].side == "train")
+    label(params, (ids[3], None, "ann"), (ids[0], "1", "bob"))
+    after = collect.run(params, registry)
+    assert set(listed(registry, after)) == {content(images[0]), content(images[1])}
+    assert not listed(registry, after)[content(images[0])].disputed
+    assert after.counts["taken back or forgotten"] == 1
+
+
+def test_a_group_decides_the_side_of_all_its_images(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    images = new_images(24, params)
+    groups = [f"{number:02x}" * 32 for number in range(2, 250, 40)]
+    for group in groups:
+        label(params, *((made, "1", "ann") for made in answer(params, model, images[:4], group=group)))
+        images = images[4:]
+    by_side = [example.side for example in listed(registry, collect.run(params, registry)).values()]
+    expected = [splits.is_holdout(np.frombuffer(bytes.fromhex(group), np.uint8)[None])[0] for group in groups]
+    assert 0 < sum(expected) < len(groups)
+    assert by_side.count("holdout") == 4 * sum(expected)
+
+
+def test_an_image_in_groups_on_both_sides_is_left_out(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    sides = {collect._side(f"{number:02x}" * 32): f"{number:02x}" * 32 for number in range(256)}
+    image = new_images(1, params)
+    for group in sides.values():
+        label(params, *((made, "1", "ann") for made in answer(params, model, image, group=group)))
+    assert collect.run(params, registry).counts["in groups on both sides"] == 1
+
+
+def test_labels_are_read_from_a_csv_file(
+    params: Params, registry: Registry, data: Dataset, model: Version, tmp_path: Path, said: list[str]
+) -> None:
+    ids = answer(params, model, new_images(2, params))
+    path = tmp_path / "labels.csv"
+    path.write_text(f"prediction_id,label,labeller\n{ids[0]},1,\n{ids[1]},7,bob\nabc,1,\n")
+    assert collect.run(params, registry, path).new == 2
+    assert collect.run(params, registry, path).new == 0
+    assert any("2 accepted, 1 invalid" in line for line in said)
+    assert any("2 duplicate, 1 invalid" in line for line in said)
+    path.write_text("id,label\n")
+    with pytest.raises(CollectError, match="no column prediction_id"):
+        collect.run(params, registry, path)
+    with pytest.raises(CollectError, match="cannot be read"):
+        collect.run(params, registry, tmp_path / "none.csv")
+
+
+def test_without_labels_nothing_is_published(params: Params, registry: Registry, data: Dataset) -> None:
+    assert collect.run(params, registry).feedback is None
+
+
+def test_a_forgotten_image_leaves_traffic_and_feedback_for_good(
+    params: Params, registry: Registry, data: Dataset, model: Version
+) -> None:
+    images = new_images(3, params)
+    ids = answer(params, model, images)
+    label(params, *((made, "1", "ann") for made in ids))
+    before = collect.run(params, registry).feedback
+    assert before is not None
+    gone = content(images[0])
+    forgotten = forget.run(params, registry, [ids[0]])
+    assert (forgotten.hashes, forgotten.records) == ((gone,), 1)
+    assert [version.ref for versions in forgotten.holders.values() for version in versions] == [before.ref]
+    assert [row["prediction_id"] for row in records.read(params.store_paths)] == ids[1:]
+    assert not records.image_path(params.store_paths, gone).exists()
+    for again in (ids[0], gone[:10]):
+        with pytest.raises(ForgetError):
+            forget.run(params, registry, [again])
+    label(params, *((made, "2", "ann") for made in answer(params, model, images[1:2])))
+    after = collect.run(params, registry).feedback
+    assert after is not None
+    found = {example.hash: example for example in feedback.read(registry, after)}
+    assert set(found) == {content(images[1]), content(images[2])}
+    shards = sorted(registry.open(after).glob("pixels-*.npy"))
+    assert sum((np.load(shard) == images[0]).all(axis=(1, 2, 3)).sum() for shard in shards) == 0
+    assert np.array_equal(feedback.pixels(registry, after, found.values())[content(images[2])], images[2])
+    assert registry.has(before.ref)
+    forget.run(params, registry, [gone], everywhere=True)
+    assert not registry.has(before.ref)
+    assert registry.has(after.ref)
+
+
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("flywheel.traffic.labels.LabelLog.add", marks=long),
+        pytest.param("flywheel.traffic.collect.join", marks=long),
+        pytest.param("flywheel.traffic.feedback._store", marks=long),
+        "flywheel.files.write_json",
+        pytest.param("flywheel.tracking.runs.Tracker.run", marks=long),
+    ],
+)
+def test_killed_at_any_moment_nothing_is_lost_or_listed_twice(
+    params: Params, registry: Registry, data: Dataset, model: Version, tmp_path: Path, moment: str
+) -> None:
+    ids = answer(params, model, new_images(12, params))
+    label(params, *((made, "3", "ann") for made in ids[:6]))
+    path = tmp_path / "labels.csv"
+    path.write_text("prediction_id,label\n" + "".join(f"{made},4\n" for made in ids[6:]))
+    owner, name = moment.rsplit(".", 1)
+    module = owner if owner.rpartition(".")[2][0].islower() else owner.rpartition(".")[0]
+    overrides = f"paths.store={params.paths.store} paths.reports={params.paths.reports} tracking.wandb=disabled"
+    command = ["scripts/collect.py", "--profile", "demo", "--labels", str(path), "--set", overrides]
+    probe = (
+        f"import os, runpy, signal, sys, {module}\nassert hasattr({owner}, {name!r})\n"
+        f"{owner}.{name} = lambda *a, **k: os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"sys.argv = {command!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    root, environment = Path(__file__).parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", probe], cwd=root, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    again = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    (version,) = registry.versions(params.feedback_name)
+    assert sorted(example.label for example in feedback.read(registry, version)) == ["3"] * 6 + ["4"] * 6
+    assert re.search(r"collect: 12 labelled", again.stdout)

@@ -1,0 +1,239 @@
+"""The page of `make label`: who may use it, and what it stores."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import browser
+import numpy as np
+import pytest
+import requests
+import uvicorn
+from made_traffic import OPTIONS, answered, wait_until
+from PIL import Image
+
+from flywheel.data.dataset import Dataset
+from flywheel.params import StorePaths
+from flywheel.traffic import labels, records, sampling
+from flywheel.traffic.capture import Recorder
+from flywheel.traffic.label_app import LabelApp, Session
+from flywheel.traffic.labels import LabelLog
+
+CLASSES = ("cat", "dog", "fox")
+
+
+def dataset(class_names: tuple[str, ...]) -> Dataset:
+    """Return a data set with six training images of each class but the last."""
+    truth = np.repeat(np.arange(len(class_names) - 1), 6)
+    images = np.repeat(truth.astype(np.uint8), 8 * 8 * 3).reshape(-1, 8, 8, 3)
+    return Dataset(
+        images, truth, np.zeros((len(truth), 32), np.uint8), np.arange(len(truth)),
+        {"train": np.arange(len(truth))}, {"class_names": class_names},
+    )  # fmt: skip
+
+
+@dataclass
+class Served:
+    """A running page."""
+
+    url: str
+    app: LabelApp
+    session: Session
+    paths: StorePaths
+    finished: threading.Event
+
+    def held(self) -> dict[str, tuple[str | None, str]]:
+        """Return prediction_id -> (label, verdict) of what is on disk."""
+        return {
+            made: (given.label, given.verdict)
+            for _, by_prediction in labels.read(self.paths)
+            for made, of_labellers in by_prediction.items()
+            for given in of_labellers.values()
+            if given.label or given.verdict
+        }
+
+    def browser(self) -> requests.Session:
+        """Return a client that opened the printed URL and sends what the page sends."""
+        client = requests.Session()
+        assert client.get(f"{self.url}/?token={self.app.token}", timeout=30).status_code == 200
+        client.headers["Origin"] = self.url
+        return client
+
+
+@contextlib.contextmanager
+def serving(paths: StorePaths, labeller: str, class_names: tuple[str, ...] = CLASSES) -> Iterator[Served]:
+    sample = sampling.unfinished(paths) or sampling.draw(paths, answered().model, 200, frozenset())
+    assert sample is not None
+    taker = LabelLog(paths, f"page-{labeller}", lambda: class_names, 30.0)
+    session = Session(paths, sample, taker, labeller)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port, finished = listening.getsockname()[1], threading.Event()
+    app = LabelApp(paths, session, dataset(class_names), port, finished.set)
+    server = uvicorn.Server(uvicorn.Config(app.build(), log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        wait_until(lambda: server.started, "the page is served")
+        yield Served(f"http://127.0.0.1:{port}", app, session, paths, finished)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture
+def page(paths: StorePaths) -> Iterator[Served]:
+    """The page with six images."""
+    recorder = Recorder(paths, OPTIONS, "r")
+    for seed in range(6):
+        recorder.add(answered(seed))
+    recorder.close()
+    with serving(paths, "ann") as served:
+        yield served
+
+
+def test_labels_are_given_undone_and_finished(page: Served) -> None:
+    client = page.browser()
+    state = client.get(f"{page.url}/state", timeout=30).json()
+    assert (state["done"], state["total"], state["classes"], state["can_undo"]) == (0, 6, list(CLASSES), False)
+    first = state["image"]
+    for label, verdict in (("cat", ""), (None, "not_sure"), (None, "not_ours")):
+        state = client.post(
+            f"{page.url}/label", json={"prediction_id": state["image"], "label": label, "verdict": verdict}, timeout=30
+        ).json()
+    assert state["done"] == 3
+    assert sorted(page.held().values(), key=str) == [("cat", ""), (None, "not_ours"), (None, "not_sure")]
+    undone = client.post(f"{page.url}/undo", json={}, timeout=30).json()
+    assert undone["done"] == 2
+    assert len(page.held()) == 2
+    assert page.held()[first] == ("cat", "")
+    assert client.get(f"{page.url}/state", timeout=30).json() == undone  # a reload shows the same image
+    assert client.post(f"{page.url}/finish", json={}, timeout=30).json()["finished"]
+    assert page.finished.wait(30)
+    assert not any(page.paths.traffic_claims.iterdir())
+
+
+def test_the_image_and_the_training_examples_are_shown(page: Served) -> None:
+    client = page.browser()
+    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    row = next(row for row in records.read(page.paths) if row["prediction_id"] == made)
+    sent = client.get(f"{page.url}/image/{made}", timeout=30)
+    assert sent.content == records.image_path(page.paths, row["hash"]).read_bytes()
+    strip = Image.open(io.BytesIO(client.get(f"{page.url}/examples/1", timeout=30).content))
+    assert strip.size == (5 * 8, 8)
+    empty = Image.open(io.BytesIO(client.get(f"{page.url}/examples/2", timeout=30).content))
+    assert empty.size == (1, 1)  # no training image of this class
+    assert client.get(f"{page.url}/image/..%2f..%2ftoken", timeout=30).status_code == 404
+
+
+def test_a_wrong_label_is_refused_and_the_image_stays(page: Served) -> None:
+    client = page.browser()
+    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    for body, status in (
+        ({"prediction_id": made, "label": "wolf"}, 409),
+        ({"prediction_id": records.new_id(), "label": "cat"}, 409),
+        ({"label": "cat"}, 400),
+        ([], 400),
+    ):
+        assert client.post(f"{page.url}/label", json=body, timeout=30).status_code == status
+    assert client.get(f"{page.url}/state", timeout=30).json()["image"] == made
+    assert page.held() == {}
+
+
+def test_the_token_works_once_and_the_cookie_is_strict(page: Served) -> None:
+    assert requests.get(f"{page.url}/", timeout=30).status_code == 403
+    assert requests.get(f"{page.url}/?token=wrong", timeout=30).status_code == 403
+    first = requests.get(f"{page.url}/?token={page.app.token}", timeout=30, allow_redirects=False)
+    assert "httponly" in first.headers["set-cookie"].lower()
+    assert "samesite=strict" in first.headers["set-cookie"].lower()
+    assert requests.get(f"{page.url}/?token={page.app.token}", timeout=30).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": None}, 403),
+        ({"Cookie": "other=1"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+    ],
+)
+def test_other_hosts_pages_and_browsers_are_refused(page: Served, headers: dict[str, str | None], status: int) -> None:
+    client = page.browser()
+    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    client.headers["Content-Type"] = "application/json"
+    if "Cookie" in headers:
+        client.cookies.clear()
+    body = f'{{"prediction_id": "{made}", "label": "cat"}}'
+    refused = client.post(f"{page.url}/label", data=body, headers=headers, timeout=30)  # type: ignore[arg-type]
+    assert refused.status_code == status
+    assert page.held() == {}
+
+
+def test_two_people_label_different_images(page: Served) -> None:
+    with serving(page.paths, "bob") as other:
+        clients = [(page, page.browser()), (other, other.browser())]
+        shown = [client.get(f"{one.url}/state", timeout=30).json()["image"] for one, client in clients]
+        seen = list(shown)
+        for turn in range(6):
+            one, client = clients[turn % 2]
+            state = client.post(
+                f"{one.url}/label", json={"prediction_id": shown[turn % 2], "label": "cat"}, timeout=30
+            ).json()
+            shown[turn % 2] = state["image"]
+            seen += [state["image"]] if state["image"] else []
+            if not all(shown):
+                break
+        assert len(seen) == len(set(seen)) == 6
+
+
+@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
+def test_the_keyboard_alone_labels(page: Served) -> None:
+    with browser.chromium() as tab:
+        tab.open(f"{page.url}/?token={page.app.token}")
+        tab.wait(lambda: tab.value("document.querySelectorAll('#classes button').length") == 3)
+        for key, count in (("2", "1 of 6"), ("n", "2 of 6"), ("u", "1 of 6"), ("1", "2 of 6")):
+            tab.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+            tab.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
+            tab.wait(lambda count=count: tab.value("document.getElementById('count').textContent") == count)
+        assert sorted(page.held().values(), key=str) == [("cat", ""), ("dog", "")]
+        assert not tab.console
+        assert all(url.startswith((page.url, "data:")) for url in tab.requested)
+        roles = tab.ask("Accessibility.getFullAXTree")["nodes"]
+        named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in roles if "role" in node}
+        assert ("image", "the image to label") in named
+        assert any(role == "button" and name and "dog" in name for role, name in named)
+
+
+@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
+def test_digits_are_labelled_with_their_own_keys(paths: StorePaths) -> None:
+    recorder = Recorder(paths, OPTIONS, "r")
+    recorder.add(answered())
+    recorder.close()
+    with serving(paths, "ann", tuple("0123456789")) as page, browser.chromium() as tab:
+        tab.open(f"{page.url}/?token={page.app.token}")
+        tab.wait(lambda: tab.value("document.querySelectorAll('#classes button').length") == 10)
+        tab.ask("Input.dispatchKeyEvent", type="keyDown", key="7", text="7")
+        tab.wait(lambda: len(page.held()) == 1)
+        assert list(page.held().values()) == [("7", "")]
+
+
+@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
+def test_many_classes_have_a_search_box(paths: StorePaths) -> None:
+    recorder = Recorder(paths, OPTIONS, "r")
+    recorder.add(answered())
+    recorder.close()
+    names = tuple(f"class {number:03}" for number in range(200))
+    with serving(paths, "ann", names) as page, browser.chromium() as tab:
+        tab.open(f"{page.url}/?token={page.app.token}")
+        tab.wait(lambda: tab.value("document.activeElement.id") == "search")
+        tab.ask("Input.insertText", text="117")
+        tab.ask("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
+        tab.wait(lambda: len(page.held()) == 1)
+        assert list(page.held().values()) == [("class 117", "")]
