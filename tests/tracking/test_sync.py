@@ -292,3 +292,29 @@ def test_alias_moved_offline_several_times_is_uploaded(base: Path, double: Wandb
     assert (aliases["production"], aliases["previous"]) == (
         registry.resolve("model-c").digest, registry.resolve("model-b").digest
     )  # fmt: skip
+
+
+CAPTURED = """
+import numpy as np
+from flywheel.data import splits
+from flywheel.traffic import feedback
+registry = mirrored(params)
+for number, share in enumerate((False, True)):
+    image = np.full((8, 8, 3), number, np.uint8)
+    key = splits.content_hashes(image[None])[0].tobytes().hex()
+    example = feedback.Example(hash=key, label="1", side="train", source="traffic")
+    kept = params.model_copy(update={"traffic": params.traffic.model_copy(update={"share": share})})
+    feedback.publish(kept, registry, [example], {}, {}, {key: image})
+"""
+
+
+def test_captured_images_are_uploaded_only_if_the_params_share_them(tmp_path: Path, double: WandbDouble) -> None:
+    assert python(tmp_path, CAPTURED, wandb="offline").code == 0
+    sync(tmp_path, double)
+    registry = Registry(store_of(tmp_path))
+    private, shared = registry.versions("digits-feedback-pixels")
+    listing = registry.versions("digits-feedback")
+    assert [version.inputs["pixels"] for version in listing] == [(private.ref,), (shared.ref,)]
+    for name, wanted in (("digits-feedback-pixels", [shared]), ("digits-feedback", listing)):
+        members = double.collection(PROJECT, name).members
+        assert [member.digest for member in members] == [version.digest for version in wanted]

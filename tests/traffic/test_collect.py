@@ -239,13 +239,16 @@ def test_a_forgotten_image_leaves_traffic_and_feedback_for_good(
     assert after is not None
     found = {example.hash: example for example in feedback.read(registry, after)}
     assert set(found) == {content(images[1]), content(images[2])}
-    shards = sorted(registry.open(after).glob("pixels-*.npy"))
+    (stored,) = after.inputs["pixels"]
+    shards = sorted(registry.open(registry.resolve(stored)).glob("pixels-*.npy"))
     assert sum((np.load(shard) == images[0]).all(axis=(1, 2, 3)).sum() for shard in shards) == 0
     assert np.array_equal(feedback.pixels(registry, after, found.values())[content(images[2])], images[2])
     assert registry.has(before.ref)
     forget.run(params, registry, [gone], everywhere=True)
     assert not registry.has(before.ref)
+    assert not registry.has(before.inputs["pixels"][0])
     assert registry.has(after.ref)
+    assert registry.has(stored)
 
 
 long = pytest.mark.long

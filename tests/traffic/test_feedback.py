@@ -71,9 +71,10 @@ def test_pixels_that_no_data_set_holds_are_appended(
     key = splits.content_hashes(larger)[0].tobytes().hex()
     last, _ = feedback.publish(params, registry, [Example(hash=key, label="1", side="train")], {}, {}, {key: larger[0]})
     assert last is not None
-    sizes = [[len(np.load(file)) for file in sorted(registry.open(v).glob("pixels-*.npy"))] for v in (*versions, last)]
+    stored = [registry.resolve(version.inputs["pixels"][0]) for version in (*versions, last)]
+    sizes = [[len(np.load(file)) for file in sorted(registry.open(v).glob("pixels-*.npy"))] for v in stored]
     assert sizes == [[3], [4, 3], [4, 4, 3], [4, 4, 3, 1]]  # the last one has another size
-    assert last.files["pixels-0000.npy"] == versions[1].files["pixels-0000.npy"]
+    assert stored[-1].files["pixels-0000.npy"] == stored[1].files["pixels-0000.npy"]
     found = feedback.pixels(registry, last, feedback.read(registry, last))
     assert found.keys() == {*keys, key}
     assert all((found[key] == image).all() for key, image in zip(keys, shown, strict=True))

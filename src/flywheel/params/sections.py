@@ -299,6 +299,11 @@ class Params(Section):
         return f"{self.data.name}_dataset"
 
     @property
+    def pixels_name(self) -> str:
+        """The artifact of the production images that no data set holds."""
+        return f"{self.data.name}-feedback-pixels"
+
+    @property
     def feedback_name(self) -> str:
         """The failures' artifact."""
         return f"{self.data.name}-feedback"

@@ -110,7 +110,7 @@ def choose(
             found |= {key: np.array(source.images[rows[key]]) for key in wanted.keys() & rows.keys() - found.keys()}
     for key, example in wanted.items():
         if key not in found:
-            dropped.setdefault("in no data set of this store", []).append(_id(example))
+            dropped.setdefault("whose pixels are not in this store", []).append(_id(example))
     kept = [example for key, example in wanted.items() if key in found]
     return Labelled(
         np.stack([found[example.hash] for example in kept]) if kept else np.zeros((0, size, size, 3), np.uint8),

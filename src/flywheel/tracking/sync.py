@@ -201,6 +201,7 @@ class _Sync:
             return []
 
         versions = [v for name in self.registry.collections() for v in self.registry.versions(name)]
+        versions = [version for version in versions if version.metadata.get("shared", True)]  # traffic.share
         for version in sorted(versions, key=lambda one: one.created):
             if self.registry.missing_file(version) is None:
                 self._do(version.label, partial(check, version))

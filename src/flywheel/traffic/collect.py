@@ -88,7 +88,8 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
 
             name = f"collect-{datetime.now(UTC):%Y%m%d-%H%M%S}"
             with Tracker(params, registry).run("collect", name, {"dataset": data.ref}, used=(data, *models)) as run:
-                run.made(version)
+                pixels = [registry.resolve(ref) for ref in version.inputs.get("pixels", ())]
+                run.made(version, *(one for one in pixels if one.metadata["shared"]))
                 run.summarize({"new": new, **counts})
         return Collected(version, new, counts)
 

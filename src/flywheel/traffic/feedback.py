@@ -1,7 +1,11 @@
 """The feedback artifact: the labelled production images of all rounds, each content once.
 
 feedback.json     {"format": 2, "images": [an Example each], "failures": [ids]}, sorted
-pixels-0000.npy   (at most 1,024, s, s, 3) uint8: the images that no data set holds. Only the last file ever grows.
+
+The pixels that no data set holds are an artifact of their own, so that labels can be on W&B and images need not be
+(traffic.share):
+
+pixels-0000.npy   (at most 1,024, s, s, 3) uint8. Only the last file ever grows.
 
 The content holds nothing that changes from round to round: the prediction is the first one, so the same labels are
 the same version. Later predictions, models and counts go to `store/<profile>/feedback.jsonl`, which is only ever
@@ -10,6 +14,7 @@ appended to. Format 1 lists failures alone, with id, hash, label and side.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
     from flywheel.data.dataset import Dataset
 
-TYPE = "feedback"
+TYPE, PIXELS_TYPE = "feedback", "pixels"
 FILE, SHARD = "feedback.json", "pixels-{:04}.npy"
 SHARD_IMAGES = 1024
 
@@ -121,7 +126,10 @@ def pixels(registry: Registry, version: Version, listed: Iterable[Example]) -> d
     """Return the images (s, s, 3), by content hash, that are in the files of pixels of a version."""
     import numpy as np
 
-    folder, shards, found = registry.open(version), {}, {}
+    stored = _pixels_of(registry, version)
+    if stored is None:
+        return {}
+    folder, shards, found = registry.open(stored), {}, {}
     for example in listed:
         if example.pixels is not None:
             shard, row = divmod(example.pixels, SHARD_IMAGES)
@@ -129,6 +137,14 @@ def pixels(registry: Registry, version: Version, listed: Iterable[Example]) -> d
                 shards[shard] = np.load(folder / SHARD.format(shard), mmap_mode="r", allow_pickle=False)
             found[example.hash] = shards[shard][row]
     return found
+
+
+def _pixels_of(registry: Registry, version: Version | None) -> Version | None:
+    """Return the version that holds the pixels of a feedback version, or None if there is none in reach."""
+    for ref in version.inputs.get("pixels", ()) if version else ():
+        with contextlib.suppress(RegistryError):
+            return registry.resolve(ref)
+    return None
 
 
 def trainable(listed: Iterable[Example], mode: str) -> list[Example]:
@@ -180,8 +196,11 @@ def publish(
     folder = params.store_paths.scratch("feedback")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as directory:
-        opened = registry.open(before) if before else None
-        shards = sorted(opened.glob("pixels-*.npy")) if opened else []
+        opened = _pixels_of(registry, before)
+        shards = sorted(registry.open(opened).glob("pixels-*.npy")) if opened else []
+        if opened is None:  # they are on another machine
+            merged = tuple(example.model_copy(update={"pixels": None}) for example in merged)
+            known = tuple(example.model_copy(update={"pixels": None}) for example in known)
         erased = [e.pixels for e in known if e.pixels is not None and e.hash in withdrawn]
         shards = _erase(shards, erased, Path(directory))
         listed, shards = _store(merged, images or {}, shards, Path(directory))
@@ -190,13 +209,20 @@ def publish(
         wrong = [example for example in listed if not example.right]
         failures = [*sorted(e.id for e in wrong if e.id is not None), *(e.hash for e in wrong if e.id is None)]
         files.write_json(path, {"format": 2, "images": rows, "failures": failures})
+        pixels = None
+        if shards:
+            shared = {"shared": params.traffic.share}
+            content = {shard.name: shard for shard in shards}
+            pixels = registry.publish(params.pixels_name, PIXELS_TYPE, content, metadata=shared)
         version = registry.publish(
-            params.feedback_name, TYPE, {file.name: file for file in (path, *shards)},
+            params.feedback_name, TYPE, {FILE: path},
             metadata={
                 **metadata, "images": len(listed), "train": sum(e.side == "train" for e in listed),
                 "failures": len(failures), "disputed": sum(e.disputed for e in listed),
             },
-            inputs={**inputs, "previous": [before.ref] if before else []},
+            inputs={
+                **inputs, "previous": [before.ref] if before else [], "pixels": [pixels.ref] if pixels else [],
+            },
         )  # fmt: skip
     return version, len({example.hash for example in merged} - {example.hash for example in known})
 

@@ -54,9 +54,11 @@ def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: b
             if version.type == "model" and refs & set(version.inputs.get("feedback", ()))
         )
         if holding:
-            feedback.publish(params, registry, (), {}, {"stage": "forget"}, withdrawn=hashes)
+            newest, _ = feedback.publish(params, registry, (), {}, {"stage": "forget"}, withdrawn=hashes)
+            kept = set(newest.inputs.get("pixels", ())) if newest else set()
             if everywhere:
-                registry.remove(holding)
+                pixels = {ref for version in holding for ref in version.inputs.get("pixels", ()) if registry.has(ref)}
+                registry.remove([*holding, *map(registry.resolve, sorted(pixels - kept))])
     done = "deleted feedback" if everywhere else "feedback that still lists them (ARGS=--everywhere deletes it)"
     return Forgotten(tuple(sorted(hashes)), removed, {done: holding, "models trained on such feedback": models})
 
