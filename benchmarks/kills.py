@@ -154,6 +154,7 @@ class Load:
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(out, "PNG")
         with requests.Session() as session:
             session.trust_env = False  # no proxy
+            session.headers["Connection"] = "close"  # so that each request has to be accepted
             while not self._stop.is_set():
                 sent = time.monotonic()
                 try:

@@ -51,7 +51,8 @@ class Backend:
         self._mark = secrets.token_hex(8)
         parent = str(limits.temporary_folder() or "/tmp")  # the paths of sockets must be short: not in the store
         self._folder = Path(tempfile.mkdtemp(prefix="fw-", dir=parent if len(parent) <= LONGEST_PARENT else "/tmp"))
-        (run_folder / f"ray-{self._mark}").symlink_to(self._folder)  # for `make stop` after a crash of the host
+        self._link = run_folder / f"ray-{self._mark}"
+        self._link.symlink_to(self._folder)  # for `make stop` after a crash of the host
         self._process = subprocess.Popen(
             [sys.executable, "-Pc", COMMAND, str(self._folder), str(int(own_proxy))],
             env={**os.environ, **variables(own_proxy), "PYTHONPATH": str(run_folder / "code"), RAY: self._mark},
@@ -87,6 +88,7 @@ class Backend:
         end_marked(RAY, self._mark, grace_s=0)
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._link.unlink(missing_ok=True)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

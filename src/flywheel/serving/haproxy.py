@@ -101,9 +101,9 @@ def binary() -> str | None:
 class HAProxy:
     """Listen on serve.host:serve.port; requests go to the replicas, /healthz and /metrics to the host's own port."""
 
-    def __init__(self, params: Params, folder: Path, host_port: int):
+    def __init__(self, params: Params, folder: Path, host_port: int, ports: Sequence[int] = ()):
         self._params, self._folder, self._host_port = params, folder, host_port
-        self._ports: Sequence[int] = ()
+        self._ports = ports
         self._starts: deque[float] = deque(maxlen=MAX_STARTS)
         self._process: subprocess.Popen[bytes] | None = None
         self._old: list[subprocess.Popen[bytes]] = []
@@ -135,10 +135,10 @@ class HAProxy:
         """Finish the requests in flight. Answer new ones with 503, or leave them to the server that replaces this."""
         if replaced:
             assert self._process is not None
+            self._listener.close()  # HAProxy still has it, and accepts connections until the signal
             self._process.send_signal(signal.SIGUSR1)
             self._old.append(self._process)
             self._process = None
-            self._listener.close()
         else:
             self.route(())
         until = time.monotonic() + DRAIN_S

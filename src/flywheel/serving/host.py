@@ -69,7 +69,8 @@ def run(params: Params) -> None:
             _remove_leftovers(params)
         if not replaced_pid or not _listens_there(params):
             _check_port(params)
-        server = _Server(params, folder)
+        # Beside a server that answers, it listens only when its replicas are ready.
+        server = _Server(params, folder, listen_at_once=not replaced_pid)
         held.callback(server.close)
         while not signals and not server.ready():
             server.step()
@@ -102,7 +103,7 @@ def stop(params: Params) -> bool:
 class _Server:
     """The parts that the host watches: HAProxy, the backend and, while one is replaced, the next backend."""
 
-    def __init__(self, params: Params, folder: Path):
+    def __init__(self, params: Params, folder: Path, *, listen_at_once: bool = True):
         self._params, self._folder = params, folder
         # Replicas that start later must run the code of the first, so they import a copy.
         shutil.copytree(fingerprint.PACKAGE, folder / "code" / "flywheel", ignore=shutil.ignore_patterns("__pycache__"))
@@ -111,12 +112,15 @@ class _Server:
         self._replaced: list[Backend] = []
         self._failures = self._repairs = 0
         self._answers = health.HostAnswers(self._ports, lambda: self._repairs)
-        self._haproxy = haproxy.HAProxy(params, folder, self._answers.port) if haproxy.binary() else None
+        self._own_proxy = haproxy.binary() is None
+        self._haproxy: haproxy.HAProxy | None = None
+        if listen_at_once:
+            self._listen()
 
     def ready(self) -> bool:
         """Return whether replicas answer, asked as a client would."""
         host, port = str(urlsplit(settings.url(self._params)).hostname), self._params.serve.port
-        if self._live is None or (self._haproxy is not None and not self._haproxy.settled()):
+        if self._live is None or not (self._own_proxy or (self._haproxy is not None and self._haproxy.settled())):
             return False
         with contextlib.suppress(OSError, http.client.HTTPException):
             return all(health.get(port, path, READY_S, host) for path in ("/healthz", "/model"))
@@ -129,11 +133,13 @@ class _Server:
         if self._next is None and (self._live is None or (problem := self._live.problem())):
             if self._live is not None:
                 self._repaired(f"{problem}; starting another Ray")
-                if self._haproxy is None:  # both would listen on the same port
+                if self._own_proxy:  # both would listen on the same port
                     self._live.close()
-            self._next = Backend(self._params, self._folder, own_proxy=self._haproxy is None)
+            self._next = Backend(self._params, self._folder, own_proxy=self._own_proxy)
         if self._next is not None:
             self._wait_for(self._next)
+        if self._haproxy is None and self._live is not None:
+            self._listen()
         if self._haproxy is not None:
             self._haproxy.route(self._ports())
             while self._replaced and self._haproxy.settled():  # no request is on its way to the replaced replicas
@@ -153,6 +159,10 @@ class _Server:
             if part is not None:
                 part.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _listen(self) -> None:
+        if not self._own_proxy:
+            self._haproxy = haproxy.HAProxy(self._params, self._folder, self._answers.port, self._ports())
 
     def _wait_for(self, coming: Backend) -> None:
         if coming.ports:
