@@ -102,7 +102,9 @@ def measure(folder: Path, overrides: str, replicas: int, repeats: int, parts: Se
         for part in parts:
             found = []
             for number in range(repeats):
-                found.append(kill_host(params, overrides) if part == "host" else kill(url, params.store, part))
+                found.append(
+                    kill_host(params, overrides) if part == "host" else kill(url, params.store, part, replicas)
+                )
                 print(f"{replicas} replicas, {part} {number + 1}: {found[-1]}", flush=True)
             figures = {key: harness.extent([row[key] for row in found]) for key in ("unanswered", "refused", "seconds")}
             orphans = sum(row["orphans"] for row in found)
@@ -168,8 +170,10 @@ class Load:
                 time.sleep(0 if status == "200" else 0.05)
 
 
-def kill(url: str, store: Path, part: str) -> dict[str, float]:
+def kill(url: str, store: Path, part: str, replicas: int = 1) -> dict[str, float]:
     """Kill a part under load; return what the clients saw until it was replaced and all requests were answered."""
+    while f"flywheel_replicas {replicas}\n" not in requests.get(f"{url}/metrics", timeout=60).text:
+        time.sleep(0.5)  # the one before may still be starting
     victim = marked(store, PARTS[part])[0]
     backend = victim.environ()[RAY] if part in ("GCS", "raylet", "driver", "files") else "none"
     with Load(url) as load:

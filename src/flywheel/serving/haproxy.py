@@ -48,6 +48,7 @@ global
     nbthread 1
     tune.bufsize {buffer}
     hard-stop-after {drain_s}s
+    close-spread-time 5s
 defaults
     mode http
     option http-no-delay
@@ -79,7 +80,7 @@ backend replicas
     balance leastconn
     http-reuse always
     option httpchk GET /healthz
-    default-server check inter 2s fastinter 250ms downinter 250ms fall 2 rise 1 observe layer4 error-limit 1 \
+    default-server check inter 2s fastinter 250ms downinter 250ms fall 2 rise 1 observe layer4 error-limit 3 \
 on-error mark-down
 {servers}
 """
