@@ -217,6 +217,7 @@ NOT_RUN = {
         "needs a cluster; tests/e2e/test_cluster.py has one"
     ),
     ".venv/bin/wandb login": "asks for an account",
+    "make label collect retrain": "waits for a person; tests/traffic/test_label_page.py plays one",
     'make sweep SET="sweep.space.batch_size={per_architecture: {upsample: [32, 64], others: [128, 256]}}"': (
         "upsample takes long without a GPU"
     ),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,7 @@ import psutil
 import pytest
 import requests
 from made_traffic import id_of_age, wait_until
-from served import CLASSES, Server, png
+from served import CLASSES, ROOT, Server, png
 
 from flywheel.traffic import keys, labels, records
 
@@ -176,3 +179,32 @@ def test_no_page_of_another_origin_may_send_labels(fresh: Server) -> None:
     for path, allowed in (("predict", True), ("feedback", False)):
         answer = requests.options(f"{fresh.url}/{path}", headers=asked, timeout=30)
         assert ("access-control-allow-origin" in answer.headers) is allowed
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "traffic.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def test_the_client_of_the_docs_labels_an_image(server: Server, tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    (tmp_path / "image.png").write_bytes(png(11))
+    environment = {
+        **os.environ, "FLYWHEEL_URL": server.url, "FLYWHEEL_TOKEN": keys.token(server.params.store_paths),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() in ("accepted", "pending"), done.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is missing")
+def test_the_curl_lines_of_the_docs_label_an_image(server: Server, tmp_path: Path) -> None:
+    (code,) = [block for block in blocks("sh") if "curl" in block]
+    ((row,),) = map(json.loads, blocks("json"))
+    (tmp_path / "image.png").write_bytes(png(12))
+    made = server.predict(png(12)).json()["prediction_id"]
+    (tmp_path / "labels.json").write_text(json.dumps([{**row, "prediction_id": made}]))
+    code = code.replace("store/cifar10/token", str(server.params.store_paths.token))
+    code = code.replace("http://127.0.0.1:8000", server.url)
+    done = subprocess.run(["sh", "-ec", code], cwd=tmp_path, capture_output=True, text=True)
+    assert '"prediction_id"' in done.stdout
+    assert '"accepted":1' in done.stdout or '"pending":1' in done.stdout, done.stdout + done.stderr
