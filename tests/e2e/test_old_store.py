@@ -56,7 +56,7 @@ def old(tmp_path: Path) -> Server:
 def test_status_says_that_the_code_changed_and_what_retrain_would_do(unchanged: Server) -> None:
     lines = unchanged.run("status").splitlines()
     said = {name: " ".join(rest) for name, *rest in map(str.split, lines)}
-    assert said["data"].startswith("to run code changed: flywheel.")
+    assert said["data"] == "to run data.folder_split.simulation changed: None -> 0.1"  # a param it did not have
     assert said["sweep"] == said["evaluate"] == "waiting for data"
     assert said["retrain"].startswith("to run 29 new ")
     assert said["retrain"].endswith("digits-feedback:v1")

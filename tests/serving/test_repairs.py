@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import kills
 import processes
@@ -114,16 +115,23 @@ def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
 @needs_haproxy
 @pytest.mark.parametrize("fault", ["reports an error", "is silent"])
 def test_a_faulty_backend_answers_until_another_does(
-    small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch, fault: str
+    small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
 ) -> None:
     server, url = small
-    if fault == "reports an error":
-        report = """\nprint('{"error": "a part failed"}', flush=True)\nsys.stdin.read()"""
-        monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND.removesuffix("sys.stdin.read()\n") + report)
-    wait_for(lambda: server._live, server.step)
+    failed = tmp_path / "failed"
+    report = f"""
+import time
+while not os.path.exists({str(failed)!r}):
+    time.sleep(0.05)
+print('{{"error": "a part failed"}}', flush=True)
+sys.stdin.read()"""
+    monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND.removesuffix("sys.stdin.read()\n") + report)
+    wait_for(server.ready, server.step)
     first = server._live
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
-    if fault == "is silent":
+    if fault == "reports an error":
+        failed.touch()
+    else:
         monkeypatch.setattr(backend, "SILENT_S", 0)
     statuses = set()
 

@@ -93,7 +93,7 @@ def test_logs_keep_what_a_stage_said_and_why_it_failed(built: Built, tmp_path: P
         assert str(built.params.store_paths.log(name)) in shown
     assert "gate: first" in shown
     make(tmp_path, "data", more="data.source=folder data.path=/etc/hostname")
-    assert "error: /etc/hostname: not a readable directory" in make(tmp_path, "logs").stdout
+    assert "error: /etc/hostname: a file of this kind is not read" in make(tmp_path, "logs").stdout
 
 
 def test_only_store_and_reports_are_written(built: Built) -> None:
