@@ -239,6 +239,8 @@ def test_a_forgotten_image_leaves_traffic_and_feedback_for_good(
     assert after is not None
     found = {example.hash: example for example in feedback.read(registry, after)}
     assert set(found) == {content(images[1]), content(images[2])}
+    known = Example(hash=gone, label="1", side="train")
+    assert feedback.publish(params, registry, [known], {}, {}) == (after, 0)  # whoever publishes it
     (stored,) = after.inputs["pixels"]
     shards = sorted(registry.open(registry.resolve(stored)).glob("pixels-*.npy"))
     assert sum((np.load(shard) == images[0]).all(axis=(1, 2, 3)).sum() for shard in shards) == 0

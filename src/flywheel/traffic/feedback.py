@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.registry import Registry, RegistryError, Version
+from flywheel.traffic import retention
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,12 +186,14 @@ def publish(
 
     `inputs` are the data set and the models that answered; the former version is an input too, as `previous`, so that
     the lineage reaches every data set that an image comes from. `images` holds, by hash, the pixels (s, s, 3) of what
-    is in no data set. Images in `withdrawn` (hashes) are listed no more, and their pixels are erased. Nothing new: the
+    is in no data set. Images in `withdrawn` (hashes), or that `make forget`
+    removed, are listed no more, and their pixels are erased. Nothing new: the
     version that is there, untouched.
     """
     before = latest(params, registry)
     known = read(registry, before) if before else ()
-    merged = tuple(example for example in merge(known, labelled) if example.hash not in withdrawn)
+    gone = {*withdrawn, *retention.forgotten(params.store_paths)}
+    merged = tuple(example for example in merge(known, labelled) if example.hash not in gone)
     if merged == tuple(sorted(known, key=lambda example: example.hash)):
         return before, 0
     folder = params.store_paths.scratch("feedback")
@@ -201,7 +204,7 @@ def publish(
         if opened is None:  # they are on another machine
             merged = tuple(example.model_copy(update={"pixels": None}) for example in merged)
             known = tuple(example.model_copy(update={"pixels": None}) for example in known)
-        erased = [e.pixels for e in known if e.pixels is not None and e.hash in withdrawn]
+        erased = [e.pixels for e in known if e.pixels is not None and e.hash in gone]
         shards = _erase(shards, erased, Path(directory))
         listed, shards = _store(merged, images or {}, shards, Path(directory))
         rows = [example.model_dump(exclude_none=True) for example in listed]
