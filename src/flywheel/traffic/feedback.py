@@ -186,9 +186,8 @@ def publish(
 
     `inputs` are the data set and the models that answered; the former version is an input too, as `previous`, so that
     the lineage reaches every data set that an image comes from. `images` holds, by hash, the pixels (s, s, 3) of what
-    is in no data set. Images in `withdrawn` (hashes), or that `make forget`
-    removed, are listed no more, and their pixels are erased. Nothing new: the
-    version that is there, untouched.
+    is in no data set. Images in `withdrawn` (hashes), and those that `make forget` removed, are listed no more, and
+    their pixels are erased. Nothing new: the version that is there, untouched.
     """
     before = latest(params, registry)
     known = read(registry, before) if before else ()
