@@ -4,7 +4,7 @@
     python scripts/forget.py 01990c3e-… --everywhere            (make forget ID=01990c3e-… ARGS=--everywhere)
 
 The id is a prediction_id, or the SHA-256 of the pixels as feedback.json lists it. Versions of the feedback that list
-the image already are named; --everywhere deletes them here and names the models that were trained on them.
+the image already are named; --everywhere deletes them, here and on W&B. The models that were trained on them are named.
 
 Reads   store/<profile>: traffic, feedback versions
 Writes  store/<profile>/traffic, with a note of the content hash in forgotten.jsonl; a new feedback version

@@ -458,6 +458,17 @@ class WandbDouble:
         artifact = self.artifacts.get(given["id"])
         return {"artifact": artifact.node() if artifact else None}
 
+    def op_DeleteArtifact(self, given: Json) -> Json:
+        artifact = self.artifacts.pop(given["input"]["artifactID"])
+        home = artifact.collection
+        index = home.members.index(artifact)
+        named = [alias for alias, at in home.aliases.items() if at == index]
+        if named and not given["input"]["deleteAliases"]:
+            raise Refused(f"it has the aliases {named}")
+        home.members.remove(artifact)
+        home.aliases = {alias: at - (at > index) for alias, at in home.aliases.items() if at != index}
+        return {"result": {"artifact": {"id": artifact.id}}}
+
     def op_ArtifactMembershipByName(self, given: Json) -> Json:
         project = self.project(given["project"])
         found = self.find(project, given["name"])

@@ -318,3 +318,27 @@ def test_captured_images_are_uploaded_only_if_the_params_share_them(tmp_path: Pa
     for name, wanted in (("digits-feedback-pixels", [shared]), ("digits-feedback", listing)):
         members = double.collection(PROJECT, name).members
         assert [member.digest for member in members] == [version.digest for version in wanted]
+
+
+FORGET = """
+from flywheel.traffic import forget
+registry = mirrored(params)
+first = registry.versions("digits-feedback")[0]
+forgotten = forget.run(params, registry, [feedback.read(registry, first)[0].hash], everywhere=True)
+print("left:", forgotten.holders[forget.UNREACHED])
+"""
+
+
+def test_a_forgotten_image_is_deleted_on_w_and_b_too(tmp_path: Path, double: WandbDouble) -> None:
+    shared = CAPTURED.replace("(False, True)", "(True, True)")
+    assert python(tmp_path, shared, wandb="offline").code == 0
+    sync(tmp_path, double)
+    assert len(double.collection(PROJECT, "digits-feedback").members) == 2
+    heads = "from flywheel.traffic import feedback\n"
+    done = python(tmp_path, heads + FORGET, **double.environment)
+    assert (done.code, done.lines[-1]) == (0, "left: ()"), done.errors
+    registry = Registry(store_of(tmp_path))
+    (newest,) = registry.versions("digits-feedback")
+    sync(tmp_path, double)
+    for name, ref in (("digits-feedback", newest.ref), ("digits-feedback-pixels", newest.inputs["pixels"][0])):
+        assert [f"{name}@{member.digest}" for member in double.collection(PROJECT, name).members] == [ref]

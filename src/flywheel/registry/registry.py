@@ -47,6 +47,9 @@ class Upstream(Protocol):
     def fetch(self, version: Version) -> None:
         """Add the files of a version. Raises RegistryError."""
 
+    def delete(self, version: Version) -> bool:
+        """Delete a version there. Returns False if it cannot be reached. Raises RegistryError if it refuses."""
+
     def refresh(self) -> None:
         """Take over what others published and moved; only the first call asks."""
 

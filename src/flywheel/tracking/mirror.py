@@ -65,6 +65,17 @@ class Mirror:
         for version in versions or []:
             self.local.add_manifest(version)
 
+    def delete(self, version: Version) -> bool:
+        """Delete a version on W&B, with its aliases. Returns False when offline. Raises RegistryError."""
+        if not self.connection.online:
+            return False
+        self.connection.log_mode()
+        try:
+            self.connection.run(lambda: self.remote.delete(version.ref))
+        except WandbError as error:
+            raise RegistryError(f"{version.label} is not deleted on W&B: {error}; run the command again") from None
+        return True
+
     def fetch(self, version: Version) -> None:
         """Download a version's files and verify them. Raises RegistryError."""
         if not self.connection.online:

@@ -66,6 +66,13 @@ class Remote:
             return latest
         return next((one for one in self._all(latest.type, name) if one.digest == digest), None)
 
+    def delete(self, ref: str) -> None:
+        """Delete W&B's artifact of a ref, if there is one. Raises WandbError."""
+        found = self.find(ref)
+        if found is not None:
+            with wandb_errors():
+                found.delete(delete_aliases=True)
+
     def versions(self, name: str) -> list[Version]:
         """Return all versions of a name that this package logged, oldest first; their numbers are W&B's."""
         latest = self._latest(name)

@@ -14,6 +14,8 @@ from flywheel.params import Params, StorePaths
 from flywheel.registry import Registry, Version
 from flywheel.traffic import feedback, records
 
+UNREACHED = "W&B is offline, so if they were uploaded, delete them there"
+
 
 class ForgetError(FlywheelError):
     """There is no such image."""
@@ -31,8 +33,8 @@ class Forgotten:
 def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: bool = False) -> Forgotten:
     """Remove images by prediction_id or content hash (hex), and publish feedback that does not list them.
 
-    With `everywhere`, also delete the versions of the feedback that list them. Raises ForgetError for an unknown id,
-    and files.Locked while feedback is being published.
+    With `everywhere`, also delete the versions of the feedback that list them, on W&B and here. Raises ForgetError for
+    an unknown id, RegistryError when W&B refuses, and files.Locked while feedback is being published.
     """
     paths = params.store_paths
     with files.lock(paths.lock("collect")):
@@ -53,14 +55,19 @@ def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: b
             for version in registry.versions(name)
             if version.type == "model" and refs & set(version.inputs.get("feedback", ()))
         )
+        unreached: tuple[Version, ...] = ()
         if holding:
             newest, _ = feedback.publish(params, registry, (), {}, {"stage": "forget"}, withdrawn=hashes)
             kept = set(newest.inputs.get("pixels", ())) if newest else set()
             if everywhere:
                 pixels = {ref for version in holding for ref in version.inputs.get("pixels", ()) if registry.has(ref)}
-                registry.remove([*holding, *map(registry.resolve, sorted(pixels - kept))])
-    done = "deleted feedback" if everywhere else "feedback that still lists them (ARGS=--everywhere deletes it)"
-    return Forgotten(tuple(sorted(hashes)), removed, {done: holding, "models trained on such feedback": models})
+                holding += tuple(map(registry.resolve, sorted(pixels - kept)))
+                if registry.upstream is not None:
+                    unreached = tuple(version for version in holding if not registry.upstream.delete(version))
+                registry.remove(holding)
+    done = "deleted" if everywhere else "feedback that still lists them (ARGS=--everywhere deletes it)"
+    holders = {done: holding, "models trained on such feedback": models}
+    return Forgotten(tuple(sorted(hashes)), removed, holders | {UNREACHED: unreached})
 
 
 def _content(paths: StorePaths, one: str) -> str:
