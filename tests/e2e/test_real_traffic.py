@@ -1,0 +1,92 @@
+"""Real traffic by the real commands: serve, labels by the API and on the page, collect, retrain."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from pathlib import Path
+
+import made_models
+import numpy as np
+import pytest
+import requests
+from made_traffic import wait_until
+from PIL import Image
+from served import ROOT, SETTINGS, Server, of_store, serving
+
+from flywheel.traffic import feedback, keys, records
+
+SMALL = (
+    "data.image_size=8 retrain.epochs=1 retrain.min_failures=1 traffic.keep_images=1.0 label.budget=5 "
+    "tracking.wandb=disabled"
+)
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    """A made data set, and a made model in production that answers images of group 3 wrongly."""
+    server = of_store(tmp_path, f"{SETTINGS} {SMALL}")
+    params, registry = server.params, server.registry
+    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
+    version = made_models.publish(
+        registry, params, "model-1", made_models.model(wrong=(3,)), inputs={"dataset": data.ref}
+    )
+    registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
+    return server
+
+
+def predict(server: Server, pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return str(server.predict(buffer.getvalue()).json()["prediction_id"])
+
+
+def label_on_the_page(server: Server, label: str) -> tuple[str, int]:
+    """Run make label, give each image of its sample a label, and press Finish; return what it printed."""
+    with subprocess.Popen(server.command("label"), cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stdout if "http://" in line)
+        page, client = url.partition("/?")[0], requests.Session()
+        client.get(url, timeout=30).raise_for_status()
+        client.headers["Origin"] = page
+        state = client.get(f"{page}/state", timeout=30).json()
+        while state["image"]:
+            row = {"prediction_id": state["image"], "label": label}
+            state = client.post(f"{page}/label", json=row, timeout=30).json()
+        client.post(f"{page}/finish", json={}, timeout=30).raise_for_status()
+        printed = process.stdout.read()
+    return printed, process.returncode
+
+
+def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> None:
+    params, registry, paths = server.params, server.registry, server.params.store_paths
+    truth = np.arange(60) % 10
+    images = made_models.images(truth, np.where(truth < 5, 3, 0), size=8, seed=77)
+    with serving(server):
+        made = [predict(server, image) for image in images]
+        wait_until(lambda: len(list(records.read(paths))) == 60, "the records")
+        rows = [{"prediction_id": one, "label": str(label)} for one, label in zip(made[:40], truth, strict=False)]
+        bearer = {"Authorization": f"Bearer {keys.token(paths)}"}
+        answer = requests.post(f"{server.url}/feedback", json=rows, headers=bearer, timeout=30)
+        assert answer.json()["counts"] == {"accepted": 40}
+
+        printed, code = label_on_the_page(server, "7")
+        assert (code, "label: 5 of 5 are labelled" in printed) == (0, True), printed
+        assert "collect: 45 labelled" in server.run("collect")
+        assert "0 new" in server.run("collect")
+        newest = feedback.latest(params, registry)
+        assert newest is not None
+        listed = feedback.read(registry, newest)
+        assert sorted(one.chosen for one in listed) == ["sample"] * 5 + ["volunteered"] * 40
+        assert {one.source for one in listed} == {"traffic"}
+        assert "60 images kept" in server.run("status")
+
+        retrained = server.run("retrain")
+        assert retrained.endswith("[exit 0]"), retrained
+    candidate = registry.resolve("retrained-model")
+    assert candidate.input("feedback") == newest.ref
+    trained = feedback.trained_on(registry, candidate)
+    assert trained == {one.hash for one in listed if one.side == "train"}
+    assert candidate.metadata["metrics"]["examples"]["wrong"] > 0
+    assert "every labelled image" in server.run("retrain")
