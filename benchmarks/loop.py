@@ -79,8 +79,9 @@ def run_seed(choice: tuple[str, str], noises: Sequence[float], turns: int, seed:
             """Return params whose store is a copy of the one with data set and parent."""
             if name != "parent":
                 shutil.copytree(Path(folder) / "parent", Path(folder) / name)
-            seeds = f"data.seed={seed} retrain.seed={seed} simulate.seed={seed} simulate.label_noise={noise}"
-            return harness.params(profile, f"{overrides} {harness.scratch(f'{folder}/{name}')} {seeds}")
+            seeds = f"data.seed={seed} retrain.seed={seed} simulate.seed={seed} retrain.control=false"
+            given = f"{overrides} {harness.scratch(f'{folder}/{name}')} {seeds} simulate.label_noise={noise}"
+            return harness.params(profile, given)
 
         params = copy("parent")
         registry = Registry(params.store)
