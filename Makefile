@@ -166,7 +166,7 @@ endef
 BENCHMARKS = $(if $(or $(filter-out $2,$($1)),$(if $($1),,none)),@echo 'error: $1=$($1): choose of $2' >&2; exit 1,\
   $(foreach name,$($1),$(call BENCHMARK,$(name))))
 .PHONY: bench
-bench: $(READY) ## measure speed against textbook baselines, under 20 minutes (BENCH=training: only one)
+bench: $(READY) ## measure speed against textbook baselines, in less than half an hour (BENCH=training: only one)
 	$(call BENCHMARKS,BENCH,$(BENCHES))
 
 .PHONY: bench-long
