@@ -77,7 +77,9 @@ def _content(paths: StorePaths, one: str) -> str:
     except ValueError:
         if len(one) == 64 and set(one) <= set("0123456789abcdef"):
             return one
-        raise ForgetError(f"{one!r:.80} is neither a prediction_id nor a content hash") from None
+        raise ForgetError(
+            f"{one!r:.80} is neither a prediction_id nor a content hash; name one: make forget ID=…"
+        ) from None
     for path in paths.traffic_records.glob(f"*-{hour}.jsonl"):
         for row in records.read_file(path, {one}):
             return str(row["hash"])
