@@ -69,8 +69,16 @@ def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
 
 @pytest.mark.parametrize("size", [8, 16, 32, 48])
 def test_standard_computes_what_torchvisions_network_computes(size: int) -> None:
-    ours, published = resnet(3).double(), resnet18(num_classes=3).double()  # so that rounding is no question
-    published.load_state_dict(ours.state_dict())
+    networks = []
+    for build in (resnet, lambda classes: resnet18(num_classes=classes)):
+        torch.manual_seed(0)
+        networks.append(build(3).double())  # so that rounding is no question
+    ours, published = networks
+    for (name, weights), (expected_name, expected) in zip(
+        ours.state_dict().items(), published.state_dict().items(), strict=True
+    ):
+        assert name == expected_name
+        assert torch.equal(weights, expected)
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
     for network in (ours, published):

@@ -1,32 +1,73 @@
-"""torchvision's ResNet-18 (He et al., arXiv 1512.03385), untrained, for large and for small images."""
+"""ResNet-18 (He et al., arXiv 1512.03385), untrained, for large and for small images.
+
+The parameters have the names of torchvision's, whose import takes over a second in every process that loads a model:
+it imports TorchDynamo and SymPy.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock
 
 
 def resnet(classes: int) -> nn.Module:
     """Return the network as published, for images of any size (3, h, w) -> (classes,)."""
-    return _resnet18(classes)
+    first = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return ResNet18(first, nn.MaxPool2d(kernel_size=3, stride=2, padding=1), classes)
 
 
 def resnet_small_images(classes: int) -> nn.Module:
     """Return the network with a 3x3 first convolution and no max-pool, so that 32x32 images keep their detail."""
-    model = _resnet18(classes)
-    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    return model
+    first = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    return ResNet18(first, nn.Identity(), classes)
 
 
-def _resnet18(classes: int) -> nn.Module:
-    model: nn.Module = resnet18(weights=None, num_classes=classes)
-    for block in [module for module in model.modules() if isinstance(module, BasicBlock)]:
-        block.conv1, block.conv2 = Conv3x3.like(block.conv1), Conv3x3.like(block.conv2)
-    return model
+class ResNet18(nn.Module):
+    """Four layers of two blocks after the given first convolution and pooling."""
+
+    def __init__(self, first: nn.Conv2d, pool: nn.Module, classes: int):
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = first, nn.BatchNorm2d(64), nn.ReLU(inplace=True), pool
+        self.layer1 = nn.Sequential(Block(64, 64), Block(64, 64))
+        self.layer2 = nn.Sequential(Block(64, 128, stride=2), Block(128, 128))
+        self.layer3 = nn.Sequential(Block(128, 256, stride=2), Block(256, 256))
+        self.layer4 = nn.Sequential(Block(256, 512, stride=2), Block(512, 512))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (n, classes) of images (n, 3, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; with a stride of 2, the shortcut is a 1x1 convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        shortcut: nn.Module | None = None
+        if stride != 1:
+            convolution = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+        self.conv1, self.bn1 = Conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = Conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (n, outputs, h / stride, w / stride) of (n, inputs, h, w)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += shortcut
+        result: Tensor = self.relu(x)
+        return result
 
 
 class Conv3x3(nn.Conv2d):
@@ -37,12 +78,8 @@ class Conv3x3(nn.Conv2d):
     uninitialised, NaN included (torch 2.14.1).
     """
 
-    @classmethod
-    def like(cls, other: nn.Conv2d) -> Conv3x3:
-        """Return a copy of a 3x3 convolution that shares its weights."""
-        new = cls(other.in_channels, other.out_channels, kernel_size=3, stride=other.stride[0], padding=1, bias=False)
-        new.weight = other.weight
-        return new
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
     @property
     def centre(self) -> Tensor:
