@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from flywheel.metrics import classification
 
@@ -35,6 +37,20 @@ def test_a_case_worked_out_by_hand() -> None:
         {"label": "cat", "prediction": "dog", "count": 1},
         {"label": "fox", "prediction": "cat", "count": 1},
     ]
+
+
+def test_the_figures_are_scikit_learns_and_scipys() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 4, 50), rng.dirichlet(np.ones(6), 50).astype(np.float32)
+    predictions, names = probabilities.argmax(axis=1), tuple("abcdef")
+    result = classification.evaluate(probabilities, labels, names)
+    assert result["confusion_matrix"] == confusion_matrix(labels, predictions, labels=range(6)).tolist()
+    expected = precision_recall_fscore_support(labels, predictions, labels=range(6), zero_division=0)
+    for name, *figures in zip(names, *expected, strict=True):
+        assert list(result["per_class"][name].values()) == pytest.approx(figures)
+    for right in range(51):
+        interval = binomtest(right, 50).proportion_ci(0.9, method="wilson")
+        assert classification.wilson_interval(right, 50, 0.9) == pytest.approx((interval.low, interval.high))
 
 
 def test_a_class_that_does_not_occur_keeps_its_row() -> None:

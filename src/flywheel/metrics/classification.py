@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from flywheel.metrics import MetricsError
 
@@ -31,12 +31,12 @@ def evaluate(
     if not np.isfinite(probabilities).all():
         raise MetricsError("the model gives probabilities that are not finite")
     predictions = probabilities.argmax(axis=1)
-    indices = list(range(classes))
     correct = int((predictions == labels).sum())
-    matrix = confusion_matrix(labels, predictions, labels=indices)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=indices, zero_division=0
-    )
+    matrix = np.bincount(classes * labels + predictions, minlength=classes**2).reshape(classes, classes)
+    right, predicted, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
+    # A class that is never predicted or has no image gets 0.
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
+    f1 = 2 * right / np.maximum(predicted + support, 1)
     calibrated = calibration(probabilities, labels)
     return {
         "n": n,
@@ -60,8 +60,9 @@ def evaluate(
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+    middle, half = successes + z2 / 2, math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4))
+    return max((middle - half) / (n + z2), 0.0), min((middle + half) / (n + z2), 1.0)
 
 
 def balanced_accuracy(right: NDArray[np.int64], total: NDArray[np.int64]) -> tuple[float, float]:
