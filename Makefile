@@ -77,11 +77,14 @@ simulate: $(READY) ## send the simulation images to the server; publish their la
 retrain: $(READY) ## if there are new labels, retrain on all of them so far (FORCE=1: also without new ones)
 	@$(STAGE)
 
-.PHONY: label collect forget
+.PHONY: label collect monitor forget
 label: $(READY) ## label a sample of the images that the server kept, on a page in the browser (ARGS="--labeller ann")
 	@$(SCRIPT) $(ARGS)
 
 collect: $(READY) ## publish labelled traffic as feedback, for make retrain (ARGS="--labels labels.csv": also from a file)
+	@$(SCRIPT) $(ARGS)
+
+monitor: $(READY) ## say how production does, with and without labels (ARGS=--check: fail while there is an alarm)
 	@$(SCRIPT) $(ARGS)
 
 forget: $(READY) ## remove ID=<prediction_id or content hash> from the traffic and from all later feedback

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"cd", "curl", "du", "git", "head", "sed", "systemctl", "tar"}  # programs that are not ours
+OTHERS = {"cat", "cd", "curl", "du", "git", "head", "sed", "systemctl", "tar"}  # programs that are not ours
 ARTIFACT = re.compile(r"[\w.-]+(:v\d+|:[a-z]+|@\w+)?")
 CRON = re.compile(r"^(?:[\d*/,-]+\s+){5}(.*)$", re.M)
 
@@ -66,7 +66,7 @@ def commands_of(line: str) -> Iterator[Command]:
     lexer.whitespace_split = True
     words = [*lexer, "&&"]
     while words:
-        end = next(index for index, word in enumerate(words) if word in ("&&", "|", ">", ";"))
+        end = next(index for index, word in enumerate(words) if word in ("&&", "||", "|", ">", ";"))
         part, words = words[:end], words[end + 1 :] if words[end] != ">" else words[end + 2 :]
         settings = {}
         while part and re.match(r"\w+=", part[0]):

@@ -1,6 +1,7 @@
 """Arguments, logging and exit codes that all scripts share.
 
-Exit codes: 0 done or up to date; 1 an error, printed in one line; 75 another run holds the lock; 130 interrupted.
+Exit codes: 0 done or up to date; 1 an error, printed in one line; 3 an alarm (monitor --check); 75 another run holds
+the lock; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from flywheel.params import file as params_file
 
 log = logging.getLogger("flywheel")
 OUT_OF_MEMORY = ("allocate memory", "out of memory")  # of torch and CUDA
-LOCKED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
+ALARM, LOCKED, INTERRUPTED = 3, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 
 import numpy as np
 
-from flywheel.params import Traffic
+from flywheel import files
+from flywheel.params import StorePaths, Traffic
 from flywheel.traffic import records
 from flywheel.traffic.capture import Answered
 
@@ -34,3 +38,21 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> N
     while not holds():
         assert time.monotonic() < until, f"not within {timeout_s} s: {what}"
         time.sleep(0.01)
+
+
+def record(
+    model: str, probabilities: Sequence[float], at: datetime, content: str, number: int = 0
+) -> dict[str, object]:
+    """Return a record as a replica writes it; equal arguments give the same one."""
+    value = int(at.timestamp() * 1000) << 80 | 0x7 << 76 | 0b10 << 62 | number
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return {
+        "prediction_id": str(uuid.UUID(int=value)), "at": at.isoformat(timespec="milliseconds"), "hash": content,
+        "group": None, "model": model, "prediction": str(best), "probabilities": list(probabilities), "latency_ms": 2.1,
+    }  # fmt: skip
+
+
+def write_records(paths: StorePaths, rows: Iterable[Mapping[str, object]], replica: str = "r1") -> None:
+    """Append records to the files of a replica."""
+    for hour, of_hour in itertools.groupby(rows, lambda row: records.hour_of(str(row["prediction_id"]))):
+        files.append_json_lines(paths.traffic_records / f"{replica}-{hour}.jsonl", *of_hour)

@@ -1,4 +1,4 @@
-"""The sections gate, promotion, serve, simulate, retrain, tracking and paths of params.yaml."""
+"""All sections of params.yaml but data, recipe and sweep."""
 
 from __future__ import annotations
 
@@ -118,6 +118,17 @@ class Label(Section):
     """The labelling of production images by people, with `make label`."""
 
     budget: Annotated[int, Field(ge=1, le=100_000)] = Field(description="number of images in a sample")
+
+
+class Monitor(Section):
+    """The alarm of `make monitor`, which needs no labels."""
+
+    tolerance: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        description="loss of accuracy that raises no alarm, beside what chance may explain in the test images"
+    )
+    false_alarm_every: Annotated[int, Field(ge=100, le=10**15)] = Field(
+        description="without a loss, at least so many independent predictions pass on average until an alarm"
+    )
 
 
 class Simulate(Section):

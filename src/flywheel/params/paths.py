@@ -40,6 +40,9 @@ class StorePaths:
     traffic_labels = Below("traffic/labels")  # what people and applications said: for each writer and hour a file
     traffic_samples = Below("traffic/samples")  # what was drawn for labelling, with probabilities
     traffic_claims = Below("traffic/claims")  # the images that are shown to someone on the page of `make label`
+    monitor = Below("traffic/monitor")  # what `make monitor` knows, and its reference for each model
+    monitor_state = Below("traffic/monitor/state.npz")  # how far it has read, and what it has counted
+    monitor_metrics = Below("traffic/monitor/metrics.prom")  # its last result, which the server adds to /metrics
     forgotten = Below("traffic/forgotten.jsonl")  # content hashes of what `make forget` removed
     salt = Below("traffic/salt")  # the secret with which names of groups are hashed
     token = Below("token")  # the secret that a client needs to send labels

@@ -14,7 +14,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from flywheel.params.base import NAME, NOT_IDENTITY, Section, Seed, whole_above_one
 from flywheel.params.data import Data
 from flywheel.params.errors import KeyedError, dotted, either, explain, nearest, show_value
-from flywheel.params.operation import Gate, Label, Paths, Promotion, Retrain, Serve, Simulate, Tracking, Traffic
+from flywheel.params.operation import (
+    Gate,
+    Label,
+    Monitor,
+    Paths,
+    Promotion,
+    Retrain,
+    Serve,
+    Simulate,
+    Tracking,
+    Traffic,
+)
 from flywheel.params.paths import StorePaths
 
 RETRAINED_NAME = "retrained-model"  # the artifact of every retraining
@@ -258,6 +269,7 @@ class Params(Section):
     serve: Annotated[Serve, NOT_IDENTITY]
     traffic: Annotated[Traffic, NOT_IDENTITY]
     label: Annotated[Label, NOT_IDENTITY]
+    monitor: Annotated[Monitor, NOT_IDENTITY]
     simulate: Simulate
     retrain: Retrain
     tracking: Tracking

@@ -1,0 +1,299 @@
+"""The command `monitor`: how production does, with and without labels.
+
+It reads the records that are new, writes the report, the picture and the server's gauges, and then what it has counted:
+a run that is killed in between changed nothing that the next one does not write again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from flywheel import FlywheelError, files
+from flywheel.params import Params
+from flywheel.pipeline import server_record
+from flywheel.registry import Registry, RegistryError
+from flywheel.traffic import retention
+from flywheel.traffic.monitor_report import Alarm, Distance, MonitorReport, Promotion, Row, Traffic, Watched
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flywheel.traffic.observed import Judge, Observed, State
+    from flywheel.traffic.reference import ModelReference
+
+log = logging.getLogger(__name__)
+
+FEWEST = 50  # predictions of a row
+NEWEST = 500  # predictions, at least, of whose rows the presumed accuracy is that of the newest
+
+
+def run(params: Params, registry: Registry) -> MonitorReport | None:
+    """Read what is new and write everything. Returns None if there has been no traffic. Raises files.Locked."""
+    with files.lock(params.store_paths.lock("monitor")):
+        registry.refresh()
+
+        from flywheel.metrics import alarm
+        from flywheel.traffic import observed
+
+        state = observed.load(params.store_paths)
+        before = _counts(state)
+        models = _Models(params, registry)
+        state.update(params.store_paths, models.judge, alarm.alarm_level(params.monitor.false_alarm_every))
+        if not state.models and not state.unwatched:
+            return None
+        _log_counts(before, _counts(state))
+        report = _report(params, registry, state, models)
+        files.write_json(params.reports / "monitor.json", report.model_dump(mode="json"))
+        files.write_text(params.store_paths.monitor_metrics, gauges(report))
+        observed.save(params.store_paths, state)
+    return report
+
+
+def read(params: Params) -> MonitorReport | None:
+    """Return the report of the last run, or None if there is none that can be read."""
+    try:
+        return MonitorReport.model_validate(files.read_json(params.reports / "monitor.json"))
+    except (OSError, ValueError):
+        return None
+
+
+def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
+    """Yield the report for people."""
+    profile = f"PROFILE={params.profile}"
+    if report is None:
+        yield f"no prediction is recorded yet; make serve {profile} records what it answers"
+        return
+    if report.model is None:
+        yield f"there is no production model; make evaluate {profile} promotes one"
+    for watched in (report, *report.others):
+        if watched.model is None:
+            continue
+        name = watched.label + (" (production)" if watched is report else "")
+        found = watched.alarm
+        if found.presumed_accuracy is None or found.reference_accuracy is None or found.lowest_accuracy is None:
+            if watched.model not in report.unwatched:
+                yield f"{name}: no prediction yet"
+            continue
+        yield (
+            f"{name}: presumed accuracy {found.presumed_accuracy:.1%} of the newest {found.newest:,} predictions; "
+            f"{found.reference_accuracy:.1%} of {found.reference_n:,} test images"
+        )
+        if found.state == "quiet":
+            yield f"{name}: no alarm (the evidence is {found.evidence:.1f} of {found.limit:.1f})"
+        else:
+            what = f"make label {profile} asks people for the truth" if watched is report else "it is not in production"
+            yield f"{name}: ALARM since {clock(found.since)}: it is presumably wrong more often than on test; {what}"
+    for ref, problem in report.unwatched.items():
+        yield f"{ref.partition('@')[0]} is not watched: {problem}"
+
+
+def clock(at: str | None) -> str:
+    """Return a time in ISO 8601, UTC, for people."""
+    return f"{(at or '')[:16].replace('T', ' ')} UTC"
+
+
+def gauges(report: MonitorReport) -> str:
+    """Return the report in Prometheus's text format."""
+    families: dict[str, tuple[str, list[tuple[str, float]]]] = {}
+
+    def add(name: str, text: str, value: float | None, model: str = "") -> None:
+        if value is not None:
+            families.setdefault(name, (text, []))[1].append((f'{{model="{model}"}}' if model else "", value))
+
+    add(
+        "run_seconds",
+        "Time of the last make monitor, seconds since 1970.",
+        datetime.fromisoformat(report.at).timestamp(),
+    )
+    for one in (report, *report.others):
+        if one.model is not None:
+            found, labelled = one.alarm, one.labelled
+            add("alarm", "1 while the alarm is up.", float(found.state == "alarm"), one.label)
+            add("predictions", "Predictions that count.", one.predictions, one.label)
+            add("evidence", "Evidence of harm.", found.evidence, one.label)
+            add("evidence_limit", "Evidence that raises the alarm.", found.limit, one.label)
+            add("presumed_accuracy", "Of the newest predictions, without labels.", found.presumed_accuracy, one.label)
+            add("reference_accuracy", "Accuracy of test images.", found.reference_accuracy, one.label)
+            if labelled is not None:
+                low, high = labelled.interval
+                add("labelled_accuracy", "Accuracy by the newest labelled sample.", labelled.accuracy, one.label)
+                add("labelled_accuracy_low", "Lower end of its 95 % interval.", low, one.label)
+                add("labelled_accuracy_high", "Upper end of its 95 % interval.", high, one.label)
+                add("labels", "Labels of that sample.", labelled.n, one.label)
+    return "".join(
+        f"# HELP flywheel_monitor_{name} {text}\n# TYPE flywheel_monitor_{name} gauge\n"
+        + "".join(f"flywheel_monitor_{name}{labels} {value:.10g}\n" for labels, value in values)
+        for name, (text, values) in families.items()
+    )
+
+
+class _Models:
+    """The references of the models that answered; each is loaded when it is first asked for."""
+
+    def __init__(self, params: Params, registry: Registry):
+        self._params, self._registry = params, registry
+        self._references: dict[str, ModelReference | None] = {}
+        self._judges: dict[str, Judge | None] = {}
+        self.problems: dict[str, str] = {}
+
+    def reference(self, ref: str) -> ModelReference | None:
+        """Return the reference of a model, or None if it has none that gives an alarm."""
+        if ref not in self._references:
+            from flywheel.traffic import reference
+
+            found, problem = None, ""
+            try:
+                found = reference.load(self._params, self._registry, ref)
+                problem = found.problem
+            except FlywheelError as error:
+                problem = str(error)
+            if problem:
+                self.problems[ref] = problem
+            self._references[ref] = None if problem else found
+        return self._references[ref]
+
+    def judge(self, ref: str) -> Judge | None:
+        """Return what the predictions of a model are judged by, or None if it has no reference."""
+        if ref not in self._judges:
+            from flywheel.traffic import observed, reference
+
+            self._judges[ref] = None
+            found = self.reference(ref)
+            if found is not None and found.alarm is not None:
+                try:
+                    trained = reference.trained_on(self._registry, self._registry.resolve(ref))
+                    self._judges[ref] = observed.Judge(found.alarm, len(found.predicted), trained)
+                except RegistryError as error:
+                    self.problems[ref] = str(error)
+        return self._judges[ref]
+
+
+def _report(params: Params, registry: Registry, state: State, models: _Models) -> MonitorReport:
+    """Return the report of what is known."""
+    rows: dict[str, list[Row]] = {}
+    watched: dict[str, Watched] = {}
+    production = registry.aliases(params.registered_model).get("production")
+    for ref, seen in state.models.items():
+        found = models.reference(ref)
+        if found is not None:
+            rows[ref] = _rows(ref, seen, state.width_s, found)
+            watched[ref] = _watched(params, registry.label(ref), seen, found, rows[ref])
+    kept = retention.measure(params.store_paths)
+    served = server_record.read(params)
+    first = watched.pop(production, None) if production else None
+    if first is None:
+        first = Watched(model=production, label=registry.label(production) if production else "")
+    return MonitorReport(
+        **first.model_dump(),
+        at=files.timestamp(),
+        others=tuple(one for ref, one in watched.items() if rows[ref] or one.alarm.state == "alarm"),
+        unwatched={ref: models.problems.get(ref, "has no reference") for ref in state.unwatched},
+        change=tuple(sorted((row for of in rows.values() for row in of), key=lambda row: (row.start, row.model))),
+        promotions=tuple(
+            Promotion(at=entry["at"], model=entry["to"])
+            for entry in registry.history(params.registered_model)
+            if entry["alias"] == "production" and entry["to"]
+        ),
+        traffic=Traffic(kept=kept.images, dropped=served.dropped() if served else None, bytes=kept.size_bytes),
+    )
+
+
+def _watched(params: Params, label: str, seen: Observed, found: ModelReference, rows: Sequence[Row]) -> Watched:
+    from flywheel.metrics.alarm import alarm_level
+
+    assert found.alarm is not None
+    newest, right = 0, 0.0
+    for row in reversed(rows):
+        newest, right = newest + row.n, right + row.n * row.presumed_accuracy
+        if newest >= NEWEST:
+            break
+    alarm = Alarm(
+        state="alarm" if seen.since_ms is not None else "quiet" if seen.predictions else "none",
+        since=None if seen.since_ms is None else _time(seen.since_ms / 1000),
+        evidence=_rounded(max(seen.level, 0.0)),
+        limit=_rounded(alarm_level(params.monitor.false_alarm_every)),
+        presumed_accuracy=_rounded(right / newest) if newest else None,
+        newest=newest,
+        reference_accuracy=_rounded(1 - found.alarm.presumed / found.alarm.n),
+        reference_n=found.alarm.n,
+        lowest_accuracy=_rounded(1 - found.alarm.bound),
+    )
+    left_out = {"repeated": seen.repeated, "trained on": seen.trained_on}
+    return Watched(model=found.model, label=label, predictions=seen.predictions, left_out=left_out, alarm=alarm)
+
+
+def _rows(ref: str, seen: Observed, width_s: int, found: ModelReference) -> list[Row]:
+    """Return the bins of a model as rows of at least `FEWEST` predictions; the rest joins the last row."""
+    import numpy as np
+
+    from flywheel.traffic import observed
+
+    totals = np.cumsum(seen.table[:, observed.N]) if len(seen.table) else np.zeros(0, np.int64)
+    ends, counted = [], 0
+    for position, total in enumerate(totals):
+        if total - counted >= FEWEST:
+            ends.append(position + 1)
+            counted = total
+    ends = [*ends[:-1], len(totals)] if ends else [len(totals)]
+    rows = []
+    for first, end in zip([0, *ends], ends, strict=False):
+        if end > first:
+            sums = seen.table[first:end].sum(axis=0)
+            n = int(sums[observed.N])
+            rows.append(
+                Row(
+                    model=ref,
+                    start=_time(int(seen.starts[first])),
+                    end=_time(int(seen.starts[end - 1]) + width_s),
+                    n=n,
+                    presumed_accuracy=_rounded(1 - sums[observed.MISTAKES] / n),
+                    evidence=_rounded(max(float(seen.peaks[first:end].max()), 0.0)),
+                    confidence=_rounded(sums[observed.CONFIDENCE] / observed.MILLION / n),
+                    classes_changed=_distance(sums[observed.CLASSES :], found.predicted),
+                    confidence_changed=_distance(sums[observed.HISTOGRAM : observed.CLASSES], found.confidence),
+                )
+            )
+    return rows
+
+
+def _distance(counts: NDArray[np.int64], reference: Sequence[int]) -> Distance:
+    """Return the total variation distance of two samples by their counts.
+
+    By chance: the sum over the cells of the mean absolute difference of two shares, normal and with the pooled share.
+    """
+    import numpy as np
+
+    of_reference = np.array(reference)
+    n, m = counts.sum(), of_reference.sum()
+    pooled = (counts + of_reference) / (n + m)
+    chance = np.sqrt(2 / np.pi * pooled * (1 - pooled) * (1 / n + 1 / m)).sum() / 2
+    return Distance(
+        distance=_rounded(np.abs(counts / n - of_reference / m).sum() / 2), by_chance=_rounded(min(chance, 1.0))
+    )
+
+
+def _counts(state: State) -> dict[str, int]:
+    return {
+        "count": sum(one.predictions for one in state.models.values()),
+        "repeat an image": sum(one.repeated for one in state.models.values()),
+        "show an image that the model was trained on": sum(one.trained_on for one in state.models.values()),
+        "are of a model without a reference": sum(state.unwatched.values()),
+    }
+
+
+def _log_counts(before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    new = {what: count - before[what] for what, count in now.items()}
+    parts = ", ".join(f"{count:,} {what}" for what, count in new.items() if count)
+    log.info(f"monitor: {sum(new.values()):,} new predictions{f': {parts}' if parts else ''}")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 6)
