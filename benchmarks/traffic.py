@@ -42,10 +42,10 @@ COLLECT = """
 import resource, sys, time
 from pathlib import Path
 from flywheel.params import StorePaths
-from flywheel.traffic import collect
+from flywheel.traffic import labels
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
-found, unknown = collect.join(StorePaths(Path(sys.argv[1])))
+found, unknown = labels.join(StorePaths(Path(sys.argv[1])))
 wall_s = time.perf_counter() - started
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(len(found), unknown, wall_s, (after - before) / 1024)

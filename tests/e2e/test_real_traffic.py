@@ -14,7 +14,7 @@ from made_traffic import wait_until
 from PIL import Image
 from served import ROOT, SETTINGS, Server, of_store, serving
 
-from flywheel.traffic import feedback, keys, records
+from flywheel.traffic import feedback, keys, records, samples
 
 SMALL = (
     "data.image_size=8 retrain.epochs=1 retrain.min_failures=1 traffic.keep_images=1.0 label.budget=5 "
@@ -42,8 +42,8 @@ def predict(server: Server, pixels: np.ndarray) -> str:
     return str(server.predict(buffer.getvalue()).json()["prediction_id"])
 
 
-def label_on_the_page(server: Server, label: str) -> tuple[str, int]:
-    """Run make label, give each image of its sample a label, and press Finish; return what it printed."""
+def label_on_the_page(server: Server, truth: dict[str, str]) -> tuple[str, int]:
+    """Run make label, give each image of its sample its label, and press Finish; return what it printed."""
     with subprocess.Popen(server.command("label"), cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         url = next(line.split()[-1] for line in process.stdout if "http://" in line)
@@ -52,7 +52,7 @@ def label_on_the_page(server: Server, label: str) -> tuple[str, int]:
         client.headers["Origin"] = page
         state = client.get(f"{page}/state", timeout=30).json()
         while state["image"]:
-            row = {"prediction_id": state["image"], "label": label}
+            row = {"prediction_id": state["image"], "label": truth[state["image"]]}
             state = client.post(f"{page}/label", json=row, timeout=30).json()
         client.post(f"{page}/finish", json={}, timeout=30).raise_for_status()
         printed = process.stdout.read()
@@ -71,14 +71,16 @@ def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> Non
         answer = requests.post(f"{server.url}/feedback", json=rows, headers=bearer, timeout=30)
         assert answer.json()["counts"] == {"accepted": 40}
 
-        printed, code = label_on_the_page(server, "7")
+        printed, code = label_on_the_page(server, {one: str(label) for one, label in zip(made, truth, strict=True)})
         assert (code, "label: 5 of 5 are labelled" in printed) == (0, True), printed
-        assert "collect: 45 labelled" in server.run("collect")
+        (sample,) = samples.read(paths)
+        total = len({*made[:40], *(one.prediction_id for one in sample.images)})
+        assert f"collect: {total} labelled" in server.run("collect")
         assert "0 new" in server.run("collect")
         newest = feedback.latest(params, registry)
         assert newest is not None
         listed = feedback.read(registry, newest)
-        assert sorted(one.chosen for one in listed) == ["sample"] * 5 + ["volunteered"] * 40
+        assert sorted(one.chosen for one in listed) == ["sample"] * 5 + ["volunteered"] * (total - 5)
         assert {one.source for one in listed} == {"traffic"}
         assert "60 images kept" in server.run("status")
 

@@ -19,10 +19,10 @@ CLASSES = ("cat", "dog", "fox")
 OPTIONS = Traffic(keep_images=1.0, max_bytes=10**9, max_age_days=30.0, min_free_fraction=0.0, share=False)
 
 
-def answered(seed: int = 0, *, group: str | None = None, size: int = 8) -> Answered:
+def answered(seed: int = 0, *, group: str | None = None, size: int = 8, confidence: float = 0.7) -> Answered:
     """Return an answered image with random pixels."""
     image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    return Answered(records.new_id(), image, group, "model-1@sha256:00", "cat", [0.7, 0.2, 0.1], 0.0021)
+    return Answered(records.new_id(), image, group, "model-1@sha256:00", "cat", [confidence, 0.2, 0.1], 0.0021)
 
 
 def id_of_age(seconds: float) -> str:

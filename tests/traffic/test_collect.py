@@ -69,6 +69,21 @@ def label(params: Params, *rows: tuple[str, str | None, str], writer: str = "w")
     assert all(answer.status in ("accepted", "replaced", "conflict") for answer in answers)
 
 
+def sample(
+    params: Params, ids: list[str], pixels: NDArray[np.uint8], probability: float, labeller: str | None = None
+) -> None:
+    """Record a sample."""
+    drawn = tuple(
+        Drawn(prediction_id=made, hash=content(image), probability=probability, prediction="0", confidence=0.5)
+        for made, image in zip(ids, pixels, strict=False)
+    )
+    made = Sample(
+        number=samples.next_number(params.store_paths), made="now", model="m", mean_confidence=0.5, images=drawn,
+        population=len(ids) if probability == 1 else 8, labeller=labeller,
+    )  # fmt: skip
+    samples.write(params.store_paths, made)
+
+
 def listed(registry: Registry, collected: collect.Collected) -> dict[str, Example]:
     assert collected.feedback is not None
     return {example.hash: example for example in feedback.read(registry, collected.feedback)}
@@ -126,8 +141,7 @@ def test_a_simulation_image_gives_the_example_that_simulate_publishes(
     index = data.indices["simulation"]
     ids = answer(params, model, data.images[index], prediction="4")
     label(params, *((made, data.class_names[data.labels[i]], "app") for made, i in zip(ids, index, strict=True)))
-    drawn = tuple(Drawn(prediction_id=made, hash="", probability=1.0) for made in ids)
-    samples.write(params.store_paths, Sample(made="now", model=model.ref, population=len(ids), images=drawn))
+    sample(params, ids, data.images[index], 1.0, labeller="app")
     found = listed(registry, collect.run(params, registry))
     known = feedback.examples(data, index, [4] * len(index), [0.55] * len(index))
     assert sorted(found.values(), key=lambda one: one.hash) == sorted(
@@ -140,9 +154,11 @@ def test_a_label_of_a_sample_carries_its_probability(
 ) -> None:
     images = new_images(2, params)
     ids = answer(params, model, images)
-    label(params, *((made, "5", "ann") for made in ids))
-    drawn = (Drawn(prediction_id=ids[0], hash=content(images[0]), probability=0.25),)
-    samples.write(params.store_paths, Sample(made="now", model=model.ref, population=8, images=drawn))
+    label(params, *((made, "5", "app") for made in ids))
+    sample(params, ids[:1], images, 0.25)
+    assert {one.chosen for one in listed(registry, collect.run(params, registry)).values()} == {"volunteered"}
+    label(params, (ids[0], "5", "ann"), writer="page1-a")
+    sample(params, ids[:1], images, 0.75)  # the first draw counts
     found = listed(registry, collect.run(params, registry))
     assert [(found[content(image)].chosen, found[content(image)].probability) for image in images] == [
         ("sample", 0.25),
@@ -260,7 +276,7 @@ long = pytest.mark.long
     "moment",
     [
         pytest.param("flywheel.traffic.labels.LabelLog.add", marks=long),
-        pytest.param("flywheel.traffic.collect.join", marks=long),
+        pytest.param("flywheel.traffic.labels.join", marks=long),
         pytest.param("flywheel.traffic.feedback._store", marks=long),
         "flywheel.files.write_json",
         pytest.param("flywheel.tracking.runs.Tracker.run", marks=long),

@@ -67,9 +67,9 @@ class Served:
 
 @contextlib.contextmanager
 def serving(paths: StorePaths, labeller: str, class_names: tuple[str, ...] = CLASSES) -> Iterator[Served]:
-    sample = sampling.unfinished(paths) or sampling.draw(paths, answered().model, 200, frozenset())
+    sample = sampling.unfinished(paths, answered().model) or sampling.draw(paths, answered().model, 200, frozenset())
     assert sample is not None
-    taker = LabelLog(paths, f"page-{labeller}", lambda: class_names, 30.0)
+    taker = LabelLog(paths, f"page{sample.number}-{labeller}", lambda: class_names, 30.0)
     session = Session(paths, sample, taker, labeller)
     listening = socket.create_server(("127.0.0.1", 0))
     port, finished = listening.getsockname()[1], threading.Event()

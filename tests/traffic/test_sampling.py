@@ -1,7 +1,10 @@
-"""Samples for labelling: different kept images of one model, none labelled, seen or drawn before."""
+"""Samples for labelling: whom they draw, and the accuracy that their labels prove."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 from made_traffic import CLASSES, OPTIONS, answered
 
@@ -9,63 +12,175 @@ from flywheel.params import StorePaths
 from flywheel.traffic import records, samples, sampling
 from flywheel.traffic.capture import Recorder
 from flywheel.traffic.labels import LabelLog
+from flywheel.traffic.samples import Drawn, Sample
+from flywheel.traffic.sampling import SampleAccuracy
 
 MODEL = answered().model
+Say = Callable[..., None]
 
 
 @pytest.fixture
 def rows(paths: StorePaths) -> list[dict[str, str]]:
-    """Return the records of ten images; the first was answered twice."""
+    """Return the records of forty images, answered "cat" with growing confidence; the first was answered twice."""
     recorder = Recorder(paths, OPTIONS, "r")
-    for seed in (0, 0, *range(1, 10)):
-        recorder.add(answered(seed))
+    for seed in (0, *range(40)):
+        recorder.add(answered(seed, confidence=0.55 + seed / 100))
     recorder.close()
     return list(records.read(paths))
 
 
-def drawn(paths: StorePaths, budget: int, seen: frozenset[str] = frozenset(), model: str = MODEL) -> set[str]:
-    sample = sampling.draw(paths, model, budget, seen)
-    return {image.hash for image in sample.images} if sample else set()
+def draw(paths: StorePaths, budget: int = 20, model: str = MODEL) -> Sample:
+    sample = sampling.draw(paths, model, budget, frozenset())
+    assert sample is not None
+    return sample
+
+
+def say(paths: StorePaths, *labels: tuple[Drawn, str | None], writer: str = "page1-a", who: str = "ann") -> None:
+    """Store labels, or verdicts, which start with not_."""
+    verdict = [name if name and name.startswith("not_") else "" for _, name in labels]
+    LabelLog(paths, writer, lambda: CLASSES, 30.0).add(
+        [
+            {"prediction_id": one.prediction_id, "label": None if no else name, "verdict": no, "labeller": who}
+            for (one, name), no in zip(labels, verdict, strict=True)
+        ]
+    )
+
+
+def estimate(paths: StorePaths) -> SampleAccuracy:
+    (found,) = sampling.estimates(paths)
+    return found
+
+
+def figures(one: SampleAccuracy) -> tuple[float, float, float]:
+    return one.low, one.accuracy, one.high
 
 
 def test_every_image_is_drawn_once_with_its_probability(paths: StorePaths, rows: list[dict[str, str]]) -> None:
-    sample = sampling.draw(paths, MODEL, 4, frozenset())
-    assert sample is not None
-    assert (sample.population, len(sample.images)) == (10, 4)
-    assert {image.probability for image in sample.images} == {0.4}
-    assert len({image.hash for image in sample.images}) == 4
+    sample = draw(paths)
+    assert (sample.population, len(sample.images), sample.labeller) == (40, 20, None)
+    assert sample.mean_confidence == pytest.approx(0.745)
+    assert len({one.hash for one in sample.images}) == 20
+    by_confidence = sorted(sample.images, key=lambda one: one.confidence)
+    assert by_confidence[0].probability > 0.5 > by_confidence[-1].probability > 0.25
     assert list(samples.read(paths)) == [sample]
-    for image in sample.images:
-        assert image.prediction_id == min(row["prediction_id"] for row in rows if row["hash"] == image.hash)
+    for one in sample.images:
+        row = min((row for row in rows if row["hash"] == one.hash), key=lambda row: row["prediction_id"])
+        assert (one.prediction_id, one.prediction, one.confidence) == (
+            row["prediction_id"], "cat", max(row["probabilities"]),
+        )  # fmt: skip
 
 
-def test_a_budget_above_the_population_takes_all(paths: StorePaths, rows: list[dict[str, str]]) -> None:
-    assert drawn(paths, 99) == {row["hash"] for row in rows}
-    assert set(samples.probabilities(samples.read(paths)).values()) == {1.0}
-
-
-def test_what_is_labelled_seen_drawn_before_or_not_kept_is_left_out(
+def test_labelled_images_and_those_of_earlier_samples_are_drawn_others_are_left_out(
     paths: StorePaths, rows: list[dict[str, str]]
 ) -> None:
-    first = drawn(paths, 3)
-    rest = [row for row in rows[2:] if row["hash"] not in first]
-    labelled, seen, lost, *free = rest
-    LabelLog(paths, "w", lambda: CLASSES, 30.0).add([{"prediction_id": labelled["prediction_id"], "label": "cat"}])
-    records.image_path(paths, lost["hash"]).unlink()
-    expected = {row["hash"] for row in (*rows[:1], *free)} - first
-    assert drawn(paths, 99, frozenset({seen["hash"]})) == expected
-    assert drawn(paths, 99, model="another@sha256:00") == set()
-
-
-def test_a_sample_is_unfinished_while_a_kept_image_of_it_has_no_label(
-    paths: StorePaths, rows: list[dict[str, str]]
-) -> None:
-    assert sampling.unfinished(paths) is None
-    sample = sampling.draw(paths, MODEL, 2, frozenset())
+    first = draw(paths)
+    say(paths, (first.images[0], "dog"), (first.images[1], "cat"), writer="replica1", who="api")
+    seen, lost, *_ = (one.hash for one in first.images[2:])
+    records.image_path(paths, lost).unlink()
+    sample = sampling.draw(paths, MODEL, 99, frozenset({seen}))
     assert sample is not None
-    assert sampling.unfinished(paths) == sample
-    first, second = sample.images
-    LabelLog(paths, "w", lambda: CLASSES, 30.0).add([{"prediction_id": first.prediction_id, "label": "cat"}])
-    assert sampling.unfinished(paths) == sample
-    records.image_path(paths, second.hash).unlink()
-    assert sampling.unfinished(paths) is None
+    assert {one.hash for one in sample.images} == {row["hash"] for row in rows} - {seen, lost}
+    assert {one.probability for one in sample.images} == {1.0}
+    assert sampling.draw(paths, "another@sha256:00", 99, frozenset()) is None
+    say(paths, *((one, "cat") for one in sample.images))
+    assert sampling.draw(paths, MODEL, 99, frozenset({seen})) is None  # nothing to label
+
+
+def test_the_newest_sample_of_a_model_is_unfinished_while_a_kept_image_has_no_label_from_the_page(
+    paths: StorePaths, rows: list[dict[str, str]]
+) -> None:
+    assert sampling.unfinished(paths, MODEL) is None
+    old, new = draw(paths), draw(paths)
+    samples.write(paths, new.model_copy(update={"number": 3, "labeller": "simulate"}))
+    samples.write(paths, new.model_copy(update={"number": 4, "model": "another"}))
+    (paths.traffic_samples / "9.json").write_text('{"version": 1, "made": "", "images": []}')
+    assert sampling.unfinished(paths, MODEL) == new
+    *others, last = new.images
+    say(paths, *((one, "cat") for one in others))
+    say(paths, (last, "cat"), writer="replica1", who="api")
+    assert sampling.waiting(paths, new) == [last]
+    records.image_path(paths, last.hash).unlink()
+    assert sampling.unfinished(paths, MODEL) is None
+    both = {one.hash for one in others} & {one.hash for one in old.images}
+    assert {one.hash for one in old.images} - {one.hash for one in sampling.waiting(paths, old)} >= both != set()
+
+
+def test_the_estimate_counts_decided_undecided_foreign_and_lost_images(
+    paths: StorePaths, rows: list[dict[str, str]]
+) -> None:
+    sample = draw(paths)
+    assert sampling.estimates(paths) == []
+    first, second, third, fourth, lost, *rest = sample.images
+    say(paths, (first, "not_sure"), (second, "not_ours"), (third, "dog"), (fourth, "cat"))
+    records.image_path(paths, lost.hash).unlink()
+    say(paths, *((one, "cat") for one in rest[:-5]), *((one, "dog") for one in rest[-4:]))  # rest[-5] waits
+    found = estimate(paths)
+    assert (found.labelled, found.undecided, found.foreign, found.lost) == (12, 1, 1, 1)
+    assert (found.made, found.model, found.drawn) == (sample.made, MODEL, 20)
+    say(paths, (fourth, "fox"), who="eve", writer="replica1")
+    disputed = estimate(paths)
+    assert (disputed.labelled, disputed.undecided) == (11, 2)
+    assert disputed.high - disputed.low > found.high - found.low
+    again = answered(int(np.flatnonzero([row["hash"] == third.hash for row in rows[1:]])[0]), confidence=0.9)
+    recorder = Recorder(paths, OPTIONS, "r")
+    recorder.add(again)
+    recorder.close()
+    say(paths, (third.model_copy(update={"prediction_id": again.prediction_id}), "fox"), who="eve", writer="replica1")
+    assert estimate(paths).undecided == 3  # another answer to the same image is in dispute
+
+
+def test_labels_that_were_volunteered_change_no_accuracy(paths: StorePaths, rows: list[dict[str, str]]) -> None:
+    truth = {row["hash"]: CLASSES[i % 3 == 0] for i, row in enumerate(rows)}
+    failures = [
+        Drawn(prediction_id=row["prediction_id"], hash=row["hash"], probability=1, prediction="cat", confidence=1)
+        for row in rows if truth[row["hash"]] != "cat"
+    ]  # fmt: skip
+    sample = draw(paths)
+    say(paths, *((one, truth[one.hash]) for one in sample.images[:15]))
+    before = estimate(paths)
+    say(paths, *((one, truth[one.hash]) for one in failures), writer="replica1", who="app")
+    assert estimate(paths) == before
+    assert set(sampling.labelled(paths)) == {one.hash for one in sample.images[:15]}
+    second = draw(paths)
+    say(paths, *((one, truth[one.hash]) for one in second.images), writer="page2-a")
+    assert sampling.estimates(paths)[0] == before  # nor does a second sample while the first is half labelled
+
+
+def test_labels_of_an_earlier_sample_do_not_count_before_their_turn(
+    paths: StorePaths, rows: list[dict[str, str]]
+) -> None:
+    first, second = draw(paths), draw(paths, 40)
+    say(paths, *((one, "cat") for one in first.images))
+    new = [one for one in second.images if one.hash not in {one.hash for one in first.images}]
+    known = [one for one in second.images if one not in new]
+    order = (known[0], new[0], known[1], new[1], *known[2:], *new[2:])
+    samples.write(paths, second.model_copy(update={"images": order}))  # instead of the second
+    assert sampling.estimates(paths)[-1].labelled == 1
+    say(paths, (new[0], "cat"), writer="page2-a")
+    assert sampling.estimates(paths)[-1].labelled == 3
+
+
+def test_a_page_label_stays_one_when_its_labeller_corrects_it_elsewhere(
+    paths: StorePaths, rows: list[dict[str, str]]
+) -> None:
+    sample = draw(paths, 40)
+    say(paths, *((one, "cat") for one in sample.images))
+    exact = estimate(paths)
+    assert figures(exact) == pytest.approx((1, 1, 1))
+    say(paths, (sample.images[0], "dog"), writer="replica1")
+    assert figures(estimate(paths)) == pytest.approx((39 / 40,) * 3)
+    say(paths, (sample.images[0], None), writer="replica1")  # taken back: it waits again
+    assert sampling.waiting(paths, sample) == [sample.images[0]]
+
+
+def test_half_a_sample_stands_for_all_of_it(paths: StorePaths) -> None:
+    """Without the weight n/m of the labelled part, the correction of an overconfident model would be too small."""
+    recorder = Recorder(paths, OPTIONS, "r")
+    for seed in range(60):
+        recorder.add(answered(seed, confidence=0.9))
+    recorder.close()
+    sample = draw(paths, 40)
+    say(paths, *((one, "cat" if i % 2 else "dog") for i, one in enumerate(sample.images[:20])))
+    found = estimate(paths)
+    assert found.accuracy == pytest.approx(0.5)
+    assert 0.25 < found.low < found.high < 0.75

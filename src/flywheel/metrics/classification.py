@@ -58,8 +58,8 @@ def evaluate(
     }
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927); n may be an effective number."""
     z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     middle, half = successes + z2 / 2, math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4))
     return max((middle - half) / (n + z2), 0.0), min((middle + half) / (n + z2), 1.0)

@@ -49,19 +49,24 @@ def send(
     count = round(options.label_fraction * len(result.predictions))
     chosen = np.random.default_rng(options.seed).permutation(len(result.predictions))[:count]
     for model in sorted({result.predictions[i].model for i in chosen}):
-        population = sum(one.model == model for one in result.predictions)
+        answered = [i for i, one in enumerate(result.predictions) if one.model == model]
         drawn = [i for i in chosen if result.predictions[i].model == model]
         version = models[model]
         images = tuple(
             Drawn(
                 prediction_id=result.predictions[i].prediction_id,
                 hash=result.dataset.hashes[result.index[i]].tobytes().hex(),
-                probability=len(drawn) / population,
+                probability=len(drawn) / len(answered),
+                prediction=result.dataset.class_names[result.classes[i]],
+                confidence=float(result.confidence[i]),
             )
             for i in drawn
         )
-        name = version.ref if version else model
-        sample = Sample(made=files.timestamp(), model=name, population=population, images=images)
+        sample = Sample(
+            number=samples.next_number(params.store_paths), made=files.timestamp(),
+            model=version.ref if version else model, population=len(answered),
+            mean_confidence=float(result.confidence[answered].mean()), images=images, labeller=LABELLER,
+        )  # fmt: skip
         samples.write(params.store_paths, sample)
     time.sleep(options.label_delay_s)
     client, counts = Client(url, options), Counter[str]()

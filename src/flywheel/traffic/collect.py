@@ -12,16 +12,16 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params, StorePaths
 from flywheel.pipeline import stage
 from flywheel.registry import Registry, Version
-from flywheel.traffic import feedback, labels, records, retention, samples
+from flywheel.traffic import feedback, labels, records, retention, sampling
 from flywheel.traffic.feedback import Example
 
 if TYPE_CHECKING:
@@ -38,17 +38,6 @@ SHOWN = 5  # rejected rows
 
 class CollectError(FlywheelError):
     """Labels cannot be collected; the message says why and what to do."""
-
-
-@dataclass
-class Labelled:
-    """What is known of an image that has or had a label: one or several predictions of the same content."""
-
-    hash: str
-    first: Mapping[str, Any]  # the record with the lowest id
-    labels: set[str] = field(default_factory=set)
-    groups: set[str] = field(default_factory=set)
-    ids: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
         opened = dataset.open_directory(registry.open(data))
         if labels_file is not None:
             _read_file(params, labels_file, opened.class_names)
-        found, unknown = join(params.store_paths)
+        found, unknown = labels.join(params.store_paths)
         before = feedback.latest(params, registry)
         stored = {e.hash for e in feedback.read(registry, before) if e.pixels is not None} if before else set()
         examples, images, counts = examples_of(params.store_paths, found, opened, stored)
@@ -94,33 +83,13 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
         return Collected(version, new, counts)
 
 
-def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
-    """Return the images that have or had a label, by content hash, and the number of labels without a record."""
-    found: dict[str, Labelled] = {}
-    unknown = 0
-    for hour, by_prediction in labels.read(paths):
-        missing = set(by_prediction)
-        for path in sorted(paths.traffic_records.glob(f"*-{hour}.jsonl")):
-            for row in records.read_file(path, missing):
-                made = row["prediction_id"]
-                missing.discard(made)
-                image = found.setdefault(row["hash"], Labelled(row["hash"], row))
-                image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
-                image.labels.update(labels.current(by_prediction[made]))
-                image.ids.add(made)
-                if row.get("group"):
-                    image.groups.add(row["group"])
-        unknown += len(missing)
-    return found, unknown
-
-
 def examples_of(
-    paths: StorePaths, found: Mapping[str, Labelled], opened: Dataset, stored: Collection[str] = ()
+    paths: StorePaths, found: Mapping[str, labels.Labelled], opened: Dataset, stored: Collection[str] = ()
 ) -> tuple[list[Example], dict[str, NDArray[np.uint8]], Counter[str]]:
     """Return what feedback lists, by hash the pixels that neither the data set nor `stored` holds, and counts."""
     import numpy as np
 
-    drawn = samples.probabilities(samples.read(paths))
+    chosen_for = sampling.labelled(paths)
     forgotten = retention.forgotten(paths)
     rows = np.concatenate([opened.indices["simulation"], opened.indices.get("clean", [])]).astype(np.int64)
     ids = {opened.hashes[row].tobytes().hex(): int(opened.ids[row]) for row in rows}
@@ -140,15 +109,15 @@ def examples_of(
         else:
             disputed = len(image.labels) > 1
             counts["disputed" if disputed else "labelled"] += 1
-            probability = max((drawn[made] for made in image.ids if made in drawn), default=None)
+            chosen, probability = chosen_for.get(image.hash, ("volunteered", None))
             examples.append(
                 Example(
                     hash=image.hash,
                     label=min(image.labels),
                     side=sides.pop(),
                     source="traffic",
-                    chosen="volunteered" if probability is None else "all" if probability == 1 else "sample",
-                    probability=None if probability == 1 else probability,
+                    chosen=chosen,
+                    probability=probability,
                     id=ids.get(image.hash),
                     prediction=image.first["prediction"],
                     confidence=max(image.first["probabilities"]),

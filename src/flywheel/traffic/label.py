@@ -23,22 +23,28 @@ class LabelError(FlywheelError):
     """There is nothing to label, or the page cannot be served."""
 
 
-def run(params: Params, registry: Registry, labeller: str, port: int) -> None:
-    """Serve the page until Finish is pressed. Raises StageError, LabelError."""
+def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bool = False) -> None:
+    """Serve the page until Finish is pressed. Raises StageError, LabelError.
+
+    The sample is the last one of the production model while images of it wait, otherwise, or if `new`, another one.
+    """
     import uvicorn
 
     from flywheel.data import dataset
     from flywheel.traffic.label_app import LabelApp, Session
 
     data = stage.dataset_of(params, registry)
-    sample = sampling.unfinished(params.store_paths) or _draw(params, registry)
+    ref = registry.aliases(params.registered_model).get("production")
+    if ref is None:
+        raise LabelError(f"there is no production model; run make serve PROFILE={params.profile}")
+    sample = (None if new else sampling.unfinished(params.store_paths, ref)) or _draw(params, registry, ref)
     opened = dataset.open_directory(registry.open(data))
     try:
         listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
         raise LabelError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
     port = listening.getsockname()[1]
-    writer = f"page{secrets.token_hex(4)}"
+    writer = f"page{sample.number}-{secrets.token_hex(4)}"  # labels.PAGE
     labels = LabelLog(params.store_paths, writer, lambda: opened.class_names, params.traffic.max_age_days)
     session = Session(params.store_paths, sample, labels, labeller or _user())
 
@@ -58,11 +64,8 @@ def run(params: Params, registry: Registry, labeller: str, port: int) -> None:
         log.info(f"label: {state['done']:,} of {state['total']:,} are labelled; make collect publishes them")
 
 
-def _draw(params: Params, registry: Registry) -> Sample:
+def _draw(params: Params, registry: Registry, ref: str) -> Sample:
     """Draw a sample of what the production model answered. Raises LabelError that says what to do."""
-    ref = registry.aliases(params.registered_model).get("production")
-    if ref is None:
-        raise LabelError(f"there is no production model; run make serve PROFILE={params.profile}")
     try:
         seen = feedback.seen(registry, registry.resolve(ref))
     except FeedbackError as error:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from flywheel.data.dataset import Dataset
 from flywheel.params import StorePaths
-from flywheel.traffic import records
+from flywheel.traffic import records, sampling
 from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.samples import Sample
 
@@ -41,7 +41,7 @@ class Session:
     def __init__(self, paths: StorePaths, sample: Sample, labels: LabelLog, labeller: str):
         self._paths, self._labels, self._labeller = paths, labels, labeller
         self._hashes = {drawn.prediction_id: drawn.hash for drawn in sample.images}
-        self._done = {made for made in self._hashes if labels.known(made)}
+        self._done = sampling.labelled_on_page(paths, sample)
         self._waiting = deque(made for made in self._hashes if made not in self._done)
         self._given: list[str] = []
         self.shown: str | None = None
@@ -95,12 +95,14 @@ class Session:
         self.finished = True
 
     def _next(self) -> str | None:
-        while self._waiting:
+        for _ in range(len(self._waiting)):
             made = self._waiting.popleft()
             if self._labels.known(made):  # someone else was faster
                 self._done.add(made)
-            elif self._kept(made) and self._claim(made):
-                return made
+            elif self._kept(made):
+                if self._claim(made):
+                    return made
+                self._waiting.append(made)  # who sees it now may never answer
         return None
 
     def _kept(self, made: str) -> bool:

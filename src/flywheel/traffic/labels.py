@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +31,10 @@ MAX_CACHED_IDS = 500_000  # about 60 MB
 MAX_LABELLER = 100  # characters
 DEFAULT_LABELLER = "api"
 KEYS = ("prediction_id", "label", "labeller", "verdict")
-VERDICTS = ("", "not_sure", "not_ours")
+NOT_OURS = "not_ours"
+UNDECIDED = ("not_sure",)
+VERDICTS = (*UNDECIDED, NOT_OURS)
+PAGE = re.compile(r"page(\d+)-")  # writers that are pages of make label, with the number of the sample
 WRITTEN = ("prediction_id", "label", "labeller", "sequence", "at", "verdict")
 
 Status = Literal["accepted", "duplicate", "replaced", "conflict", "pending", "unknown", "expired", "invalid"]
@@ -40,7 +45,8 @@ STORED: tuple[Status, ...] = ("accepted", "replaced", "conflict", "pending")
 class Label:
     """What a labeller says about a prediction; ordered by what counts. `label` None takes a label back.
 
-    `verdict` tells why a person gave no label: not_sure, or not_ours (the image belongs to no class).
+    `verdict` tells why a person gave no label: not_sure, or not_ours (the image belongs to no class). `sample` is the
+    number of the sample for which the labeller first labelled the image on the page of `make label`, if at all.
     """
 
     sequence: int
@@ -50,6 +56,7 @@ class Label:
     labeller: str
     at: str
     verdict: str = ""
+    sample: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,16 @@ ByLabeller = dict[str, Label]
 def fold(known: dict[str, ByLabeller], label: Label) -> None:
     """Add a label to those of its prediction; the order and repetitions do not matter."""
     of_prediction = known.setdefault(label.prediction_id, {})
-    of_prediction[label.labeller] = max(label, of_prediction.get(label.labeller, label))
+    before = of_prediction.get(label.labeller, label)
+    first = min(label.sample, before.sample)
+    of_prediction[label.labeller] = replace(max(label, before), sample=first)
 
 
 def parse(row: Mapping[str, Any], writer: str) -> Label:
     """Return a line of a label file. Raises KeyError or TypeError for what is none."""
     return Label(
         int(row["sequence"]), writer, row["prediction_id"], row["label"], str(row["labeller"]), str(row["at"]),
-        str(row.get("verdict", "")),
+        str(row.get("verdict", "")), _sample_of(writer),
     )  # fmt: skip
 
 
@@ -92,6 +101,35 @@ def read(paths: StorePaths) -> Iterator[tuple[str, dict[str, ByLabeller]]]:
 def current(of_prediction: Mapping[str, Label]) -> tuple[str, ...]:
     """Return the distinct labels that hold for a prediction, sorted: none, one, or several that are in dispute."""
     return tuple(sorted({label.label for label in of_prediction.values() if label.label is not None}))
+
+
+@dataclass
+class Labelled:
+    """What is known of an image that has or had a label: one or several predictions of the same content."""
+
+    hash: str
+    first: Mapping[str, Any]  # the record with the lowest id
+    labels: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+
+
+def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
+    """Return the images that have or had a label, by content hash, and the number of labels without a record."""
+    found: dict[str, Labelled] = {}
+    unknown = 0
+    for hour, by_prediction in read(paths):
+        missing = set(by_prediction)
+        for path in sorted(paths.traffic_records.glob(f"*-{hour}.jsonl")):
+            for row in records.read_file(path, missing):
+                made = row["prediction_id"]
+                missing.discard(made)
+                image = found.setdefault(row["hash"], Labelled(row["hash"], row))
+                image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
+                image.labels.update(current(by_prediction[made]))
+                if row.get("group"):
+                    image.groups.add(row["group"])
+        unknown += len(missing)
+    return found, unknown
 
 
 @dataclass
@@ -135,7 +173,8 @@ class LabelLog:
             if status in STORED:
                 known = hour.labels.get(given.prediction_id, {}).values()
                 highest = max((label.sequence for label in known), default=0)
-                given = replace(given, sequence=highest + 1, writer=f"{self._writer}-{name}")
+                writer = f"{self._writer}-{name}"
+                given = replace(given, sequence=highest + 1, writer=writer, sample=_sample_of(writer))
                 fold(hour.labels, given)
                 stored.setdefault(name, []).append(given)
         try:
@@ -149,9 +188,13 @@ class LabelLog:
         return answers
 
     def known(self, prediction_id: str) -> ByLabeller:
-        """Return what labellers said about a prediction and did not take back. Raises ValueError for what is no id."""
+        """Return what labellers said on the page about a prediction and did not take back. Raises ValueError."""
         given = self._look_at(records.hour_of(prediction_id)).labels.get(prediction_id, {})
-        return {name: label for name, label in given.items() if label.label is not None or label.verdict}
+        return {
+            name: label
+            for name, label in given.items()
+            if label.sample < math.inf and (label.label is not None or label.verdict)
+        }
 
     def _judge(self, hour: _Hour, given: Label) -> tuple[Status, str]:
         age = datetime.now(UTC) - records.time_of(given.prediction_id)
@@ -204,6 +247,11 @@ class LabelLog:
         return []
 
 
+def _sample_of(writer: str) -> float:
+    found = PAGE.match(writer)
+    return int(found[1]) if found else math.inf
+
+
 def _checked(row: object, class_names: frozenset[str]) -> Label:
     """Return the label that a row gives. Raises ValueError that says what is wrong."""
     if not isinstance(row, dict):
@@ -218,6 +266,6 @@ def _checked(row: object, class_names: frozenset[str]) -> Label:
         raise ValueError(f"{label!r:.50} is not a class of the model; GET /model lists them")
     if not isinstance(labeller, str) or not labeller.strip() or len(labeller) > MAX_LABELLER:
         raise ValueError(f"labeller must be a name of at most {MAX_LABELLER} characters")
-    if verdict not in VERDICTS or (verdict and label is not None):
+    if verdict not in ("", *VERDICTS) or (verdict and label is not None):
         raise ValueError("verdict must be not_sure or not_ours, with label null")
     return Label(0, "", row["prediction_id"], label, labeller, files.timestamp(), verdict)

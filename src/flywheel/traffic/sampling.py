@@ -1,58 +1,187 @@
-"""Draw the images that people are asked to label."""
+"""Draw the images that people are asked to label, and estimate the accuracy from the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel
 
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.traffic import labels, records, retention, samples
+from flywheel.traffic.labels import Label
 from flywheel.traffic.samples import Drawn, Sample
 
+Chosen = Literal["all", "sample", "volunteered"]
+Said = Mapping[str, Sequence[Label]]  # by content hash
 
-def unfinished(paths: StorePaths) -> Sample | None:
-    """Return the newest sample if some of its images still wait for a label, without those that are not kept."""
-    newest = max(samples.read(paths), key=lambda sample: sample.made, default=None)
-    if newest is None:
-        return None
-    known = {made for _, by_prediction in labels.read(paths) for made in by_prediction}
-    forgotten = retention.forgotten(paths)
-    waiting = [
-        drawn
-        for drawn in newest.images
-        if drawn.prediction_id not in known
-        and drawn.hash not in forgotten
-        and records.image_path(paths, drawn.hash).exists()
-    ]
-    return newest if waiting else None
+
+class SampleAccuracy(BaseModel, frozen=True):
+    """The accuracy of a model with its 95 % interval, from the labels of a sample.
+
+    Of the `drawn` images, `labelled` have a label for certain, `undecided` are in dispute or nobody is sure, `foreign`
+    belong to no class, and `lost` have no label and are not on disk any more. The rest waits.
+    """
+
+    made: str
+    model: str
+    drawn: int
+    labelled: int
+    undecided: int
+    foreign: int
+    lost: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def unfinished(paths: StorePaths, model: str) -> Sample | None:
+    """Return the newest sample of a model for the page if some of its images still wait for a label."""
+    *_, newest = (None, *(one for one in samples.read(paths) if one.model == model and one.labeller is None))
+    return newest if newest is not None and waiting(paths, newest) else None
+
+
+def waiting(paths: StorePaths, sample: Sample) -> list[Drawn]:
+    """Return the kept images of a sample that have no label from the page, in their order."""
+    done = labelled_on_page(paths, sample)
+    return [one for one in sample.images if one.prediction_id not in done and _kept(paths, one.hash)]
+
+
+def labelled_on_page(paths: StorePaths, sample: Sample) -> set[str]:
+    """Return the ids of the images of a sample that have a label or a verdict from the page."""
+    said = _said(paths, sample)
+    return {one.prediction_id for one in sample.images if _given(sample, one.hash, said)}
 
 
 def draw(paths: StorePaths, model: str, budget: int, seen: Collection[str]) -> Sample | None:
-    """Draw `budget` different kept images that a model answered, each as probable as any other, and record them.
+    """Draw `budget` different kept images that a model answered, and record them with their probabilities.
 
-    Left out are images with a label, images of earlier samples, and those in `seen` (hashes that the model was trained
-    on). Returns None when there is none.
+    Left out are those in `seen` (hashes that the model was trained on) and what `make forget` removed. Images that have
+    a label are not: mostly mistakes are volunteered, so the model would look better without them. Returns None if there
+    would be nothing to label.
     """
     import numpy as np
 
-    labelled = {made for _, by_prediction in labels.read(paths) for made in by_prediction}
-    left_out = {drawn.hash for sample in samples.read(paths) for drawn in sample.images} | set(seen)
-    left_out |= retention.forgotten(paths)
-    kept = {path.stem for path in paths.traffic_images.glob("*/*.png")}
-    first: dict[str, str] = {}
+    from flywheel.metrics import sampled
+
+    kept = {path.stem for path in paths.traffic_images.glob("*/*.png")} - retention.forgotten(paths) - set(seen)
+    first: dict[str, tuple[str, str, float]] = {}
     for row in records.read(paths):
-        if row["prediction_id"] in labelled:
-            left_out.add(row["hash"])
-        elif row["model"] == model and row["hash"] in kept:
-            first[row["hash"]] = min(first.get(row["hash"], row["prediction_id"]), row["prediction_id"])
-    population = sorted(first.keys() - left_out)
-    if not population:
+        if row["model"] == model and (content := row["hash"]) in kept:
+            answer = (row["prediction_id"], row["prediction"], max(row["probabilities"]))
+            first[content] = min(first.get(content, answer), answer)
+    if not first:
         return None
-    chosen = np.random.default_rng().permutation(len(population))[:budget]
-    drawn = [
-        Drawn(prediction_id=first[population[i]], hash=population[i], probability=min(budget / len(population), 1.0))
-        for i in chosen
-    ]
-    sample = Sample(made=files.timestamp(), model=model, population=len(population), images=tuple(drawn))
+    population = sorted(first)
+    confidence = np.array([first[content][2] for content in population])
+    probability = sampled.probabilities(confidence, budget)
+    images = [
+        Drawn(
+            prediction_id=first[population[i]][0], hash=population[i], probability=float(probability[i]),
+            prediction=first[population[i]][1], confidence=first[population[i]][2],
+        )
+        for i in sampled.draw(probability, np.random.default_rng())
+    ]  # fmt: skip
+    sample = Sample(
+        number=samples.next_number(paths), made=files.timestamp(), model=model, population=len(population),
+        mean_confidence=float(confidence.mean()), images=tuple(images),
+    )  # fmt: skip
+    if not waiting(paths, sample):
+        return None
     samples.write(paths, sample)
     return sample
+
+
+def estimates(paths: StorePaths) -> list[SampleAccuracy]:
+    """Return the accuracy by each sample that has a label, the oldest sample first."""
+    said, (joined, _) = _said(paths), labels.join(paths)
+    everyone = {content: image.labels for content, image in joined.items()}
+    found = (_estimate(paths, sample, said, everyone) for sample in samples.read(paths))
+    return [one for one in found if one is not None]
+
+
+def labelled(paths: StorePaths) -> dict[str, tuple[Chosen, float | None]]:
+    """Return, by content hash, how each image was chosen that has a label for a sample, and its probability.
+
+    The first sample counts. An image could also have come by a later one, so its weight 1/probability is too large, by
+    a factor of less than two. All images of the first sample share that, so a weighted mean hardly changes.
+    """
+    said = _said(paths)
+    found: dict[str, tuple[Chosen, float | None]] = {}
+    for sample in samples.read(paths):
+        everything = len(sample.images) == sample.population
+        for one in sample.images:
+            if _given(sample, one.hash, said) - set(labels.VERDICTS):
+                found.setdefault(one.hash, ("all", None) if everything else ("sample", one.probability))
+    return found
+
+
+def _estimate(paths: StorePaths, sample: Sample, said: Said, everyone: Mapping[str, set[str]]) -> SampleAccuracy | None:
+    import numpy as np
+
+    from flywheel.metrics import sampled
+
+    counted: list[tuple[Drawn, float, bool]] = []  # with right (NaN: undecided) and foreign
+    lost = 0
+    for one in sample.images:
+        given = _given(sample, one.hash, said)
+        if not given or one.hash in retention.forgotten(paths):
+            if sample.labeller is None and _kept(paths, one.hash):
+                # People label in the random order, so those before the first that waits are a random part. Those after
+                # it may have their labels from an earlier sample, and that preferred images of low confidence.
+                break
+            lost += 1
+            continue
+        decided = given - set(labels.UNDECIDED)
+        all_labels = decided | everyone.get(one.hash, set())
+        right = float(one.prediction in decided) if decided and len(all_labels) == 1 else np.nan
+        foreign = all_labels == {labels.NOT_OURS}
+        counted.append((one, right, foreign))
+    ours = [right for _, right, foreign in counted if not foreign]
+    undecided = int(np.isnan(ours).sum())
+    if len(ours) == undecided:
+        return None
+    drawn = [one for one, *_ in counted]
+    found = sampled.accuracy(
+        np.array([right for _, right, _ in counted]),
+        np.array([one.confidence for one in drawn]),
+        np.array([one.probability for one in drawn]),
+        drawn=len(sample.images),
+        population=sample.population,
+        mean_confidence=sample.mean_confidence,
+        foreign=np.array([foreign for *_, foreign in counted]),
+    )
+    return SampleAccuracy(
+        made=sample.made, model=sample.model, drawn=len(sample.images), labelled=len(ours) - undecided,
+        undecided=undecided, foreign=len(counted) - len(ours), lost=lost,
+        accuracy=found.accuracy, low=found.low, high=found.high,
+    )  # fmt: skip
+
+
+def _given(sample: Sample, content: str, said: Said) -> set[str]:
+    """Return the labels and verdicts that an image has for a sample.
+
+    Labels from the page for an earlier sample count for a later one, which does not show the image again.
+    """
+    of_page = sample.labeller is None
+    return {
+        label.verdict or str(label.label)
+        for label in said.get(content, ())
+        if (label.sample <= sample.number if of_page else label.labeller == sample.labeller)
+    }
+
+
+def _said(paths: StorePaths, *more: Sample) -> Said:
+    """Return what labellers say at present about the images of the samples."""
+    content = {one.prediction_id: one.hash for sample in (*samples.read(paths), *more) for one in sample.images}
+    found: dict[str, list[Label]] = {}
+    for _, of_hour in labels.read(paths):
+        for made in content.keys() & of_hour.keys():
+            given = [label for label in of_hour[made].values() if label.label is not None or label.verdict]
+            found.setdefault(content[made], []).extend(given)
+    return found
+
+
+def _kept(paths: StorePaths, content: str) -> bool:
+    return content not in retention.forgotten(paths) and records.image_path(paths, content).exists()
