@@ -167,7 +167,7 @@ def test_a_label_of_a_sample_carries_its_probability(
 
 
 def test_disputed_withdrawn_and_unusable_labels_train_nothing_and_are_counted(
-    params: Params, registry: Registry, data: Dataset, model: Version
+    params: Params, registry: Registry, data: Dataset, model: Version, said: list[str]
 ) -> None:
     images = new_images(4, params)
     ids = answer(params, model, images)
@@ -175,6 +175,7 @@ def test_disputed_withdrawn_and_unusable_labels_train_nothing_and_are_counted(
     records.image_path(params.store_paths, content(images[2])).unlink()
     collected = collect.run(params, registry)
     assert dict(collected.counts) == {"disputed": 1, "labelled": 2, "without a kept image": 1, "without a record": 0}
+    assert f"collect: disputed: {ids[0]}: ann says 1, bob says 2" in said
     found = listed(registry, collected)
     assert found[content(images[0])].disputed
     assert content(images[2]) not in found
@@ -185,7 +186,7 @@ def test_disputed_withdrawn_and_unusable_labels_train_nothing_and_are_counted(
     after = collect.run(params, registry)
     assert set(listed(registry, after)) == {content(images[0]), content(images[1])}
     assert not listed(registry, after)[content(images[0])].disputed
-    assert after.counts["taken back or forgotten"] == 1
+    assert after.counts["without a label that counts"] == 1
 
 
 def test_a_group_decides_the_side_of_all_its_images(

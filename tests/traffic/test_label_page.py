@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import browser
 import numpy as np
@@ -66,11 +67,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(paths: StorePaths, labeller: str, class_names: tuple[str, ...] = CLASSES) -> Iterator[Served]:
+def serving(
+    paths: StorePaths, labeller: str, class_names: tuple[str, ...] = CLASSES, second_above: float | None = None
+) -> Iterator[Served]:
     sample = sampling.unfinished(paths, answered().model) or sampling.draw(paths, answered().model, 200, frozenset())
     assert sample is not None
     taker = LabelLog(paths, f"page{sample.number}-{labeller}", lambda: class_names, 30.0)
-    session = Session(paths, sample, taker, labeller)
+    session = Session(paths, sample, taker, labeller, second_above)
     listening = socket.create_server(("127.0.0.1", 0))
     port, finished = listening.getsockname()[1], threading.Event()
     app = LabelApp(paths, session, dataset(class_names), port, finished.set)
@@ -191,6 +194,55 @@ def test_two_people_label_different_images(page: Served) -> None:
             if not all(shown):
                 break
         assert len(seen) == len(set(seen)) == 6
+
+
+def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twice(page: Served) -> None:
+    with serving(page.paths, "ann", second_above=0.6) as strict:  # each of the six answers: cat, 0.7
+        client = strict.browser()
+
+        def give(label: str) -> dict[str, Any]:
+            shown = client.get(f"{strict.url}/state", timeout=30).json()["image"]
+            body = {"prediction_id": shown, "label": label}
+            return {"was": shown, **client.post(f"{strict.url}/label", json=body, timeout=30).json()}
+
+        contradicted = give("dog")
+        assert (contradicted["done"], strict.held()) == (0, {contradicted["was"]: ("dog", "unconfirmed")})
+        assert sampling.estimates(page.paths) == []
+        assert client.post(f"{strict.url}/undo", json={}, timeout=30).json()["image"] == contradicted["was"]
+        first = [contradicted["was"], *(give(label)["was"] for label in ("dog", "dog", "fox", "cat", "cat", "cat"))][1:]
+        assert len(set(first)) == 6
+        (found,) = sampling.estimates(page.paths)
+        assert (found.labelled, found.undecided) == (3, 3)
+        again = [give(label)["was"] for label in ("dog", "cat", "dog", "fox")]  # agrees, gives in, changes twice
+        assert again == [*first[:3], first[2]]
+        assert give("fox")["was"] == first[2]
+        assert client.get(f"{strict.url}/state", timeout=30).json()["image"] is None
+    assert [strict.held()[made] for made in first[:3]] == [("dog", ""), ("cat", ""), ("fox", "")]
+    assert sampling.estimates(page.paths)[0].labelled == 6
+    assert sampling.unfinished(page.paths, answered().model) is None
+
+
+def test_images_on_which_people_disagree_come_again_until_they_agree(page: Served) -> None:
+    client = page.browser()
+    shown = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    client.post(f"{page.url}/label", json={"prediction_id": shown, "label": "dog"}, timeout=30)
+    api = LabelLog(page.paths, "replica1", lambda: CLASSES, 30.0)
+    assert api.add([{"prediction_id": shown, "label": "fox"}])[0].status == "conflict"
+    page.session.finish()
+    with serving(page.paths, "bob") as other:
+        assert other.session.state()["total"] == 6  # bob does not disagree with anybody
+        other.session.finish()
+    with serving(page.paths, "ann") as again:
+        client = again.browser()
+        for _ in range(5):
+            state = client.get(f"{again.url}/state", timeout=30).json()
+            body = {"prediction_id": state["image"], "label": "cat"}
+            state = client.post(f"{again.url}/label", json=body, timeout=30).json()
+        assert (state["image"], state["done"]) == (shown, 5)
+        body = {"prediction_id": shown, "label": "fox"}
+        assert client.post(f"{again.url}/label", json=body, timeout=30).json()["done"] == 6
+    (found,) = sampling.estimates(page.paths)
+    assert (found.labelled, found.undecided, sampling.disputed(page.paths, "ann")) == (6, 0, [])
 
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")

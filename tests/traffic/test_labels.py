@@ -61,6 +61,15 @@ def test_a_label_is_accepted_repeated_replaced_disputed_and_taken_back(paths: St
         assert held(paths) == {made: holds}
 
 
+def test_an_unconfirmed_label_counts_nowhere(paths: StorePaths) -> None:
+    made, log = predicted(paths), log_of(paths, "page1-a")
+    unconfirmed = row(made, "dog") | {"verdict": "unconfirmed"}
+    assert statuses(log, unconfirmed, row(made, "cat", "bob")) == ["accepted", "accepted"]
+    assert held(paths) == {made: ("cat",)}
+    assert statuses(log, row(made, "dog")) == ["conflict"]
+    assert held(paths) == {made: ("cat", "dog")}
+
+
 def test_two_replicas_see_each_others_labels(paths: StorePaths) -> None:
     made, first, second = predicted(paths), log_of(paths), log_of(paths, "replica2")
     assert statuses(first, row(made, "cat")) == ["accepted"]

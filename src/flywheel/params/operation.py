@@ -118,6 +118,9 @@ class Label(Section):
     """The labelling of production images by people, with `make label`."""
 
     budget: Annotated[int, Field(ge=1, le=100_000)] = Field(description="number of images in a sample")
+    second_above: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        description="show an image again if its label contradicts an answer of higher confidence; null: never"
+    )
 
 
 class Monitor(Section):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS = 1_000  # of a file of labels at a time
-SHOWN = 5  # rejected rows
+SHOWN = 5  # rejected rows, disputed images
 
 
 class CollectError(FlywheelError):
@@ -63,6 +63,7 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
         found, unknown = labels.join(params.store_paths)
         before = feedback.latest(params, registry)
         stored = {e.hash for e in feedback.read(registry, before) if e.pixels is not None} if before else set()
+        _list_disputed(found)
         examples, images, counts = examples_of(params.store_paths, found, opened, stored)
         counts["without a record"] += unknown
         refs = sorted({image.first["model"] for image in found.values() if image.labels})
@@ -99,7 +100,7 @@ def examples_of(
     for image in found.values():
         sides = {_side(group) for group in image.groups or {image.hash}}
         if not image.labels or image.hash in forgotten:
-            counts["taken back or forgotten"] += 1
+            counts["without a label that counts"] += 1
         elif not image.labels <= set(opened.class_names):
             counts["of a class that the data set does not have"] += 1
         elif len(sides) > 1:
@@ -125,6 +126,16 @@ def examples_of(
                 )
             )
     return examples, images, counts
+
+
+def _list_disputed(found: Mapping[str, labels.Labelled]) -> None:
+    """Log who says what about the images whose labellers disagree."""
+    disputed = [image for image in found.values() if len(image.labels) > 1]
+    for image in disputed[:SHOWN]:
+        said = ", ".join(sorted({f"{label.labeller} says {label.label}" for label in image.given}))
+        log.info(f"collect: disputed: {image.given[0].prediction_id}: {said}")
+    if len(disputed) > SHOWN:
+        log.info(f"collect: disputed: {len(disputed) - SHOWN:,} more")
 
 
 def _load(paths: StorePaths, content: str, opened: Dataset, images: dict[str, NDArray[np.uint8]]) -> bool:

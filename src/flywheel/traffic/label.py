@@ -46,7 +46,7 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
     port = listening.getsockname()[1]
     writer = f"page{sample.number}-{secrets.token_hex(4)}"  # labels.PAGE
     labels = LabelLog(params.store_paths, writer, lambda: opened.class_names, params.traffic.max_age_days)
-    session = Session(params.store_paths, sample, labels, labeller or _user())
+    session = Session(params.store_paths, sample, labels, labeller or _user(), params.label.second_above)
 
     def finish() -> None:
         server.should_exit = True

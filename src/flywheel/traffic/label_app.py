@@ -27,7 +27,7 @@ from starlette.routing import Route
 from flywheel.data.dataset import Dataset
 from flywheel.params import StorePaths
 from flywheel.traffic import records, sampling
-from flywheel.traffic.labels import LabelLog
+from flywheel.traffic.labels import UNCONFIRMED, LabelLog
 from flywheel.traffic.samples import Sample
 
 PAGE = Path(__file__).with_name("label.html")
@@ -36,20 +36,31 @@ CLAIM_S = 600  # an image shown to someone else who did not answer within this t
 
 
 class Session:
-    """The labelling of one person: the images of a sample that wait, and what was given so far."""
+    """The labelling of one person: the images of a sample that wait, and what was given so far.
 
-    def __init__(self, paths: StorePaths, sample: Sample, labels: LabelLog, labeller: str):
+    At the end come the images on which the person and somebody else disagree, and those whose label contradicts an
+    answer with a confidence above `second_above`.
+    """
+
+    def __init__(
+        self, paths: StorePaths, sample: Sample, labels: LabelLog, labeller: str, second_above: float | None = None
+    ):
         self._paths, self._labels, self._labeller = paths, labels, labeller
-        self._hashes = {drawn.prediction_id: drawn.hash for drawn in sample.images}
-        self._done = sampling.labelled_on_page(paths, sample)
-        self._waiting = deque(made for made in self._hashes if made not in self._done)
+        self._second_above = second_above
+        disputed = {one.prediction_id: one for one in sampling.disputed(paths, labeller)}
+        self._images = {**{drawn.prediction_id: drawn for drawn in sample.images}, **disputed}
+        self._done = sampling.labelled_on_page(paths, sample) - disputed.keys()
+        self._disputed = set(disputed)
+        new = (made for made in self._images if made not in self._done | self._disputed)
+        self._waiting = deque([*new, *disputed])
         self._given: list[str] = []
         self.shown: str | None = None
         self.finished = False
 
     def content(self, prediction_id: str) -> str | None:
         """Return the content hash of an image of the sample."""
-        return self._hashes.get(prediction_id)
+        found = self._images.get(prediction_id)
+        return found.hash if found else None
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows; the next image if none is shown."""
@@ -58,7 +69,7 @@ class Session:
         return {
             "image": self.shown,
             "done": len(self._done),
-            "total": len(self._hashes),
+            "total": len(self._images),
             "can_undo": bool(self._given),
             "finished": self.finished,
         }
@@ -67,12 +78,18 @@ class Session:
         """Store the label of the image that is shown. Returns why not, or None."""
         if prediction_id != self.shown:
             return "this image is not shown any more; reload the page"
+        if label and not verdict and self._needs_second(prediction_id, label):
+            verdict = UNCONFIRMED
         row = {"prediction_id": prediction_id, "label": label, "verdict": verdict, "labeller": self._labeller}
         (answer,) = self._labels.add([row])
         if answer.status in ("invalid", "unknown", "expired"):
             return answer.reason
         self._given.append(prediction_id)
-        self._done.add(prediction_id)
+        self._disputed.discard(prediction_id)
+        if verdict == UNCONFIRMED:
+            self._waiting.append(prediction_id)
+        else:
+            self._done.add(prediction_id)
         self._release(prediction_id)
         self.shown = None
         return None
@@ -85,6 +102,8 @@ class Session:
                 self._release(self.shown)
             self.shown = self._given.pop()
             self._done.discard(self.shown)
+            with contextlib.suppress(ValueError):  # it waits only if its label was unconfirmed
+                self._waiting.remove(self.shown)
             self._labels.add([{"prediction_id": self.shown, "label": None, "labeller": self._labeller}])
             self._claim(self.shown)
 
@@ -97,7 +116,8 @@ class Session:
     def _next(self) -> str | None:
         for _ in range(len(self._waiting)):
             made = self._waiting.popleft()
-            if self._labels.known(made):  # someone else was faster
+            known = self._labels.known(made).values()
+            if made not in self._disputed and any(label.verdict != UNCONFIRMED for label in known):  # another person
                 self._done.add(made)
             elif self._kept(made):
                 if self._claim(made):
@@ -105,8 +125,15 @@ class Session:
                 self._waiting.append(made)  # who sees it now may never answer
         return None
 
+    def _needs_second(self, made: str, label: str) -> bool:
+        """Return whether a label contradicts a confident answer and nobody gave the same label before."""
+        drawn = self._images[made]
+        if self._second_above is None or drawn.confidence <= self._second_above or label == drawn.prediction:
+            return False
+        return label not in {known.label for known in self._labels.known(made).values()}
+
     def _kept(self, made: str) -> bool:
-        return records.image_path(self._paths, self._hashes[made]).exists()
+        return records.image_path(self._paths, self._images[made].hash).exists()
 
     def _claim(self, made: str) -> bool:
         """Reserve an image, so that two people label different ones. Returns whether it was free."""

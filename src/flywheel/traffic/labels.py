@@ -32,7 +32,8 @@ MAX_LABELLER = 100  # characters
 DEFAULT_LABELLER = "api"
 KEYS = ("prediction_id", "label", "labeller", "verdict")
 NOT_OURS = "not_ours"
-UNDECIDED = ("not_sure",)
+UNCONFIRMED = "unconfirmed"
+UNDECIDED = ("not_sure", UNCONFIRMED)
 VERDICTS = (*UNDECIDED, NOT_OURS)
 PAGE = re.compile(r"page(\d+)-")  # writers that are pages of make label, with the number of the sample
 WRITTEN = ("prediction_id", "label", "labeller", "sequence", "at", "verdict")
@@ -45,8 +46,9 @@ STORED: tuple[Status, ...] = ("accepted", "replaced", "conflict", "pending")
 class Label:
     """What a labeller says about a prediction; ordered by what counts. `label` None takes a label back.
 
-    `verdict` tells why a person gave no label: not_sure, or not_ours (the image belongs to no class). `sample` is the
-    number of the sample for which the labeller first labelled the image on the page of `make label`, if at all.
+    `verdict` tells why a person gave no label: not_sure, or not_ours (the image belongs to no class). A label
+    that is `unconfirmed` counts nowhere until it is given again (label.second_above). `sample` is the number of the
+    sample for which the labeller first labelled the image on the page of `make label`, if at all.
     """
 
     sequence: int
@@ -100,7 +102,7 @@ def read(paths: StorePaths) -> Iterator[tuple[str, dict[str, ByLabeller]]]:
 
 def current(of_prediction: Mapping[str, Label]) -> tuple[str, ...]:
     """Return the distinct labels that hold for a prediction, sorted: none, one, or several that are in dispute."""
-    return tuple(sorted({label.label for label in of_prediction.values() if label.label is not None}))
+    return tuple(sorted({label.label for label in of_prediction.values() if label.label and not label.verdict}))
 
 
 @dataclass
@@ -109,8 +111,13 @@ class Labelled:
 
     hash: str
     first: Mapping[str, Any]  # the record with the lowest id
-    labels: set[str] = field(default_factory=set)
+    given: list[Label] = field(default_factory=list)  # those that count, of all labellers
     groups: set[str] = field(default_factory=set)
+
+    @property
+    def labels(self) -> set[str]:
+        """The distinct labels: one, or several that are in dispute."""
+        return {str(label.label) for label in self.given}
 
 
 def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
@@ -125,7 +132,7 @@ def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
                 missing.discard(made)
                 image = found.setdefault(row["hash"], Labelled(row["hash"], row))
                 image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
-                image.labels.update(current(by_prediction[made]))
+                image.given += [label for label in by_prediction[made].values() if label.label and not label.verdict]
                 if row.get("group"):
                     image.groups.add(row["group"])
         unknown += len(missing)
@@ -216,7 +223,7 @@ class LabelLog:
         if before is None and given.label is None and not given.verdict:
             return "duplicate", f"{given.labeller} gave no label that could be taken back"
         others = set(current({name: label for name, label in known.items() if name != given.labeller}))
-        if given.label is not None and (others := others - {given.label}):
+        if current({"": given}) and (others := others - {str(given.label)}):
             return "conflict", f"another labeller says {', '.join(sorted(others))}"
         return ("accepted" if before is None else "replaced"), ""
 
@@ -266,6 +273,6 @@ def _checked(row: object, class_names: frozenset[str]) -> Label:
         raise ValueError(f"{label!r:.50} is not a class of the model; GET /model lists them")
     if not isinstance(labeller, str) or not labeller.strip() or len(labeller) > MAX_LABELLER:
         raise ValueError(f"labeller must be a name of at most {MAX_LABELLER} characters")
-    if verdict not in ("", *VERDICTS) or (verdict and label is not None):
+    if verdict not in ("", *VERDICTS) or (verdict and (label is None) == (verdict == UNCONFIRMED)):
         raise ValueError("verdict must be not_sure or not_ours, with label null")
     return Label(0, "", row["prediction_id"], label, labeller, files.timestamp(), verdict)

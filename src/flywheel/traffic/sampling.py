@@ -51,7 +51,23 @@ def waiting(paths: StorePaths, sample: Sample) -> list[Drawn]:
 def labelled_on_page(paths: StorePaths, sample: Sample) -> set[str]:
     """Return the ids of the images of a sample that have a label or a verdict from the page."""
     said = _said(paths, sample)
-    return {one.prediction_id for one in sample.images if _given(sample, one.hash, said)}
+    return {one.prediction_id for one in sample.images if _given(sample, one.hash, said) - {labels.UNCONFIRMED}}
+
+
+def disputed(paths: StorePaths, labeller: str) -> list[Drawn]:
+    """Return the kept images that a labeller and somebody else labelled differently, each by the labeller's id."""
+    found = []
+    for image in labels.join(paths)[0].values():
+        own = [label.prediction_id for label in image.given if label.labeller == labeller]
+        if own and len(image.labels) > 1 and _kept(paths, image.hash):
+            first = image.first
+            found.append(
+                Drawn(
+                    prediction_id=own[0], hash=image.hash, probability=1.0, prediction=first["prediction"],
+                    confidence=max(first["probabilities"]),
+                )
+            )  # fmt: skip
+    return found
 
 
 def draw(paths: StorePaths, model: str, budget: int, seen: Collection[str]) -> Sample | None:
