@@ -141,7 +141,7 @@ def test_the_new_source_builds_a_data_set(
     np.savez(path, x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
     data = make_params("data.image_size=9").data.model_copy(update={"source": "npz", "path": str(path)})
     found = npz(data)
-    assert np.array_equal(found.test.images[..., 0], images[100:][found.test.ids])
+    assert np.array_equal(found.test.images, images[100:][found.test.ids])
     dataset = build.build(found, data)
     assert dataset.class_names == ("0", "1", "2", "3", "4")
     splits = ("train", "validation", "test", "simulation")

@@ -13,6 +13,8 @@ import io
 import logging
 import logging.handlers
 import os
+import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from flywheel.params import file as params_file
 log = logging.getLogger("flywheel")
 OUT_OF_MEMORY = ("allocate memory", "out of memory")  # of torch and CUDA
 ALARM, LOCKED, INTERRUPTED = 3, 75, 130  # 75 is EX_TEMPFAIL of sysexits.h
+ASKED_FOR = re.compile(r"allocate ([\d.]+ \w+)")  # in the messages of numpy and torch
 
 
 class _Parser(argparse.ArgumentParser):
@@ -148,7 +151,7 @@ def main(script: Callable[[], None]) -> None:
         sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}{files.advice(error)}", file=sys.stderr)
+        print(f"error: {where}{error.strerror or error}{_free(error)}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         lack = _lack(error)
@@ -164,7 +167,18 @@ def main(script: Callable[[], None]) -> None:
 def _lack(error: Exception) -> str | None:
     """Return what this machine lacks in one sentence, if an error of Python or torch says so."""
     if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
-        return f"there is not enough memory{files.NO_MEMORY}"
+        asked = ASKED_FOR.search(str(error))
+        more = f", {asked[1]} more were asked for" if asked else ""
+        return f"there is not enough memory ({files.human_size(limits.memory_bytes())} free{more}){files.NO_MEMORY}"
     if "can't start new thread" in str(error):
         return f"no more threads can be started{files.ADVICE[errno.EAGAIN]}"
     return None
+
+
+def _free(error: OSError) -> str:
+    """Return how much is free where a disk is full, as the next words of the sentence."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
+        return ""
+    with contextlib.suppress(OSError):
+        return f" ({files.human_size(shutil.disk_usage(Path(error.filename).parent).free)} free)"
+    return ""

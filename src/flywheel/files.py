@@ -21,7 +21,9 @@ from flywheel import FlywheelError
 
 NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
 NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
-NO_MEMORY = "; end other programs, raise ulimit -v, or lower data.image_size or sweep.max_concurrent_trials"
+NO_MEMORY = (
+    "; end other programs, raise ulimit -v, or lower data.image_size, sweep.max_concurrent_trials or the batch size"
+)
 ADVICE = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,

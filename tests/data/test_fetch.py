@@ -194,7 +194,7 @@ class Cifar:
             self.server.url = f"http://127.0.0.1:{listening.getsockname()[1]}/cifar-10-python.tar.gz"
 
     def load(self, **overrides: Any) -> sources.SourceImages:
-        return sources.cifar10(self.data, self.cache, self.archive.at(self.server.url, **overrides))
+        return sources.cifar10(self.cache, self.archive.at(self.server.url, **overrides))
 
     def refused(self, match: str, **overrides: Any) -> str:
         """Assert that loading fails with one line and leaves nothing under a final name. Returns the message."""
@@ -266,11 +266,10 @@ def test_the_first_test_images_are_the_test_set_and_the_rest_simulation_in_order
 
 def test_another_image_size_is_scaled(cifar: Cifar) -> None:
     cifar.data = cifar.data.model_copy(update={"image_size": 16})
-    source = cifar.load()
-    assert source.train.images.shape == (5 * BATCH, 16, 16, 3)
-    assert source.test.images.shape == (BATCH, 16, 16, 3)
+    built = build.build(cifar.load(), cifar.data)
+    assert built.image_size == 16
     averaged = cifar.archive.train.images.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    assert np.corrcoef(source.train.images.reshape(-1), averaged.reshape(-1))[0, 1] > 0.9
+    assert np.corrcoef(built.images[: 5 * BATCH].reshape(-1), averaged.reshape(-1))[0, 1] > 0.9
 
 
 def test_a_damaged_batch_is_never_loaded(cifar: Cifar) -> None:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_every_form_gives_the_decoded_files_in_the_order_of_their_names(
     np.testing.assert_array_equal(found.test.images, [pixels[n] for n in sorted(pixels) if n.startswith("test")])
     np.testing.assert_array_equal(found.train.labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(found.test.labels, [0, 0, 1, 1])
-    assert found.train.images.dtype == found.test.images.dtype == np.uint8
+    assert found.train.images[:].dtype == found.test.images[:].dtype == np.uint8
     assert found.train.labels.dtype == found.test.labels.dtype == np.int64
     assert (found.skipped, found.files) == ((), {"used": 10, "left_out": {}})
 
@@ -263,15 +264,20 @@ def test_one_name_in_two_unicode_forms_is_one_class(
         read(given(files, form))
 
 
-def test_many_small_files_are_read_and_more_than_the_memory_holds_are_refused(
-    encode: Encode, layout: Files, given: Given, monkeypatch: pytest.MonkeyPatch
+def test_many_small_files_are_read_and_more_than_the_disk_holds_are_refused_before_they_are_decoded(
+    encode: Encode, layout: Files, given: Given, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dot = encode(np.zeros((1, 1, 3), np.uint8))
     path = given({**layout, **{f"train/a/{n}-dot.png": dot for n in range(5_000)}}, "zip")
-    assert len(read(path).train.images) == 5_006
-    monkeypatch.setattr(folder, "_memory_bytes", lambda: 1_000 * 3 * 8 * 8 * 3)
-    with pytest.raises(DataError, match=r"5,010 images of 8 pixels do not fit .* holds 1,000; lower data\.image_size"):
-        read(path)
+    found = folder.read(path, data_of(), tmp_path)
+    assert len(found.train.images) == 5_006
+    assert not any(".npy" in file.name for file in tmp_path.iterdir())  # nothing is left if this process is killed
+    need = "5,010 images of 8 pixels need up to 1.9 MB of disk"
+    assert said[0].startswith(f"data: {need}; ")
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_900_000))
+    monkeypatch.setattr(folder.images, "decode", None)
+    with pytest.raises(DataError, match=rf"{need}, and .* has 1\.9 MB free; .*lower data\.image_size or take fewer"):
+        folder.read(path, data_of(), tmp_path)
 
 
 # Wrong layouts
@@ -457,18 +463,6 @@ def test_the_counts_of_files_are_in_the_data_set_and_the_receipt(
     shown = {name: reason for name, _, reason in facts.gather(params, registry).stages}
     left_out_text = "1 SVG (not read), such as cover.svg; 1 not readable, such as train/a/bad.png"
     assert shown["data"].endswith(f"; 24 image files used; left out: {left_out_text}")
-
-
-def test_a_lack_of_memory_is_one_sentence(
-    layout: Files, given: Given, params_of: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_memory(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(folder.images, "decode", no_memory)
-    params = params_of(given(layout))
-    with pytest.raises(DataError, match=r"the images do not fit into memory; lower data\.image_size, take fewer"):
-        stage.run(params, Registry(params.store))
 
 
 def test_skipped_files_reach_the_source(corrupt: Files, given: Given, said: list[str]) -> None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from flywheel.data import build
 from flywheel.data import dataset as datasets
-from flywheel.data.dataset import Dataset, Split
+from flywheel.data.dataset import Dataset, Images, Split
 from flywheel.data.sources import SourceImages
 from flywheel.models.classifier import Classifier
 from flywheel.params import Drift, Params
@@ -59,9 +59,9 @@ def images(
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def groups(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def groups(pixels: Images) -> NDArray[np.int64]:
     """Return the groups that images (n, s, s, 3) show, (n,)."""
-    marks = np.sign(pixels[:, 3:5, 3:5, 0].astype(int) - 128)
+    marks = np.sign(np.asarray(pixels)[:, 3:5, 3:5, 0].astype(int) - 128)
     found: NDArray[np.int64] = (marks[:, None] == PATTERNS[FIRST_GROUP:]).all(axis=(2, 3)).argmax(axis=1)
     return found
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flywheel.training.batches import AugmentedBatches, resident
+from flywheel.models import transfer
+from flywheel.training.batches import AugmentedBatches
 
 Pictures = NDArray[np.uint8]
 Make = Callable[..., AugmentedBatches]
@@ -184,7 +185,7 @@ def test_on_the_cpu_read_only_images_are_shared_without_a_warning(noise: Callabl
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            tensor = resident(images, CPU)
+            tensor = transfer.tensor(images, CPU)
     finally:
         torch.set_warn_always(always)
     assert np.shares_memory(tensor.numpy(), images)
@@ -192,4 +193,4 @@ def test_on_the_cpu_read_only_images_are_shared_without_a_warning(noise: Callabl
 
 def test_a_view_that_is_not_contiguous_keeps_its_values(device: torch.device, noise: Callable[..., Pictures]) -> None:
     images: Any = noise(6)[::2, :, ::-1]
-    np.testing.assert_array_equal(resident(images, device).cpu().numpy(), images)
+    np.testing.assert_array_equal(transfer.tensor(images, device).cpu().numpy(), images)

@@ -9,7 +9,10 @@ dataset.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flywheel import files
 from flywheel.data import DataError, splits
@@ -27,17 +31,81 @@ INDICES = (*splits.SPLITS, "clean")
 ARRAYS = ("images", "labels", "hashes", "ids", *INDICES)
 
 
+class ImageRows:
+    """Rows of image arrays (n, h, w, 3) uint8, mostly memory-mapped files: indexing reads rows, nothing else does.
+
+    Pickled, a memory-mapped file is its path: another process on this machine maps the same file.
+    """
+
+    def __init__(self, *arrays: Pixels, index: NDArray[np.int64] | None = None):
+        self._arrays = arrays
+        self._starts = np.cumsum([0, *map(len, arrays)])
+        self._index = np.arange(self._starts[-1]) if index is None else index  # into the arrays one after the other
+
+    @classmethod
+    def of(cls, *parts: Images) -> ImageRows:
+        """Return the rows of arrays or of other rows, one after the other."""
+        rows = [part if isinstance(part, ImageRows) else cls(part) for part in parts]
+        starts = np.cumsum([0, *(one._starts[-1] for one in rows)])
+        index = np.concatenate([one._index + start for one, start in zip(rows, starts, strict=False)])
+        return cls(*(array for one in rows for array in one._arrays), index=index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that reading all rows gives."""
+        return (len(self._index), *self._arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, key: Any) -> Pixels:
+        """Read the rows of an integer, a slice, a mask or an array of indices."""
+        rows = self._index[key]
+        if len(self._arrays) == 1:
+            return np.asarray(self._arrays[0][rows])
+        holders = np.searchsorted(self._starts, rows, "right") - 1
+        if not rows.ndim:
+            return np.asarray(self._arrays[holders][rows - self._starts[holders]])
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for holder in np.unique(holders):
+            mask = holders == holder
+            found[mask] = self._arrays[holder][rows[mask] - self._starts[holder]]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+    def select(self, index: NDArray[Any] | slice) -> ImageRows:
+        """Return some of the rows without reading them."""
+        return ImageRows(*self._arrays, index=self._index[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_arrays": tuple(_path_of(array) or array for array in self._arrays)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._arrays = tuple(np.load(one, mmap_mode="r") if isinstance(one, str) else one for one in self._arrays)
+
+
+def _path_of(array: Pixels) -> str | None:
+    """Return the .npy file that an array maps, None for an array in memory or a part of a file."""
+    return str(array.filename) if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) else None
+
+
+Images = Pixels | ImageRows
+
+
 @dataclass(frozen=True)
 class Split:
     """Images (n, s, s, 3) uint8, labels (n,) int64, and ids (n,) int64, which are indices in the source."""
 
-    images: Pixels
+    images: Images
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
 
-    def take(self, index: NDArray[np.int64] | slice) -> Split:
-        """Return a copy of the images at some indices, or a view of a slice."""
-        return Split(self.images[index], self.labels[index], self.ids[index])
+    def take(self, index: NDArray[Any] | slice) -> Split:
+        """Return the split of some indices; images are read when they are indexed."""
+        return Split(ImageRows.of(self.images).select(index), self.labels[index], self.ids[index])
 
 
 @dataclass(frozen=True)
@@ -85,38 +153,67 @@ class Dataset:
         return splits.is_holdout(self.hashes[self.indices["simulation"]])
 
     def split(self, name: str) -> Split:
-        """Return a copy of the images of a split."""
+        """Return a split; its images are read when they are indexed."""
         return Split(self.images, self.labels, self.ids).take(self.indices[name])
 
 
-def statistics(images: Pixels) -> tuple[list[float], list[float]]:
+def histogram(images: Pixels) -> NDArray[np.int64]:
+    """Return how often each value occurs in each channel, (3, 256), of images (n, h, w, 3) uint8."""
+    tall = Image.fromarray(images.reshape(-1, *images.shape[2:]))
+    return np.array(tall.histogram(), np.int64).reshape(3, 256)
+
+
+def statistics(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel of uint8 images, divided by 255.
 
-    Exact, from the counts of the 256 values. CIFAR-10's 50,000 training images give 0.4914 0.4822 0.4465 and
+    Exact, from the counts (3, 256) of the values. CIFAR-10's 50,000 training images give 0.4914 0.4822 0.4465 and
     0.2470 0.2435 0.2616; the often copied 0.2023 0.1994 0.2010 are means of the deviations of single images.
     """
     values = np.arange(256) / 255
     mean, std = [], []
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+    for counts in histogram:
         average = float(counts @ values / counts.sum())
         mean.append(average)
         std.append(float(np.sqrt(counts @ (values - average) ** 2 / counts.sum())))
     return mean, std
 
 
+def allocate(shape: Sequence[int], path: Path | None) -> Pixels:
+    """Return an array for images, mapped to a new .npy file unless `path` is None. Raises DataError on a full disk."""
+    if path is None:
+        return np.empty(shape, np.uint8)
+    try:
+        mapped: Pixels = np.lib.format.open_memmap(path, "w+", np.uint8, tuple(shape))
+        if hasattr(os, "posix_fallocate"):  # a full disk would end the process later, when a page is written
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+    return mapped
+
+
 def save(dataset: Dataset, directory: Path) -> None:
-    """Write the files of a data set into a directory. Raises DataError when the disk is full."""
+    """Write the files of a data set into a directory, except images that are there. Raises DataError on a full disk."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ARRAYS:
-        array = dataset.indices[name] if name in INDICES else getattr(dataset, name)
+        path, array = directory / f"{name}.npy", dataset.indices[name] if name in INDICES else getattr(dataset, name)
         try:
-            np.save(directory / f"{name}.npy", array, allow_pickle=False)
-        except OSError as error:  # numpy's message names neither file nor reason
-            reason = error.strerror or "No space left on device"
-            advice = "free space or set paths.store to another disk, and run again"
-            raise DataError(f"cannot write {directory / name}.npy ({reason}); {advice}") from None
+            if isinstance(array, np.memmap) and Path(str(array.filename)) == path.resolve():
+                array.flush()
+            else:
+                np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
     files.write_json(directory / "dataset.json", {"format": FORMAT, **dataset.description})
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    reason = error.strerror or "No space left on device"  # numpy's message names neither file nor reason
+    free = files.human_size(shutil.disk_usage(path.parent).free)
+    return DataError(
+        f"cannot write {path} ({reason}, {free} are free); free space or set paths.store to another disk, and run again"
+    )
 
 
 def open_directory(directory: Path) -> Dataset:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from tqdm import tqdm
 
 from flywheel import params
 from flywheel.data import DataError, images, label_table, layout, source_files
-from flywheel.data.dataset import Split
+from flywheel.data.dataset import ImageRows, Split, allocate
 from flywheel.data.images import ImageError, Pixels
+from flywheel.files import human_size
+from flywheel.machine import threads
 
 log = logging.getLogger(__name__)
 
-MEMORY_COPIES = 3  # of all images at once: decoded, stacked, concatenated with the other splits
 NAMED_CORRUPT = 10  # files named in an error; the others are counted
 NAMED_SKIPPED = 3
 NOT_PRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, undecodable bytes, ends of lines
@@ -48,11 +50,11 @@ class FolderImages:
     files: Mapping[str, Any]
 
 
-def read(path: Path, data: params.Data) -> FolderImages:
-    """Decode every image below `path`, a directory or archive. Raises DataError.
+def read(path: Path, data: params.Data, scratch: Path | None = None) -> FolderImages:
+    """Decode every image below `path`, a directory or archive, into a file in `scratch` (None: memory).
 
     Images are in the order of their names, 2 before 10. Corrupt files are refused by name, or with data.skip_corrupt
-    left out.
+    left out. Raises DataError.
     """
     found = _list(path)
     try:
@@ -61,7 +63,9 @@ def read(path: Path, data: params.Data) -> FolderImages:
         others = _left_out_text({reason: names for reason, names in found.left_out.items() if names})
         raise DataError(f"{path}: {error}{f'; left out: {others}' if others else ''}") from None
     named = {**laid_out.train, **laid_out.validation, **laid_out.test}
-    decoded, corrupt = _decode(path, named, data.image_size)
+    if scratch is not None:
+        _check_disk(len(named), len(laid_out.test), data, scratch)
+    pixels, decoded, corrupt = _decode(path, named, data.image_size, scratch)
     if corrupt and not data.skip_corrupt:
         raise DataError(
             f"{path}: {len(corrupt)} files cannot be read: {_first(_reasons(corrupt), NAMED_CORRUPT)}; "
@@ -89,7 +93,8 @@ def read(path: Path, data: params.Data) -> FolderImages:
 
     def split(names: list[str]) -> Split:
         labels = np.array([class_names.index(named[name]) for name in names], np.int64)
-        return Split(np.stack([decoded[name] for name in names]), labels, np.arange(len(names)))
+        rows = ImageRows(pixels, index=np.array([decoded[name] for name in names]))
+        return Split(rows, labels, np.arange(len(names)))
 
     counted = {reason: {"count": len(names), "example": names[0]} for reason, names in left_out.items()}
     return FolderImages(
@@ -158,26 +163,57 @@ def _list(path: Path) -> _Files:
     return _Files(sorted(found), tables, left_out, sorted(folders - filled))
 
 
-def _decode(path: Path, wanted: Iterable[str], size: int) -> tuple[dict[str, Pixels], dict[str, str]]:
-    """Return the pixels of the images and the reasons why others cannot be decoded, by name."""
-    wanted = set(wanted)
-    if len(wanted) > (most := _memory_bytes() // MEMORY_COPIES // (size * size * 3)):
+def _check_disk(count: int, test: int, data: params.Data, scratch: Path) -> None:
+    """Log the disk space that a folder's images need at most until they are published. Raises DataError."""
+    simulation = test * (1 - data.test_fraction) if test else count * data.folder_split.simulation + 1
+    drifts = any(data.drift.model_dump().values())
+    images_bytes = data.image_size**2 * 3
+    needed, free = int((2 * count + drifts * simulation) * images_bytes), shutil.disk_usage(scratch).free
+    said = f"{count:,} images of {data.image_size} pixels need up to {human_size(needed)} of disk"
+    if needed > free:
         raise DataError(
-            f"{path}: {len(wanted):,} images of {size} pixels do not fit into this machine's memory, which holds "
-            f"{most:,}; lower data.image_size or take fewer images"
+            f"{said}, and {scratch} has {human_size(free)} free; free space, set paths.store to another disk, lower "
+            "data.image_size or take fewer images"
         )
-    decoded: dict[str, Pixels] = {}
+    log.info(f"data: {said}; {human_size(free)} are free")
+
+
+def _decode(
+    path: Path, wanted: Mapping[str, str], size: int, scratch: Path | None
+) -> tuple[Pixels, dict[str, int], dict[str, str]]:
+    """Return pixels, the row in them of each image by name, and the reasons why others cannot be decoded."""
+    file = scratch and scratch / "decoded.npy"
+    pixels = allocate((len(wanted), size, size, 3), file)
+    if file is not None:
+        file.unlink()  # the disk space is free again when nobody has it open
+    rows: dict[str, int] = {}
     corrupt: dict[str, str] = {}
-    with tqdm(desc="data: decoding", total=len(wanted), unit=" images", mininterval=0.5, disable=None) as bar:
+
+    def contents() -> Iterator[tuple[str, bytes | ImageError]]:
         for name, reader in source_files.walk(path):
-            if reader is None or name not in wanted:
-                continue
-            try:
-                decoded[name] = images.decode(source_files.read(reader), size)
-            except ImageError as error:
-                corrupt[name] = str(error)
+            if reader is not None and name in wanted:
+                try:
+                    yield name, source_files.read(reader)
+                except ImageError as error:
+                    yield name, error
+
+    def decode(content: tuple[str, bytes | ImageError]) -> tuple[str, Pixels | ImageError]:
+        name, data = content
+        try:
+            return name, data if isinstance(data, ImageError) else images.decode(data, size)
+        except ImageError as error:
+            return name, error
+
+    cpus = threads.cpus()
+    with tqdm(desc="data: decoding", total=len(wanted), unit=" images", mininterval=0.5, disable=None) as bar:
+        for name, image in threads.ordered(decode, contents(), cpus, ahead=4 * cpus):
+            if isinstance(image, ImageError):
+                corrupt[name] = str(image)
+            else:
+                rows[name] = len(rows)
+                pixels[rows[name]] = image
             bar.update()
-    return decoded, corrupt
+    return pixels, rows, corrupt
 
 
 def _divided(
@@ -242,7 +278,3 @@ def _reasons(corrupt: Mapping[str, str]) -> tuple[str, ...]:
 def _first(names: Sequence[str], count: int) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return "; ".join(names[:count]) + more
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -8,20 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.pipeline.plotting import INK, drawing, short_name
+from flywheel.pipeline.plotting import INK, Images, drawing, short_name
 
 
 def sample_grid(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    title: str,
-    path: Path,
-    columns: int = 10,
+    images: Images, labels: NDArray[np.int64], class_names: Sequence[str], title: str, path: Path, columns: int = 10
 ) -> Path:
     """Draw up to `columns` images (n, s, s, 3) of each of up to ten classes, a class a row."""
     shown = [index for index in range(len(class_names)) if (labels == index).any()][:10]
-    side, gap = images.shape[1], max(1, images.shape[1] // 12)
+    side = len(images[0])
+    gap = max(1, side // 12)
     cell = side + gap
     # One mosaic, not an axis an image: a hundred axes take seconds to draw.
     mosaic = np.full((cell * len(shown) - gap, cell * columns - gap, 3), 255, np.uint8)

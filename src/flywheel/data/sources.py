@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flywheel import params
-from flywheel.data import DataError, fetch, folder, images
+from flywheel.data import DataError, fetch, folder
 from flywheel.data.dataset import Split
-from flywheel.data.images import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ DIGITS_TRAIN_IMAGES, DIGITS_TEST_IMAGES = 800, 450  # of 1,797; the remaining 54
 
 @dataclass(frozen=True)
 class SourceImages:
-    """The images of a source. An id is the index among the source's train or test images before any shuffling.
+    """The images of a source, of any size. An id is the index in the source's train or test images before shuffling.
 
     The first `test_count` test images become the split `test`, the others `simulation`. The last `validation_count`
     training images become `validation`; if there are none, some are drawn. `files` counts a folder's image files.
@@ -41,16 +39,19 @@ class SourceImages:
     files: Mapping[str, Any] | None = None
 
 
-def load(data: params.Data, cache: Path) -> SourceImages:
-    """Return the images of the source that the params name. Raises DataError."""
+def load(data: params.Data, cache: Path, scratch: Path | None = None) -> SourceImages:
+    """Return the images of the source that the params name. Raises DataError.
+
+    A folder's decoded images are in a file in `scratch` that vanishes with them, or in memory if that is None.
+    """
     if data.source == "cifar10":
-        return cifar10(data, cache)
+        return cifar10(cache)
     if data.source == "digits":
         return digits(data)
-    return from_folder(data)
+    return from_folder(data, scratch)
 
 
-def cifar10(data: params.Data, cache: Path, dataset_class: Any = None) -> SourceImages:
+def cifar10(cache: Path, dataset_class: Any = None) -> SourceImages:
     """Return CIFAR-10 from torchvision's archive, fetched into `cache` once and verified.
 
     `dataset_class` is torchvision.datasets.CIFAR10 or a subclass with its own URL and checksums. Source:
@@ -69,9 +70,7 @@ def cifar10(data: params.Data, cache: Path, dataset_class: Any = None) -> Source
         ) from None
 
     def split(part: Any) -> Split:
-        return Split(
-            _resized(part.data, data.image_size), np.asarray(part.targets, np.int64), np.arange(len(part.data))
-        )
+        return Split(part.data, np.asarray(part.targets, np.int64), np.arange(len(part.data)))
 
     return SourceImages(tuple(train.classes), split(train), split(test), min(CIFAR10_TEST_IMAGES, len(test.data) - 1))
 
@@ -85,21 +84,21 @@ def digits(data: params.Data) -> SourceImages:
 
     bunch = load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    every = Split(_resized(grey, data.image_size), bunch.target.astype(np.int64), np.arange(len(grey)))
+    every = Split(grey, bunch.target.astype(np.int64), np.arange(len(grey)))
     # Neighbours in the file have one writer, so the images are shuffled before they are split.
     order = np.random.default_rng(data.seed).permutation(len(grey))
     train, test = every.take(order[:DIGITS_TRAIN_IMAGES]), every.take(order[DIGITS_TRAIN_IMAGES:])
     return SourceImages(tuple(str(digit) for digit in range(10)), train, test, DIGITS_TEST_IMAGES)
 
 
-def from_folder(data: params.Data) -> SourceImages:
+def from_folder(data: params.Data, scratch: Path | None = None) -> SourceImages:
     """Return the images of `data.path`.
 
     A folder's test images are shuffled with the seed and split by `test_fraction`; without any, all its images are
     divided by `folder_split`.
     """
     assert data.path is not None
-    found = folder.read(Path(data.path).expanduser(), data)
+    found = folder.read(Path(data.path).expanduser(), data, scratch)
     test, test_count, count = found.test, found.test_count, len(found.test.labels)
     if test_count is None:
         test = test.take(np.random.default_rng(data.seed).permutation(count))
@@ -112,9 +111,3 @@ def from_folder(data: params.Data) -> SourceImages:
     return SourceImages(
         found.class_names, found.train, test, test_count, found.validation_count, found.skipped, found.files
     )
-
-
-def _resized(pixels: NDArray[np.uint8], size: int) -> Pixels:
-    if pixels.shape[1:] == (size, size, 3):
-        return pixels
-    return np.stack([images.from_array(image, size) for image in pixels])

@@ -40,23 +40,18 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
     defined = define(params, registry)
 
     def work() -> Outcome:
-        from flywheel.data import DataError, build, dataset, sources
+        from flywheel.data import build, dataset, sources
         from flywheel.tracking.runs import Tracker
 
         with Tracker(params, registry).run("data", "data", params.data.identity()) as run:
-            try:
-                built = build.build(sources.load(params.data, params.cache), params.data)
-            except MemoryError:
-                raise DataError(
-                    "the images do not fit into memory; lower data.image_size, take fewer images or use a machine with "
-                    "more"
-                ) from None
-            with tempfile.TemporaryDirectory(dir=_scratch(params)) as directory:
-                dataset.save(built, Path(directory))
+            shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)  # of a run that was killed
+            with tempfile.TemporaryDirectory(dir=_scratch(params)) as name:
+                directory = Path(name)
+                built = build.build(sources.load(params.data, params.cache, directory), params.data, directory)
+                dataset.save(built, directory)
                 version = registry.publish(
-                    params.dataset_name, "dataset", Path(directory),
-                    metadata={**defined.provenance(), **built.description},
-                )  # fmt: skip
+                    params.dataset_name, "dataset", directory, metadata={**defined.provenance(), **built.description}
+                )
             outcome = _finish(params, registry, version)
             run.made(version)
             run.summarize({"artifact": version.ref, **outcome.metrics})

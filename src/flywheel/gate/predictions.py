@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flywheel.data import DataError, dataset, images
-from flywheel.data.dataset import Dataset
+from flywheel.data.dataset import Dataset, Images
 from flywheel.data.images import Pixels
 from flywheel.gate.rules import NO_ANSWER, GateLabels, Predictions
 from flywheel.metrics import classification
@@ -19,6 +19,7 @@ from flywheel.models import classifier
 from flywheel.models.classifier import Classifier
 from flywheel.registry import Registry, RegistryError, Version
 
+SCALED = 1024  # images at a time
 TIMED, WARM = 20, 3  # single images by which the latency is measured, and before
 
 
@@ -27,8 +28,8 @@ class GateImages:
     """Images and their labels; `kept` tells which of all test images (n,) are among them."""
 
     labels: GateLabels
-    test: Pixels
-    holdout: Pixels
+    test: Images
+    holdout: Images
     kept: NDArray[np.bool_]
 
 
@@ -45,7 +46,7 @@ def prepare(registry: Registry, version: Version, models: Iterable[Version]) -> 
     held = opened.holdout & _unseen(opened, opened.indices["simulation"], seen)
     left_out = int((~kept).sum() + (opened.holdout & ~held).sum())
     labels = GateLabels(version.ref, opened.class_names, test.labels[kept], simulation.labels[held], left_out)
-    return GateImages(labels, test.images[kept], simulation.images[held], kept)
+    return GateImages(labels, test.take(kept).images, simulation.take(held).images, kept)
 
 
 def predict(
@@ -76,10 +77,13 @@ def predict(
     )
 
 
-def _predict(model: Classifier, pixels: Pixels) -> NDArray[np.float32]:
+def _predict(model: Classifier, pixels: Images) -> NDArray[np.float32]:
     if not len(pixels):
         return np.zeros((0, len(model.class_names)), np.float32)
-    return model.predict(_sized(pixels, model))
+    if pixels.shape[1] == model.image_size:
+        return model.predict(pixels)
+    parts = (pixels[start : start + SCALED] for start in range(0, len(pixels), SCALED))
+    return np.concatenate([model.predict(_sized(part, model)) for part in parts])
 
 
 def _classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:

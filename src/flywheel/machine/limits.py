@@ -46,7 +46,7 @@ def lacks() -> Iterator[Lack]:
             "raise ulimit -u or the container's limit of processes (docker: --pids-limit)",
         )
     yield from address_space(int(OBJECT_STORE_SHARE * psutil.virtual_memory().total) + 3_000_000_000, "Ray")
-    memory = min(psutil.virtual_memory().available, _cgroup("memory", "max", "limit_in_bytes"))
+    memory = memory_bytes()
     if memory < MEMORY_BYTES:
         yield Lack(f"{memory / 1e9:.1f} GB of memory, Ray needs {MEMORY_BYTES / 1e9} GB", "end other programs")
     if temporary_folder() is None:
@@ -55,6 +55,11 @@ def lacks() -> Iterator[Lack]:
             f"{TEMPORARY_BYTES / 1e6:.0f} MB free and a path of at most {SOCKET_FOLDER_CHARACTERS} characters",
             "set TMPDIR to such a folder",
         )
+
+
+def memory_bytes() -> float:
+    """Return how much memory is available, at most what this container may use."""
+    return min(psutil.virtual_memory().available, _cgroup("memory", "max", "limit_in_bytes"))
 
 
 def address_space(needed: int, user: str) -> Iterator[Lack]:
@@ -96,8 +101,17 @@ def _threads_left() -> float:
 
 
 def _cgroup(controller: str, v2: str, v1: str, otherwise: float = math.inf) -> float:
-    """Return the number in a file of this container's control group, or `otherwise`."""
-    for path in (CGROUPS / f"{controller}.{v2}", CGROUPS / controller / f"{controller}.{v1}"):
+    """Return the number in a file of this process's control group, else of the container's, or `otherwise`."""
+    own = {"": "."}  # by controller; version 2 has one group for all, called ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
+    version_1 = CGROUPS / controller
+    for group, name in (
+        *((CGROUPS / own[""], v2), (version_1 / own.get(controller, "."), v1)),
+        *((CGROUPS, v2), (version_1, v1)),
+    ):
         with contextlib.suppress(OSError, ValueError):
-            return float(path.read_text())
+            return float((group / f"{controller}.{name}").read_text())
     return otherwise

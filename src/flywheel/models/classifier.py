@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flywheel import files
-from flywheel.models import ModelError
+from flywheel.data.dataset import Images
+from flywheel.models import ModelError, transfer
 from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
 
@@ -86,17 +87,15 @@ class Classifier(nn.Module):
         """Return probabilities (n, classes) float32 of images (n, h, w, 3) uint8 on the classifier's device."""
         return functional.softmax(self(images), dim=1)
 
-    def predict(self, images: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
+    def predict(self, images: Images | Tensor) -> NDArray[np.float32]:
         """Return probabilities (n, classes) float32 of any number of images (n, h, w, 3) uint8, in evaluation mode."""
         was_training = self.training
         self.eval()
-        parts = []
-        for start in range(0, len(images), PREDICT_BATCH):
-            batch = images[start : start + PREDICT_BATCH]
-            tensor = batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch))
-            parts.append(self.probabilities(tensor.to(self.device)))
+        parts = [slice(start, start + PREDICT_BATCH) for start in range(0, len(images), PREDICT_BATCH)]
+        batches = transfer.batches(images, parts, self.device)
+        probabilities = torch.cat([self.probabilities(batch) for batch in batches])
         self.train(was_training)
-        return torch.cat(parts).cpu().numpy()
+        return probabilities.cpu().numpy()
 
     def contents(self, recipe: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the files of a saved classifier: the weights, and a JSON file with everything else and the recipe."""

@@ -32,6 +32,15 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of an accelerator, 0 for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return 0
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return float32 or bfloat16, choosing for `auto`. Raises ModelError for bfloat16 on MPS."""
     if precision == "auto":

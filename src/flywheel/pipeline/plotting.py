@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flywheel import files
 
@@ -63,8 +63,16 @@ def short_name(name: str) -> str:
     return shown.replace("$", r"\$")  # a class may be called $5, which is no formula
 
 
+class Images(Protocol):
+    """Images (n, s, s, 3) uint8, in memory or read when they are indexed."""
+
+    def __getitem__(self, key: Any, /) -> NDArray[np.uint8]:
+        """Return an image."""
+        ...
+
+
 def worst_mistakes(
-    images: NDArray[np.uint8],
+    images: Images,
     labels: NDArray[np.int64],
     predictions: NDArray[np.int64],
     confidence: NDArray[np.floating[Any]],

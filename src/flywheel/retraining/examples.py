@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flywheel.data import dataset as datasets
 from flywheel.data import splits
-from flywheel.data.dataset import Dataset
+from flywheel.data.dataset import Dataset, ImageRows, Images
 from flywheel.registry import Registry, Version
 from flywheel.traffic import feedback
 from flywheel.traffic.feedback import Example
@@ -33,7 +33,7 @@ class Labelled:
     labellers disagree, which are left out, too.
     """
 
-    images: NDArray[np.uint8]
+    images: ImageRows
     labels: NDArray[np.int64]
     hashes: tuple[str, ...]
     right: NDArray[np.bool_]
@@ -107,13 +107,13 @@ def choose(
             break
         if source.class_names == opened.class_names and source.image_size == size:
             rows = traffic if source is opened else _traffic(source)
-            found |= {key: np.array(source.images[rows[key]]) for key in wanted.keys() & rows.keys() - found.keys()}
+            found |= {key: source.images[rows[key]] for key in wanted.keys() & rows.keys() - found.keys()}
     for key, example in wanted.items():
         if key not in found:
             dropped.setdefault("whose pixels are not in this store", []).append(_id(example))
     kept = [example for key, example in wanted.items() if key in found]
     return Labelled(
-        np.stack([found[example.hash] for example in kept]) if kept else np.zeros((0, size, size, 3), np.uint8),
+        ImageRows(*(found[example.hash][None] for example in kept), np.zeros((0, size, size, 3), np.uint8)),
         np.array([opened.class_names.index(example.label) for example in kept], np.int64),
         tuple(example.hash for example in kept),
         np.array([example.right for example in kept], bool),
@@ -132,26 +132,19 @@ def repeats(count: int, weight: float, seed: int) -> NDArray[np.int64]:
 
 
 def mix(
-    data: TrainingData,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    weight: float,
-    seed: int,
-    length: int | None = None,
+    data: TrainingData, images: Images, labels: NDArray[np.int64], weight: float, seed: int, length: int | None = None
 ) -> TrainingData:
     """Return every original image once and each example `weight` times; the loop shuffles them anew each epoch.
 
     `length` repeats this mix, by a seeded draw in its last repetition, up to that many images: as many optimizer steps.
     """
     times = repeats(len(labels), weight, seed)
-    mixed = [
-        np.concatenate([data.images, np.repeat(images, times, axis=0)]),
-        np.concatenate([data.labels, np.repeat(labels, times)]),
-    ]
+    mixed = ImageRows.of(data.images, ImageRows.of(images).select(np.repeat(np.arange(len(labels)), times)))
+    mixed_labels = np.concatenate([data.labels, np.repeat(labels, times)])
     if length is not None:
-        index = np.resize(np.random.default_rng(seed).permutation(len(mixed[1])), length)
-        mixed = [array[index] for array in mixed]
-    return replace(data, images=mixed[0], labels=mixed[1])
+        index = np.resize(np.random.default_rng(seed).permutation(len(mixed_labels)), length)
+        mixed, mixed_labels = mixed.select(index), mixed_labels[index]
+    return replace(data, images=mixed, labels=mixed_labels)
 
 
 def _traffic(dataset: Dataset) -> dict[str, int]:

@@ -20,7 +20,7 @@ def predict(classifier: Classifier, dataset: Dataset) -> Predicted:
     """Return the predicted classes. Raises MetricsError when a probability is not finite."""
     found = {}
     for name in ("test", "simulation"):
-        probabilities = classifier.predict(dataset.images[dataset.indices[name]])
+        probabilities = classifier.predict(dataset.split(name).images)
         if not np.isfinite(probabilities).all():
             raise MetricsError("the model gives probabilities that are not finite")
         found[name] = probabilities.argmax(axis=1).astype(np.int64)

@@ -43,11 +43,11 @@ def train(
     data = TrainingData.of(opened)
     model = classifier.load(parent, device)
     before = scores.predict(model, opened)
-    _, validation = validate(model, torch.from_numpy(data.validation_images).to(device), data.validation_labels)
+    _, validation = validate(model, data.validation_images, data.validation_labels)
 
     def trained_on(arm: Arm, model: Classifier, length: int | None) -> tuple[tuple[Epoch, ...], int]:
         index = labelled.arm(arm, options.seed)
-        mixed = mix(data, labelled.images[index], labelled.labels[index], options.weight, options.seed, length)
+        mixed = mix(data, labelled.images.select(index), labelled.labels[index], options.weight, options.seed, length)
         epochs = train_arm(model, mixed, recipe, device, lambda result: on_epoch(arm, result))
         return epochs, len(mixed.labels)
 

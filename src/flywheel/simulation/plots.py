@@ -9,14 +9,14 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, INK, drawing, worst_mistakes
+from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, INK, Images, drawing, worst_mistakes
 
 COLUMNS, ROWS = 8, 5
 CONFIDENCE_EDGES: list[float] = np.linspace(0, 1, 26).tolist()
 
 
 def failures(
-    images: NDArray[np.uint8],
+    images: Images,
     labels: NDArray[np.int64],
     predictions: NDArray[np.int64],
     confidence: NDArray[np.float64],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.data.dataset import Dataset
+from flywheel.data.dataset import Dataset, ImageRows
 from flywheel.data.splits import is_holdout
 from flywheel.metrics import classification
 from flywheel.registry import Registry, RegistryError, Version
@@ -124,7 +124,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
     wrong, right, confidence = result.wrong, result.right, result.confidence
     return [
         plots.failures(
-            result.dataset.images[result.index[wrong]], result.labels[wrong], result.classes[wrong],
+            ImageRows(result.dataset.images, index=result.index[wrong]), result.labels[wrong], result.classes[wrong],
             confidence[wrong], result.dataset.class_names, len(result.predictions),
             folder / "simulation_failures.png",
         ),

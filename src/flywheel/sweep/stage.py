@@ -111,6 +111,8 @@ def _search(defined: Stage, force: bool) -> Outcome:
         )
     store = CheckpointStore(params.checkpoints).subfolder(journal.sweep_id)
     data, config = TrainingData.of(opened), {**defined.identity, "dataset": version.ref}
+    if ray_address.wanted() is not None:
+        data = data.in_memory()  # Ray sends it to every node; a Ray of its own maps the files of this store
     tracker = Tracker(params, registry)
     with tracker.run("sweep", journal.sweep_id, config, used=(version,)) as run:
         recorder = Recorder(state, store, tracker)

@@ -1,29 +1,23 @@
-"""Batches of images that stay on the device as uint8 and are augmented there, a whole batch at a time."""
+"""Batches of images, augmented on the device, a whole batch at a time."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-def resident(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on the device; on the CPU it shares the array's memory (Ray's is read-only)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.to(device)  # blocking: non_blocking gains nothing from pageable memory and is unsafe on MPS
+from flywheel.data.dataset import Images
+from flywheel.models import transfer
 
 
 class AugmentedBatches:
     """Shuffled, augmented batches of a training set; every epoch has the same number of full batches.
 
-    Images are (n, h, w, 3) uint8. One gather of rows and columns shifts and flips a batch; reflection fills the border
+    Images are (n, h, w, 3) uint8; they stay on the device if they fit there, otherwise a thread reads the next batches.
+    One gather of rows and columns shifts and flips a batch; reflection fills the border
     that a shift uncovers. An epoch leaves out the images that do not fill a batch, different ones each time. A random
     half is mirrored in odd epochs, the other half in even ones, so two epochs show both sides of every image; with
     independent draws they would do so for half of the images (Jordan, arXiv 2404.00498, 3.6).
@@ -31,7 +25,7 @@ class AugmentedBatches:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         labels: NDArray[np.int64],
         batch_size: int,
         *,
@@ -43,8 +37,8 @@ class AugmentedBatches:
         self.size = images.shape[1]
         self.translate = min(translate, self.size - 1)
         self.flip = flip
-        self.labels = resident(labels, device)
-        self.images = resident(images, device)
+        self.labels = transfer.tensor(labels, device)
+        self.images = transfer.resident(images, device)
         self.batch_size = min(batch_size, len(labels))
         self.device = device
         self.random = torch.Generator(device).manual_seed(seed)
@@ -56,17 +50,25 @@ class AugmentedBatches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device; `number` counts epochs from 1."""
         order = torch.randperm(len(self.labels), generator=self.random, device=self.device)
-        for index in order[: len(self) * self.batch_size].reshape(-1, self.batch_size):
-            yield self._augmented(index, number), self.labels[index]
+        indices = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
+        if isinstance(self.images, Tensor):
+            for index in indices:
+                yield self._augmented(self.images, index, index, number), self.labels[index]
+            return
+        rows = torch.arange(self.batch_size, device=self.device)
+        read = transfer.batches(self.images, indices.cpu().numpy(), self.device)
+        for index, images in zip(indices, read, strict=True):
+            yield self._augmented(images, rows, index, number), self.labels[index]
 
-    def _augmented(self, index: Tensor, epoch: int) -> Tensor:
+    def _augmented(self, images: Tensor, positions: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Return images[positions] augmented; `index` are their numbers in the training set."""
         if not self.translate and not self.flip:
-            return self.images[index]
+            return images[positions]
         rows, columns = self._offsets(len(index)), self._offsets(len(index))
         if self.flip:
             mirrored = self._mirrored[index] ^ (epoch % 2 == 0)
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _offsets(self, count: int) -> Tensor:
         """Return the row (or column) indices of `count` randomly shifted images, (count, size)."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from flywheel import FlywheelError
-from flywheel.data.dataset import Dataset
+from flywheel.data.dataset import Dataset, Images
+from flywheel.models import transfer
 from flywheel.models.classifier import Classifier
 from flywheel.params import Recipe
-from flywheel.training.batches import AugmentedBatches, resident
+from flywheel.training.batches import AugmentedBatches
 from flywheel.training.optimizers import make_optimizers
 
 
@@ -29,9 +31,9 @@ class TrainingDiverged(FlywheelError):
 class TrainingData:
     """Training and validation images (n, s, s, 3) uint8, labels (n,) int64, class names, and channel statistics."""
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
-    validation_images: NDArray[np.uint8]
+    validation_images: Images
     validation_labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -43,6 +45,11 @@ class TrainingData:
         train, validation = dataset.split("train"), dataset.split("validation")
         images = (train.images, train.labels, validation.images, validation.labels)
         return cls(*images, dataset.class_names, dataset.mean, dataset.std)
+
+    def in_memory(self) -> TrainingData:
+        """Return a copy that needs no file, for nodes that have none of this store's."""
+        images, validation_images = np.asarray(self.images), np.asarray(self.validation_images)
+        return replace(self, images=images, validation_images=validation_images)
 
     def classifier(self, recipe: Recipe) -> Classifier:
         """Return an untrained classifier for these images, its weights drawn with the recipe's seed."""
@@ -83,7 +90,7 @@ class Training:
             data.images, data.labels, recipe.batch_size,
             flip=recipe.flip, translate=recipe.translate, seed=recipe.seed, device=device,
         )  # fmt: skip
-        self._validation_images = resident(data.validation_images, device)
+        self._validation_images = transfer.resident(data.validation_images, device)
         self._validation_labels = data.validation_labels
         self._optimizers = make_optimizers(classifier, recipe)
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
@@ -155,8 +162,8 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return 1 - (step - warmup) / (steps - warmup)
 
 
-def validate(classifier: Classifier, images: torch.Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Return (mean loss in nats, accuracy) of a classifier on images (n, s, s, 3) uint8 on its device."""
+def validate(classifier: Classifier, images: Images | Tensor, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return (mean loss in nats, accuracy) of a classifier on images (n, s, s, 3) uint8."""
     probabilities = classifier.predict(images)
     likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     loss = float(-np.log(np.maximum(likelihood, 1e-12)).mean()) if np.isfinite(likelihood).all() else math.nan
