@@ -12,7 +12,7 @@ import sys
 
 from flywheel import cli
 from flywheel.tracking.mirror import mirrored
-from flywheel.traffic import monitor
+from flywheel.traffic import monitor, monitor_text
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     params = cli.load_params(arguments)
     with cli.logged(params, "monitor"):
         report = monitor.run(params, mirrored(params))
-        for line in monitor.lines(params, report):
+        for line in monitor_text.lines(params, report):
             cli.log.info(f"monitor: {line}")
     if arguments.check and report is not None and report.alarm.state == "alarm":
         sys.exit(cli.ALARM)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import requests
 from made_traffic import id_of_age, wait_until
+from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, ROOT, Server, png
 
 from flywheel.traffic import keys, labels, records
@@ -52,6 +53,17 @@ def test_every_answer_has_an_id_and_a_record(server: Server) -> None:
         assert row["group"] == (keys.hash_group("camera-7", keys.salt(paths)) if answer is one else None)
     assert stat.S_IMODE(paths.traffic.stat().st_mode) == 0o700
     assert "camera-7" not in "".join(path.read_text() for path in paths.traffic_records.iterdir())
+
+
+def test_the_metrics_have_the_last_result_of_make_monitor(server: Server) -> None:
+    requests.post(f"{server.url}/predict", data=png(1), timeout=30).raise_for_status()
+    wait_until(lambda: any(records.read(server.params.store_paths)), "a record")
+    assert "there is no digits_dataset" in server.run("monitor")
+    text = requests.get(f"{server.url}/metrics", timeout=30).text
+    assert 'flywheel_monitor_alarm{model="model-1:v0"} 0\n' in text
+    assert {"flywheel_replicas", "flywheel_monitor_run_seconds", "flywheel_swaps"} <= {
+        family.name for family in text_string_to_metric_families(text)
+    }
 
 
 def test_labels_are_answered_row_by_row_and_stored(server: Server) -> None:

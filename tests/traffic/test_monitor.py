@@ -23,8 +23,11 @@ from flywheel import files
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
-from flywheel.traffic import feedback, monitor, observed
+from flywheel.tracking import run_files
+from flywheel.traffic import feedback, monitor, monitor_text, observed, records, samples
+from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.monitor_report import MonitorReport
+from flywheel.traffic.samples import Drawn, Sample
 
 START = datetime(2026, 11, 28, 9, 58, tzinfo=UTC)
 SETTINGS = "data.image_size=8 tracking.wandb=disabled"
@@ -102,14 +105,14 @@ def test_quiet_traffic_raises_no_alarm(params: Params, registry: Registry, model
     assert report.alarm.presumed_accuracy == pytest.approx(0.96, abs=0.002)
     assert sum(row.n for row in report.change) == 700
     assert all(row.classes_changed.distance > 0.8 > row.classes_changed.by_chance for row in report.change)
-    assert "no alarm" in " ".join(monitor.lines(params, report))
+    assert "no alarm" in " ".join(monitor_text.lines(params, report))
 
 
 def test_an_alarm_is_up_until_another_model_is_in_production(
     tmp_path: Path, params: Params, registry: Registry, model: Version
 ) -> None:
     write_records(params.store_paths, traffic(model, [*share(300, 0.04), *share(300, 0.5)]))
-    done = scripts.run(tmp_path, "monitor", SETTINGS, "--check")
+    done = scripts.run(tmp_path, "monitor", f"{SETTINGS} tracking.wandb=offline", "--check")
     assert done.returncode == 3, done.stderr
     assert "600 new predictions: 600 count" in done.stdout
     assert "model-a:v0 (production): ALARM since 2026-11-28 10:" in done.stdout
@@ -119,11 +122,45 @@ def test_an_alarm_is_up_until_another_model_is_in_production(
     assert report.alarm.since is not None
     assert 0 < (datetime.fromisoformat(report.alarm.since) - START).total_seconds() - 300 < 60
     assert max(row.evidence for row in report.change) >= (report.alarm.limit or 0)
+    assert 'flywheel_monitor_alarm{model="model-a:v0"} 1\n' in params.store_paths.monitor_metrics.read_text()
+    (tracked,) = run_files.records(params.store)
+    assert (tracked.job_type, [medium.name for medium in tracked.media]) == ("monitor", ["monitor"])
+    assert [row["n"] for row in tracked.rows] == [row.n for row in report.change]
+    assert tracked.summary["alarm/state"] == "alarm"
     assert scripts.run(tmp_path, "monitor", SETTINGS).returncode == 0
     produced(params, registry, "model-b")
     report = run(params, registry)
     assert (report.alarm.state, report.others[0].alarm.state) == ("none", "alarm")
-    assert any("model-a:v0: ALARM" in line for line in monitor.lines(params, report))
+    assert any("model-a:v0: ALARM" in line for line in monitor_text.lines(params, report))
+
+
+def test_labels_drawn_after_an_alarm_end_it(params: Params, registry: Registry, model: Version) -> None:
+    """Half of the sample is labelled: the alarm stays up. All: the labels are the truth, and the detector restarts."""
+    paths = params.store_paths
+    rows = traffic(model, share(300, 0.5))
+    write_records(paths, rows)
+    run(params, registry)
+    for number, made in enumerate((START, START + timedelta(hours=1)), start=1):
+        drawn = tuple(
+            Drawn(prediction_id=row["prediction_id"], hash=row["hash"], probability=0.1, prediction="0", confidence=0.6)
+            for row in rows[number::10]
+        )
+        for one in drawn:
+            files.write_text(records.image_path(paths, one.hash), "pixels")
+        samples.write(paths, Sample(number=number, made=made.isoformat(), model=model.ref, population=300,
+                                    mean_confidence=0.6, images=drawn))  # fmt: skip
+        taker = LabelLog(paths, f"page{number}-ann", lambda: made_models.DIGITS, 1e6)
+        for part, state in ((drawn[:15], "alarm"), (drawn[15:], "alarm" if number == 1 else "quiet")):
+            answers = taker.add([{"prediction_id": one.prediction_id, "label": "0"} for one in part])
+            assert {answer.status for answer in answers} == {"accepted"}
+            report = run(params, registry)
+            assert report.alarm.state == state
+            assert report.labelled == report.samples[-1]
+    assert report.labelled is not None
+    assert (report.labelled.n, report.labelled.waiting, report.labelled.interval[1]) == (30, 0, 1.0)
+    assert "accuracy 100.0% by 30 labels (95 % interval " in " ".join(monitor_text.lines(params, report))
+    write_records(paths, traffic(model, share(300, 0.5), START + timedelta(hours=2)))
+    assert run(params, registry).alarm.state == "alarm"
 
 
 def test_many_runs_count_as_one_does(
@@ -143,7 +180,7 @@ def test_many_runs_count_as_one_does(
     for path in paths.traffic_records.iterdir():
         path.unlink()
     for name, text in whole.items():
-        for cut in sorted([*random.integers(0, len(text), 4), len(text)]):
+        for cut in sorted([*random.integers(0, len(text), 2), len(text)]):
             (paths.traffic_records / name).write_bytes(text[:cut])
             monitor.run(params, registry)
     often = comparable(params)
@@ -242,7 +279,7 @@ def test_what_is_no_record_or_has_no_reference_is_left_out(params: Params, regis
     assert (report.model, report.predictions) == (gone.ref, 0)
     assert [one.predictions for one in report.others] == [3]
     assert "gone" in report.unwatched[gone.ref]
-    assert any("gone" in line for line in monitor.lines(params, report))
+    assert any("gone" in line for line in monitor_text.lines(params, report))
 
 
 def test_without_production_or_data_set_it_still_answers(params: Params, registry: Registry) -> None:
@@ -250,7 +287,7 @@ def test_without_production_or_data_set_it_still_answers(params: Params, registr
     write_records(params.store_paths, traffic(version, share(3, 0.0)))
     report = run(params, registry)
     assert (report.model, report.alarm.state) == (None, "none")
-    told = " ".join(monitor.lines(params, report))
+    told = " ".join(monitor_text.lines(params, report))
     assert "there is no production model" in told
     assert "digits_dataset" in told
 

@@ -39,7 +39,7 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
 
 
 def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]:
-    """Yield (stage, state, reason) for data, sweep, evaluate, serve, traffic and retrain.
+    """Yield (stage, state, reason) for data, sweep, evaluate, serve, traffic, monitor and retrain.
 
     A stage waits if one before it is to run, even if its own outputs are up to date now.
     """
@@ -53,6 +53,7 @@ def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]
         yield name, state, reason
     yield "serve", *_server(params)
     yield "traffic", *_traffic(params)
+    yield "monitor", *_monitor(params)
     yield "retrain", *_retraining(params, registry)
 
 
@@ -153,6 +154,23 @@ def _traffic(params: Params) -> tuple[str, str]:
     dropped = served.dropped() if served else None
     lost = f", {dropped:,} answers not recorded" if dropped else ""
     return f"{kept.images:,} images kept", f"{human_size(kept.size_bytes)} since {kept.oldest:%Y-%m-%d %H:%M} UTC{lost}"
+
+
+def _monitor(params: Params) -> tuple[str, str]:
+    """Return what `make monitor` last said of the production model."""
+    from flywheel.traffic import monitor
+    from flywheel.traffic.monitor_text import clock
+
+    if running := _running(params, "monitor"):
+        return running
+    report = monitor.read(params)
+    if report is None or report.alarm.state == "none":
+        return "not yet", "make monitor watches what is recorded, without labels"
+    last = f"last run at {clock(report.at)}"
+    if report.alarm.state == "alarm":
+        since = clock(report.alarm.since)
+        return "alarm", f"{report.label}, since {since}; make label asks people for the truth; {last}"
+    return "no alarm", f"{report.label}, presumed accuracy {report.alarm.presumed_accuracy:.1%}; {last}"
 
 
 def _retraining(params: Params, registry: Registry) -> tuple[str, str]:

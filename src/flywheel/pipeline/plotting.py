@@ -37,6 +37,7 @@ STYLE: Any = {
     "grid.color": GRID,
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "date.converter": "concise",
 }
 DPI = 150
 MAX_NAME = 18  # letters of a class name

@@ -7,16 +7,17 @@ a run that is killed in between changed nothing that the next one does not write
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.registry import Registry, RegistryError
-from flywheel.traffic import retention
-from flywheel.traffic.monitor_report import Alarm, Distance, MonitorReport, Promotion, Row, Traffic, Watched
+from flywheel.traffic import monitor_text, retention, sampling
+from flywheel.traffic.monitor_report import Alarm, Distance, Labelled, MonitorReport, Promotion, Row, Traffic, Watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from flywheel.traffic.observed import Judge, Observed, State
     from flywheel.traffic.reference import ModelReference
+    from flywheel.traffic.sampling import SampleAccuracy
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +44,25 @@ def run(params: Params, registry: Registry) -> MonitorReport | None:
         state = observed.load(params.store_paths)
         before = _counts(state)
         models = _Models(params, registry)
+        samples = [_labelled(one) for one in sampling.estimates(params.store_paths)]
+        _restart(state, samples)
         state.update(params.store_paths, models.judge, alarm.alarm_level(params.monitor.false_alarm_every))
+        _restart(state, samples)
         if not state.models and not state.unwatched:
             return None
         _log_counts(before, _counts(state))
-        report = _report(params, registry, state, models)
+        known, report = read(params), _report(params, registry, state, models, samples)
         files.write_json(params.reports / "monitor.json", report.model_dump(mode="json"))
-        files.write_text(params.store_paths.monitor_metrics, gauges(report))
+        files.write_text(params.store_paths.monitor_metrics, monitor_text.gauges(report))
+        picture, momentary = params.reports / "monitor.png", {"at", "traffic"}
+        changed = known is None or known.model_dump(exclude=momentary) != report.model_dump(exclude=momentary)
+        if changed or not picture.exists():
+            from flywheel.traffic import plots
+
+            plots.story(report, picture)
         observed.save(params.store_paths, state)
+        if changed:
+            _track(params, registry, report, picture)
     return report
 
 
@@ -61,74 +74,28 @@ def read(params: Params) -> MonitorReport | None:
         return None
 
 
-def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
-    """Yield the report for people."""
-    profile = f"PROFILE={params.profile}"
-    if report is None:
-        yield f"no prediction is recorded yet; make serve {profile} records what it answers"
-        return
-    if report.model is None:
-        yield f"there is no production model; make evaluate {profile} promotes one"
-    for watched in (report, *report.others):
-        if watched.model is None:
-            continue
-        name = watched.label + (" (production)" if watched is report else "")
-        found = watched.alarm
-        if found.presumed_accuracy is None or found.reference_accuracy is None or found.lowest_accuracy is None:
-            if watched.model not in report.unwatched:
-                yield f"{name}: no prediction yet"
-            continue
-        yield (
-            f"{name}: presumed accuracy {found.presumed_accuracy:.1%} of the newest {found.newest:,} predictions; "
-            f"{found.reference_accuracy:.1%} of {found.reference_n:,} test images"
+def _track(params: Params, registry: Registry, report: MonitorReport, picture: Path) -> None:
+    """Record a W&B run with the rows over time."""
+    from flywheel.tracking.runs import Tracker
+
+    name = f"monitor-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    watched = [one.model for one in (report, *report.others) if one.model]
+    used = [registry.resolve(ref) for ref in watched if registry.has(ref)]
+    config = {"model": report.model, **params.monitor.model_dump()}
+    with Tracker(params, registry).run("monitor", name, config, used=used) as run:
+        for step, row in enumerate(report.change):
+            changed = {key: getattr(row, key).distance for key in ("classes_changed", "confidence_changed")}
+            values = row.model_dump(include={"n", "presumed_accuracy", "evidence", "confidence"}) | changed
+            run.log({"time": datetime.fromisoformat(row.end).timestamp(), **values}, step=step)
+        run.log_pictures([picture])
+        labelled = report.labelled.model_dump() if report.labelled else {}
+        run.summarize(
+            {
+                "predictions": report.predictions,
+                **{f"alarm/{key}": value for key, value in report.alarm.model_dump().items() if value is not None},
+                **{f"labelled/{key}": value for key, value in labelled.items() if key != "interval"},
+            }
         )
-        if found.state == "quiet":
-            yield f"{name}: no alarm (the evidence is {found.evidence:.1f} of {found.limit:.1f})"
-        else:
-            what = f"make label {profile} asks people for the truth" if watched is report else "it is not in production"
-            yield f"{name}: ALARM since {clock(found.since)}: it is presumably wrong more often than on test; {what}"
-    for ref, problem in report.unwatched.items():
-        yield f"{ref.partition('@')[0]} is not watched: {problem}"
-
-
-def clock(at: str | None) -> str:
-    """Return a time in ISO 8601, UTC, for people."""
-    return f"{(at or '')[:16].replace('T', ' ')} UTC"
-
-
-def gauges(report: MonitorReport) -> str:
-    """Return the report in Prometheus's text format."""
-    families: dict[str, tuple[str, list[tuple[str, float]]]] = {}
-
-    def add(name: str, text: str, value: float | None, model: str = "") -> None:
-        if value is not None:
-            families.setdefault(name, (text, []))[1].append((f'{{model="{model}"}}' if model else "", value))
-
-    add(
-        "run_seconds",
-        "Time of the last make monitor, seconds since 1970.",
-        datetime.fromisoformat(report.at).timestamp(),
-    )
-    for one in (report, *report.others):
-        if one.model is not None:
-            found, labelled = one.alarm, one.labelled
-            add("alarm", "1 while the alarm is up.", float(found.state == "alarm"), one.label)
-            add("predictions", "Predictions that count.", one.predictions, one.label)
-            add("evidence", "Evidence of harm.", found.evidence, one.label)
-            add("evidence_limit", "Evidence that raises the alarm.", found.limit, one.label)
-            add("presumed_accuracy", "Of the newest predictions, without labels.", found.presumed_accuracy, one.label)
-            add("reference_accuracy", "Accuracy of test images.", found.reference_accuracy, one.label)
-            if labelled is not None:
-                low, high = labelled.interval
-                add("labelled_accuracy", "Accuracy by the newest labelled sample.", labelled.accuracy, one.label)
-                add("labelled_accuracy_low", "Lower end of its 95 % interval.", low, one.label)
-                add("labelled_accuracy_high", "Upper end of its 95 % interval.", high, one.label)
-                add("labels", "Labels of that sample.", labelled.n, one.label)
-    return "".join(
-        f"# HELP flywheel_monitor_{name} {text}\n# TYPE flywheel_monitor_{name} gauge\n"
-        + "".join(f"flywheel_monitor_{name}{labels} {value:.10g}\n" for labels, value in values)
-        for name, (text, values) in families.items()
-    )
 
 
 class _Models:
@@ -172,7 +139,26 @@ class _Models:
         return self._judges[ref]
 
 
-def _report(params: Params, registry: Registry, state: State, models: _Models) -> MonitorReport:
+def _labelled(found: SampleAccuracy) -> Labelled:
+    return Labelled(
+        made=found.made, model=found.model, drawn=found.drawn, n=found.labelled,
+        waiting=found.drawn - found.labelled - found.undecided - found.foreign - found.lost,
+        accuracy=_rounded(found.accuracy), interval=(_rounded(found.low), _rounded(found.high)),
+    )  # fmt: skip
+
+
+def _restart(state: State, samples: Sequence[Labelled]) -> None:
+    """End each alarm that was answered: a sample that was drawn later has all its labels."""
+    for sample in samples:
+        seen = state.models.get(sample.model)
+        made_ms = datetime.fromisoformat(sample.made).timestamp() * 1000
+        if seen is not None and seen.since_ms is not None and seen.since_ms < made_ms and not sample.waiting:
+            seen.restart()
+
+
+def _report(
+    params: Params, registry: Registry, state: State, models: _Models, samples: Sequence[Labelled]
+) -> MonitorReport:
     """Return the report of what is known."""
     rows: dict[str, list[Row]] = {}
     watched: dict[str, Watched] = {}
@@ -181,7 +167,8 @@ def _report(params: Params, registry: Registry, state: State, models: _Models) -
         found = models.reference(ref)
         if found is not None:
             rows[ref] = _rows(ref, seen, state.width_s, found)
-            watched[ref] = _watched(params, registry.label(ref), seen, found, rows[ref])
+            labelled = [sample for sample in samples if sample.model == ref]
+            watched[ref] = _watched(params, registry.label(ref), seen, found, rows[ref], labelled)
     kept = retention.measure(params.store_paths)
     served = server_record.read(params)
     first = watched.pop(production, None) if production else None
@@ -193,6 +180,7 @@ def _report(params: Params, registry: Registry, state: State, models: _Models) -
         others=tuple(one for ref, one in watched.items() if rows[ref] or one.alarm.state == "alarm"),
         unwatched={ref: models.problems.get(ref, "has no reference") for ref in state.unwatched},
         change=tuple(sorted((row for of in rows.values() for row in of), key=lambda row: (row.start, row.model))),
+        samples=tuple(samples),
         promotions=tuple(
             Promotion(at=entry["at"], model=entry["to"])
             for entry in registry.history(params.registered_model)
@@ -202,7 +190,9 @@ def _report(params: Params, registry: Registry, state: State, models: _Models) -
     )
 
 
-def _watched(params: Params, label: str, seen: Observed, found: ModelReference, rows: Sequence[Row]) -> Watched:
+def _watched(
+    params: Params, label: str, seen: Observed, found: ModelReference, rows: Sequence[Row], samples: Sequence[Labelled]
+) -> Watched:
     from flywheel.metrics.alarm import alarm_level
 
     assert found.alarm is not None
@@ -222,8 +212,11 @@ def _watched(params: Params, label: str, seen: Observed, found: ModelReference, 
         reference_n=found.alarm.n,
         lowest_accuracy=_rounded(1 - found.alarm.bound),
     )
-    left_out = {"repeated": seen.repeated, "trained on": seen.trained_on}
-    return Watched(model=found.model, label=label, predictions=seen.predictions, left_out=left_out, alarm=alarm)
+    return Watched(
+        model=found.model, label=label, predictions=seen.predictions,
+        left_out={"repeated": seen.repeated, "trained on": seen.trained_on},
+        alarm=alarm, labelled=samples[-1] if samples else None,
+    )  # fmt: skip
 
 
 def _rows(ref: str, seen: Observed, width_s: int, found: ModelReference) -> list[Row]:

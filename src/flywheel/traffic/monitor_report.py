@@ -46,13 +46,16 @@ class Row(BaseModel, frozen=True):
 
 
 class Labelled(BaseModel, frozen=True):
-    """The accuracy of a model by a sample that was drawn at `made`: `n` of `drawn` have a label."""
+    """The accuracy of a model, with its 95 % interval, by a sample that was drawn at `made`.
+
+    `n` of `drawn` images have a label, `waiting` may get one. The others are in dispute, of no class, or lost.
+    """
 
     made: str
     model: str
     drawn: int
     n: int
-    undecided: int
+    waiting: int
     accuracy: float
     interval: tuple[float, float]
 

@@ -16,6 +16,7 @@ from flywheel.metrics import alarm as alarms
 from flywheel.metrics.alarm import Reference
 from flywheel.models import ModelError
 from flywheel.params import Params
+from flywheel.pipeline import stage
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.traffic import feedback
 from flywheel.traffic.observed import CONFIDENCE_BINS, Prefixes, confidence_bins
@@ -72,7 +73,7 @@ def load(params: Params, registry: Registry, ref: str) -> ModelReference:
             return known
     model = registry.resolve(ref)
     own = model.input("dataset")
-    data = registry.resolve(own if own and registry.has(own) else params.dataset_name)
+    data = registry.resolve(own) if own and registry.has(own) else stage.dataset_of(params, registry)
     made = _compute(registry, model, data, tolerance)
     files.write_json(path, made.model_dump(mode="json"))
     return made
@@ -85,14 +86,14 @@ def _compute(registry: Registry, model: Version, data: Version, tolerance: float
     base = ModelReference(model=model.ref, dataset=data.ref, tolerance=tolerance)
     if (loaded.class_names, loaded.image_size) != (opened.class_names, opened.image_size):
         raise ModelError(f"{model.label} has other classes or another image size than {data.label}")
-    index = opened.indices["test"]
-    index = index[~np.isin(prefixes(opened.hashes[index]), trained_on(registry, model))]
-    log.info(f"monitor: {model.label} answers {len(index):,} test images, once, as its reference")
-    if not len(index):
+    known = np.isin(prefixes(opened.hashes[opened.indices["test"]]), trained_on(registry, model))
+    test = opened.split("test").take(~known)
+    log.info(f"monitor: {model.label} answers {len(test.labels):,} test images, once, as its reference")
+    if not len(test.labels):
         return base.model_copy(update={"problem": f"{data.label} has no test images for it"})
-    probabilities = loaded.predict(opened.images[index])
+    probabilities = loaded.predict(test.images)
     try:
-        found = alarms.reference(probabilities, opened.labels[index], tolerance)
+        found = alarms.reference(probabilities, test.labels, tolerance)
     except MetricsError as error:
         return base.model_copy(update={"problem": str(error)})
     predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(loaded.class_names))

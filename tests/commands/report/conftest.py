@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import made_models
 import pytest
 import scripts
+from made_traffic import record, write_records
 
 from flywheel import files
 from flywheel.data import dataset
@@ -25,7 +27,7 @@ from flywheel.simulation.result import Result
 from flywheel.sweep import stage as sweep_stage
 from flywheel.sweep.journal import Journal, Trial
 from flywheel.sweep.searcher import to_recipe
-from flywheel.traffic import feedback
+from flywheel.traffic import feedback, monitor
 
 OVERRIDES = (
     "data.image_size=8 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0 gate.margin=1 gate.class_margin=1 "
@@ -95,9 +97,20 @@ def simulate(params: Params, registry: Registry) -> None:
     files.write_json(params.reports / "simulation.json", report.model_dump(mode="json"))
 
 
+def watch(params: Params, registry: Registry) -> None:
+    """Record that production answered 200 images, half of them less surely, and look at that."""
+    model = registry.aliases(params.registered_model)["production"]
+    answers = ([0.991] + [0.001] * 9, [0.19] + [0.09] * 9)
+    at = datetime(2026, 11, 23, 11, tzinfo=UTC)
+    write_records(params.store_paths, (record(model, answers[i % 2], at, f"{i:016x}{i:048x}", i) for i in range(200)))
+    report = monitor.run(params, registry)
+    assert report is not None
+    assert report.alarm.state == "alarm"
+
+
 @pytest.fixture(scope="session")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
-    """data, sweep, evaluate, simulate, retrain. No test changes it."""
+    """data, sweep, evaluate, simulate, retrain, monitor. No test changes it."""
     folder = tmp_path_factory.mktemp("round")
     params = scripts.load(folder, OVERRIDES)
     registry = Registry(params.store)
@@ -114,4 +127,5 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
         )
         retraining_stage.run(params, registry)
     assert registry.resolve(f"{params.registered_model}:production").label == "retrained-model:v0"
+    watch(params, registry)
     return Loop(params, registry, folder)

@@ -27,7 +27,8 @@ from flywheel.tracking.run_files import RunRecord
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = (
-    "production", "stages", "sweep", "evaluation", "traffic", "failures", "gate", "lineage", "history", "runs",
+    "production", "stages", "sweep", "evaluation", "traffic", "failures", "monitoring", "gate", "lineage", "history",
+    "runs",
 )  # fmt: skip
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror='pwned=1'>\"'&<!--"
 # What is wider than the page, but for what scrolls in a box of its own.
@@ -98,11 +99,11 @@ def test_a_whole_round_is_told(loop: Any) -> None:
         *reports["gate"]["reasons"], "no model to compare with", "4 trials: a hint",
         "This is the sweep's best; in production is retrained-model:v0",
         f"{reports['retrain']['hard_examples']:,} of them failures",
-        "as many random",
+        "as many random", "it is presumably wrong more often than on test", "50.0 %", "since 2026-11-23 11:00 UTC",
     ):  # fmt: skip
         assert expected in shown.text
     kinds = re.findall(r'>{"kind": "(\w+)"', (loop.params.reports / "index.html").read_text())
-    assert kinds == ["history", "parallel", "reliability", "confidence", "latency"]
+    assert kinds == ["history", "parallel", "reliability", "confidence", "latency", "monitor"]
 
 
 def test_every_image_has_its_words_and_every_control_its_name(loop: Any) -> None:
@@ -136,7 +137,7 @@ def test_the_page_in_a_browser(loop: Any, tmp_path: Path) -> None:
                 drawn = tab.value(
                     "[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg path').length)"
                 )
-                assert len(drawn) == 5
+                assert len(drawn) == 6
                 assert min(drawn) > 5
                 # Nothing is wider than the page; what must be scrolls in a box of its own.
                 assert tab.value("document.documentElement.scrollWidth <= innerWidth")
@@ -183,7 +184,7 @@ def test_the_script_writes_it_and_says_where(loop: Any) -> None:
 def test_with_nothing_there_each_part_says_what_to_type(params: Params, registry: Registry) -> None:
     shown = written(params, registry)
     assert [attributes["id"] for attributes in shown.named("section")] == list(SECTIONS)
-    for command in ("make sweep", "make evaluate", "make serve simulate", "make data"):
+    for command in ("make sweep", "make evaluate", "make serve simulate", "make monitor", "make data"):
         assert f"{command} PROFILE=demo" in shown.text
     assert "No run is recorded" in shown.text
 
@@ -294,6 +295,6 @@ def test_the_library_is_the_one_that_its_page_describes() -> None:
 def test_the_page_holds_no_number_that_json_has_not(loop: Any) -> None:
     text = (page.write(loop.params, loop.registry)).read_text()
     islands = re.findall(r'<script type="application/json">(.*?)</script>', text)
-    assert len(islands) == 5
+    assert len(islands) == 6
     for island in islands:
         json.loads(island, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

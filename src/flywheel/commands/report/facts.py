@@ -25,6 +25,7 @@ from flywheel.sweep.journal import Journal
 from flywheel.sweep.report import SweepReport
 from flywheel.tracking import run_files
 from flywheel.tracking.run_files import RunRecord
+from flywheel.traffic.monitor_report import MonitorReport
 
 # Report file -> its model and the command that writes it.
 REPORTS: dict[str, tuple[type[BaseModel], str]] = {
@@ -32,6 +33,7 @@ REPORTS: dict[str, tuple[type[BaseModel], str]] = {
     "evaluation": (EvaluationReport, "make evaluate"),
     "gate": (GateReport, "make evaluate"),
     "simulation": (SimulationReport, "make serve simulate"),
+    "monitor": (MonitorReport, "make monitor"),
     "retrain": (RetrainReport, "make retrain"),
 }
 MAX_NODES = 24  # of the drawn lineage; older ones are counted
@@ -144,7 +146,7 @@ def _report(params: Params, name: str) -> BaseModel | Absent:
         return Absent("Not yet; type", command)
     except (OSError, ValueError) as error:  # also pydantic.ValidationError
         reason = " ".join(str(error).split())[:200]
-        force = "" if name == "simulation" else " FORCE=1"
+        force = "" if name in ("simulation", "monitor") else " FORCE=1"
         return Absent(f"{path} cannot be read ({reason}); written again by", command + force)
 
 

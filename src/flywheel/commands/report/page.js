@@ -127,6 +127,29 @@
       };
     },
 
+    monitor({models, samples, promotions}) {
+      const hues = [colour.blue, colour.orange, colour.soft];
+      const dashed = {width: 1, type: 'dashed'};
+      return {
+        ...base('item', ({value, data}) => told(`${value[0].slice(0, 16).replace('T', ' ')} UTC`, data.rows ||
+          [`presumed accuracy ${percent(value[1])}`, `${value[2].toLocaleString('en')} predictions`])),
+        useUTC: true,
+        xAxis: axis('', {type: 'time', splitLine: {show: false}}),
+        yAxis: axis('', {type: 'value', scale: true, max: 1, axisLabel: {...label(), formatter: v => percent(v, 0)}}),
+        series: [
+          ...models.flatMap(({name, rows, lowest}, i) => [
+            {type: 'line', name: `presumed, ${name}`, data: rows, symbolSize: 7, color: hues[i % 3],
+              ...(i ? {} : {markLine: {symbol: 'none', silent: true, animation: false, label: {show: false},
+                data: promotions.map(at => ({xAxis: at, lineStyle: {...dashed, color: colour.ink}}))}})},
+            {type: 'line', name: `harm is below, ${name}`, data: [rows[0], rows[rows.length - 1]].map(r => [r[0], lowest]),
+              symbol: 'none', silent: true, color: hues[i % 3], lineStyle: dashed}]),
+          {type: 'scatter', name: 'by labels', symbol: 'diamond', symbolSize: 14, color: colour.purple,
+            data: samples.map(({made, accuracy, interval, n}) => ({value: [made, accuracy], rows: [
+              `${percent(accuracy)} by ${n} labels`, `95 % interval ${percent(interval[0])} to ${percent(interval[1])}`]}))},
+        ],
+      };
+    },
+
     latency({edges, count, p50, p95, p99}) {
       const place = value => {  // where a value lies among bins that are equally wide on a logarithmic axis
         const i = edges.findIndex((edge, k) => value < edges[k + 1]);

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from flywheel import files
-from flywheel.commands.report import facts, formats, gate, lineage, sweep
+from flywheel.commands.report import facts, formats, gate, lineage, monitor, sweep
 from flywheel.commands.report.facts import Absent, Facts
 from flywheel.gate.table import reported
 from flywheel.params import Params
@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 NAME = "index.html"
 FILTERS = (
     formats.percent, formats.interval, formats.points, formats.thousands, formats.value, formats.minutes, formats.when,
-    formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph, reported, sweep.trials,
+    formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph, monitor.story, reported,
+    sweep.trials,
 )  # fmt: skip
 
 
