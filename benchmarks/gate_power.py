@@ -18,7 +18,9 @@ import harness
 import numpy as np
 
 from flywheel import cli
-from flywheel.gate.rules import GateLabels, Predictions, decide
+from flywheel.gate.report import JUDGED_FROM
+from flywheel.gate.rules import HOLDOUT_CONFIDENCE, GateLabels, Predictions, decide
+from flywheel.metrics.comparison import weighted_difference
 
 CLASSES = 10
 SIZES = ((450, 164, "demo"), (8000, 600, "cifar10"))  # test and holdout images, and the profile that has them
@@ -27,6 +29,7 @@ DIFFERENCES = (-0.03, -0.02, -0.01, -0.005, 0.0, 0.01, 0.02)
 MARGINS = (0.005, 0.01, 0.02, 0.03)
 HARMS, CLASS_MARGINS = (0.05, 0.10, 0.20), (0.0, 0.02, 0.05)
 CHAIN, STEP = 10, 0.003
+LABELS, LOSSES = (100, 200, 600), (0.0, -0.02, -0.05, -0.10)
 
 
 def predictions(name: str, labels: GateLabels, test_correct: Any, holdout_correct: Any) -> Predictions:
@@ -50,12 +53,12 @@ def draw_correct(random: np.random.Generator, n: int, accuracy: float = 0.8) -> 
 
 
 def draw_other_model(
-    random: np.random.Generator, right: Any, disagreement: float, difference: Any, accuracy: float = 0.8
+    random: np.random.Generator, right: Any, disagreement: Any, difference: Any, accuracy: float = 0.8
 ) -> Any:
     """Draw which images a second model gets right, given those of the first.
 
     In expectation the two disagree on a share `disagreement` of the images, and the second one's accuracy is higher by
-    `difference` (a number, or one per image).
+    `difference` (numbers, or one per image).
     """
     fixed, broken = (disagreement + difference) / 2, (disagreement - difference) / 2
     chance = np.where(right, broken / accuracy, fixed / (1 - accuracy))
@@ -105,6 +108,27 @@ def worsening(n: int, m: int, rules: Any, draws: int, seed: int, best_ever: bool
         "n": n, "best_ever_clause": best_ever, "mean": float(np.mean(lost)), "most": float(np.max(lost)),
         "p95": float(np.quantile(lost, 0.95)),
     }  # fmt: skip
+
+
+def traffic(count: int, draws: int, seed: int, disagreement: float) -> dict[str, Any]:
+    """Return how often the check on about `count` sampled labels refuses candidates of a known true difference.
+
+    Of ten times as many images 30 % are unsure: three times as likely to be drawn, and to be answered differently.
+    """
+    random = np.random.default_rng([seed, count, round(1e4 * disagreement)])
+    refused = {}
+    for difference in LOSSES:
+        found = []
+        for _ in range(draws):
+            factor = np.where(random.random(10 * count) < 0.3, 3.0, 1.0) / 1.6
+            factor = factor[random.random(len(factor)) < factor / 10]
+            right = draw_correct(random, len(factor))
+            new = draw_other_model(random, right, disagreement * factor, difference * factor)
+            classes = (~right).astype(np.int64), (~new).astype(np.int64)
+            truth = np.zeros(len(factor), np.int64)
+            found.append(weighted_difference(*classes, truth, 10 / factor, HOLDOUT_CONFIDENCE))
+        refused[str(difference)] = float(np.mean([f.high < 0 and f.effective_n >= JUDGED_FROM for f in found]))
+    return {"labels": count, "disagreement": disagreement, "refused": refused}
 
 
 def chain(
@@ -157,6 +181,10 @@ def table(result: dict[str, Any]) -> str:
         (f"{row['n']:,}", row["n"] // CLASSES, f"{100 * row['harm']:g} points", *map(percent, row["caught"].values()))
         for row in result["class"]
     ]
+    sampled = [
+        (row["labels"], f"{100 * row['disagreement']:.0f} %", *map(percent, row["refused"].values()))
+        for row in result["traffic"]
+    ]
     chains = [
         (
             f"{row['n']:,}",
@@ -169,6 +197,9 @@ def table(result: dict[str, Any]) -> str:
         "**One class of ten is worse, the others are equal**: how often the check per class refuses the candidate, by "
         "class margin in points.",
         harness.markdown(("test images", "images per class", "class worse by", *heads), rows),
+        "**Sampled labels of real traffic**: how often the check `traffic` refuses the candidate, by its true "
+        "difference in points. Unsure images are drawn, and answered differently, three times as often as others.",
+        harness.markdown(("labels", "models disagree on", *(f"{100 * loss:g}" for loss in LOSSES)), sampled),
         f"**{CHAIN} candidates in a row, each {100 * STEP:g} points worse than the one before**: true accuracy that "
         "production has lost at the end, in points (consecutive models disagree on 4 %).",
         harness.markdown(
@@ -192,6 +223,7 @@ def main() -> None:
         "margins": {name: gate.model_dump() for name, gate in gates.items()},
         "overall": [overall(*size, by, true) for size in sizes for by in DISAGREEMENTS for true in DIFFERENCES],
         "class": [one_class(*size, harm) for size in sizes for harm in (0.0, *HARMS)],
+        "traffic": [traffic(count, draws, seed, by) for count in LABELS for by in DISAGREEMENTS[1:]],
         "chain": [worsening(*size, best_ever) for size in sizes for best_ever in (False, True)],
         "wall_s": round(time.monotonic() - started, 1),
     }  # fmt: skip

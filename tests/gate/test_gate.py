@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel.gate import plots, table
-from flywheel.gate.report import GateReport
+from flywheel.gate.report import ChangedClass, GateReport, Replay, Reported
 from flywheel.gate.rules import NO_ANSWER, GateLabels, Predictions, decide
+from flywheel.metrics.comparison import DISPUTED, paired_difference
 from flywheel.params import Gate
 from flywheel.params import file as params_file
 
@@ -283,16 +285,133 @@ def test_any_answers_give_a_decision_that_its_checks_explain(seed: int, n: int, 
     assert ("better" in decision.reasons[0]) <= (decision.overall is not None and decision.overall.low > 0)
 
 
+# -- labels of real traffic, replay and latency ----------------------------------------------------------------
+
+
+def with_traffic(weights: Sequence[float], wrong: Sequence[bool]) -> tuple[GateLabels, Predictions, Predictions]:
+    """Return truth, production and a candidate that differ on labels of traffic only; `wrong` is the candidate's."""
+    truth, old = simple()
+    labels = np.zeros(len(weights), np.int64)
+    truth = replace(truth, traffic=labels, weights=np.array(weights, float))
+    old = replace(old, traffic=labels)
+    return truth, old, replace(old, model="new@1", label="new:v1", traffic=np.array(wrong, np.int64))
+
+
+@pytest.mark.parametrize(("count", "judged"), [(50, True), (49, False)])
+def test_labels_of_traffic_are_judged_from_an_effective_number_of_50(count: int, judged: bool) -> None:
+    truth, old, new = with_traffic([3.0] * count, [i < count / 2 for i in range(count)])
+    decision = decide(rules(margin=0.02), truth, new, old)
+    assert decision.traffic is not None
+    assert (decision.traffic.effective_n, decision.traffic.high < 0) == (pytest.approx(count), True)
+    (row,) = [rule for rule in decision.applied_rules() if rule.name == "traffic"]
+    lines = [line for line in table.table(decision) if "traffic" in line]
+    assert (row.old, row.new) == (1.0, pytest.approx(1 - np.ceil(count / 2) / count))
+    if judged:
+        assert (decision.decision, row.passed) == ("keep", False)
+        assert decision.reasons[0].startswith("worse on the sampled labels of real traffic: -50.00 points")
+        assert lines[0].endswith("FAIL")
+    else:
+        assert (decision.decision, row.passed, "traffic" in decision.checks) == ("promote", None, False)
+        assert lines[0].endswith("not judged")
+        assert lines[-1] == "  traffic: the sampled labels are worth 49 of equal weight; judged from 50"
+    assert decision.numbers()["gate/traffic/effective_n"] == pytest.approx(count)
+
+
+def test_labels_of_traffic_count_by_the_inverse_of_their_probability() -> None:
+    """The candidate is right on more of the labels, which were likely to be drawn, and worse on the traffic."""
+    likely, unlikely = 200, 150
+    truth, old, new = with_traffic([1.0] * likely + [20.0] * unlikely, [False] * likely + [True] * unlikely)
+    old = replace(old, traffic=np.array([1] * likely + [0] * unlikely))
+    found = decide(rules(margin=0.02), truth, new, old)
+    assert found.traffic is not None
+    assert (found.traffic.fixed, found.traffic.broken) == (likely, unlikely)
+    assert found.checks["traffic"] is False
+    equal = decide(rules(margin=0.02), replace(truth, weights=np.ones(likely + unlikely)), new, old)
+    assert equal.traffic is not None
+    assert (equal.traffic.low > 0, equal.decision) == (True, "promote")
+
+
+def test_models_that_differ_on_no_label_of_traffic_pass_with_an_interval() -> None:
+    truth, old, new = with_traffic([1.0, 4.0] * 50, [False] * 100)
+    decision = decide(rules(margin=0.02), truth, new, old)
+    assert decision.traffic is not None
+    assert decision.traffic.low < -0.02 < 0.02 < decision.traffic.high
+    assert decision.decision == "promote"
+
+
+@pytest.mark.parametrize(("disputed", "passed"), [(0, False), (30, True)])
+def test_disputed_labels_of_traffic_never_refuse_a_candidate(disputed: int, passed: bool) -> None:
+    truth, old, new = with_traffic([1.0] * 100, [i < 30 for i in range(100)])
+    traffic = np.where(np.arange(100) < disputed, DISPUTED, truth.traffic)
+    decision = decide(rules(margin=0.02), replace(truth, traffic=traffic), new, old)
+    assert decision.checks["traffic"] is passed
+    assert decision.traffic is not None
+    assert decision.traffic.disputed == disputed
+
+
+def test_each_holdout_check_refuses_by_an_interval_of_97_5_percent() -> None:
+    """Of 200 images 5 that are broken, and none fixed, would do at 95 %."""
+    truth, old = simple()
+    for broken, refused in ((5, False), (6, True)):
+        holdout = old.holdout.copy()
+        right = np.flatnonzero(holdout == truth.holdout)[:broken]
+        holdout[right] = (truth.holdout[right] + 1) % 4
+        decision = decide(rules(margin=0.02), truth, replace(old, model="new@1", holdout=holdout), old)
+        assert decision.holdout == paired_difference(0, broken, 200, 0.975)
+        assert decision.checks["holdout"] is not refused
+    assert paired_difference(0, 5, 200, 0.95).high < 0
+
+
+@pytest.mark.parametrize(("ratio", "limit", "kept"), [(2.0, None, False), (1.5, 1.5, False), (1.51, 1.5, True)])
+def test_latency_is_judged_only_with_a_limit(ratio: float, limit: float | None, kept: bool) -> None:
+    truth, old = simple()
+    limits = RULES.model_copy(update={"margin": 0.02, "max_latency_ratio": limit})
+    measured = Reported(latency_ms={"candidate": 2.0, "production": 1.0}, latency_ratio=ratio)
+    decision = decide(limits, truth, replace(old, model="new@1"), old, measured=measured)
+    assert (decision.decision == "keep") == kept == ("too slow" in decision.reasons[0])
+    assert ("latency" in decision.checks) == (limit is not None)
+    assert f"one image in ms 2.0 (production 1.0), {ratio:.2f} times as long" in [*table.table(decision)][-1]
+
+
+@pytest.mark.parametrize(
+    ("replay", "reason", "line"),
+    [
+        (Replay(images=0), "", "replay: no captured images"),
+        (
+            Replay(images=40, crashed=2, not_finite=1, failed="ab12", compared=37, agreed=37),
+            "new:v1 crashes on 2 and gives probabilities that are not finite for 1 of 40 captured images, among them "
+            "ab12",
+            "replay: 40 captured images; the candidate fails on 3; the same class for 100.0%",
+        ),
+        (
+            Replay(images=9, compared=8, agreed=6, changed=(ChangedClass(production="a", candidate="b", count=2),)),
+            "",
+            "replay: 9 captured images; the same class for 75.0%; 2 changed, most often a -> b (2)",
+        ),
+    ],
+)
+def test_what_the_replay_saw_is_one_line_and_a_failure_keeps_production(replay: Replay, reason: str, line: str) -> None:
+    truth, old = simple()
+    new = replace(old, model="new@1", label="new:v1")
+    decision = decide(rules(margin=0.02), truth, new, old, replay=replay)
+    assert f"  {line}" in [*table.table(decision)]
+    assert decision.checks.get("replay") == (None if not replay.images else not reason)
+    assert (decision.decision == "keep") == bool(reason)
+    assert not reason or decision.reasons == (reason,)
+    other = replace(new, class_names=("x", "y"), test=np.zeros(0), holdout=np.zeros(0))
+    assert decide(RULES, truth, other, old, replay=replay).checks.get("replay") == decision.checks.get("replay")
+
+
 # -- how a decision is shown ---------------------------------------------------------------------
 
 
 def test_the_report_has_the_keys_that_others_read() -> None:
     truth, old = simple()
-    decision = decide(RULES, truth, replace(old, model="new@1", ece=0.02, latency_ms=1.5), old, old)
+    decision = decide(RULES, truth, replace(old, model="new@1", ece=0.02), old, old)
     report = decision.model_dump(mode="json")
     assert {
         "candidate", "production", "best_ever", "decision", "reasons", "overall", "best_ever_difference", "per_class",
-        "holdout", "checks", "reported",
+        "holdout", "traffic", "replay", "checks", "reported",
     } <= set(report)  # fmt: skip
     assert {"ece", "latency_ms", "fixed", "broken"} <= set(report["reported"])
     assert report["reported"]["ece"] == {"candidate": 0.02, "production": None}

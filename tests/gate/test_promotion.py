@@ -212,6 +212,10 @@ def test_a_production_model_that_cannot_be_loaded_stays_until_somebody_decides(s
     assert decision.decision == "keep"
     assert "cannot be compared" in decision.reasons[0]
     assert f'make promote MODEL={candidate.label} PROFILE=demo FORCE=1 REASON="why"' in decision.reasons[0]
+    with pytest.raises(
+        PromotionError, match=r"nor would it be by force: .*not finite for 244 of its images; .*cannot be"
+    ):
+        promotion.promote(store.params, store.registry, store.publish("nan").label, force=True, reason="it is broken")
     promotion.promote(store.params, store.registry, candidate.label, force=True, reason="it is broken")
     assert store.production() == candidate.ref
 
@@ -297,10 +301,10 @@ def test_images_of_another_size_are_scaled_as_the_server_does(store: Store) -> N
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
     store.replace_data(made_models.dataset(larger))
     images = predictions.prepare(store.registry, store.data, [first])
-    predicted = predictions.predict(store.registry, first, images)
+    model = classifier.load(store.registry.open(first))
+    predicted = predictions.predict(first, model, images)
     assert images.test.shape[1] == 24
     scaled = np.stack([from_array(image, 8) for image in images.test])
-    model = classifier.load(store.registry.open(first))
     assert predicted.test.tolist() == model.predict(scaled).argmax(axis=1).tolist()
 
 
@@ -345,9 +349,9 @@ def test_however_many_were_in_production_few_are_asked(store: Store, monkeypatch
     asked: list[str] = []
     original = predictions.predict
 
-    def note(registry: Registry, version: Version, *arguments: Any, **options: Any) -> Any:
+    def note(version: Version, *arguments: Any) -> Any:
         asked.append(version.label)
-        return original(registry, version, *arguments, **options)
+        return original(version, *arguments)
 
     monkeypatch.setattr(predictions, "predict", note)
     promotion.judge(store.params, store.registry, store.publish("better"))

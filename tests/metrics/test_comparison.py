@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.metrics.comparison import compare, paired_difference
+from flywheel.metrics import MetricsError
+from flywheel.metrics.comparison import DISPUTED, compare, paired_difference, weighted_difference
+from flywheel.metrics.report import WeightedDifference
 
 # (pairs where only the first is right, only the second, all pairs) -> Tango's 95 % interval.
 # Fagerland, Lydersen & Laake, Statistics in Medicine 33 (2014), 2850-2875: airway hyper-responsiveness (Bentur et al.)
@@ -103,3 +107,63 @@ def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="3 labels"):
         compare(np.zeros(2, np.int64), np.zeros(3, np.int64), np.zeros(3, np.int64), ("a",))
+
+
+# -- samples with unequal probabilities --------------------------------------------------------------------
+
+
+def weighted(gains: Sequence[float], weights: Sequence[float]) -> WeightedDifference:
+    """Compare models of which the new one alone is right (1), both are (0), or the old one alone is (-1)."""
+    gain, labels = np.array(gains), np.zeros(len(gains), np.int64)
+    old, new = (gain == 1).astype(np.int64), (gain == -1).astype(np.int64)
+    return weighted_difference(old, new, labels, np.array(weights, float), 0.95)
+
+
+def test_the_weighted_interval_is_that_of_the_linearised_variance() -> None:
+    found = weighted([1] * 10 + [-1] * 30 + [0] * 60, [4.0] * 10 + [1.0] * 90)
+    assert found.difference == pytest.approx(10 / 130)  # unweighted: -20 of 100
+    variance = (160 * (1 - 10 / 130) ** 2 + 30 * (1 + 10 / 130) ** 2 + 60 * (10 / 130) ** 2) / 130**2
+    assert found.high - found.difference == pytest.approx(1.959964 * variance**0.5)
+    assert found.difference - found.low == pytest.approx(1.959964 * variance**0.5)
+    assert (found.n, found.fixed, found.broken, found.disputed) == (100, 10, 30, 0)
+    assert found.effective_n == pytest.approx(130**2 / 250)
+
+
+def test_equal_weights_without_a_discordant_pair_give_tangos_interval() -> None:
+    found, same = weighted([0] * 60, [7.0] * 60), paired_difference(0, 0, 60)
+    assert (found.low, found.high) == (pytest.approx(same.low), pytest.approx(same.high))
+    assert weighted([0] * 60, [7.0] * 30 + [1.0] * 30).high > found.high
+
+
+def test_one_light_discordant_pair_proves_as_little_as_none() -> None:
+    found = weighted([-1] + [0] * 59, [1.0] + [20.0] * 59)
+    assert found.high > 0.05
+
+
+def test_disputed_labels_widen_the_interval_where_the_models_differ() -> None:
+    labels = np.zeros(100, np.int64)
+    old, weights = labels.copy(), np.ones(100)
+    new = np.where(np.arange(100) < 20, 1, 0)  # 20 that only the old model has right
+    settled = weighted_difference(old, new, labels, weights, 0.95)
+    same, differ = labels.copy(), labels.copy()
+    same[-10:] = DISPUTED
+    differ[:10] = DISPUTED
+    agreed, disputed = (weighted_difference(old, new, known, weights, 0.95) for known in (same, differ))
+    assert (agreed.low, agreed.high, agreed.disputed) == (settled.low, settled.high, 10)
+    assert disputed.low == pytest.approx(settled.low)  # all against the new model
+    assert disputed.high == pytest.approx(weighted([1] * 10 + [-1] * 10 + [0] * 80, [1] * 100).high)  # all for it
+    assert disputed.difference == pytest.approx(-0.1)
+
+
+@given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.floats(1, 1000)), min_size=1))
+def test_the_weighted_interval_holds_the_difference_and_is_never_a_point(rows: list[tuple[int, float]]) -> None:
+    found = weighted(*map(list, zip(*rows, strict=True)))
+    assert -1 <= found.low <= found.difference + 1e-9
+    assert found.difference - 1e-9 <= found.high <= 1
+    assert found.high > found.low
+    assert 1 - 1e-9 <= found.effective_n <= len(rows) + 1e-9
+
+
+def test_a_sample_without_labels_cannot_be_compared() -> None:
+    with pytest.raises(MetricsError, match="0 labels"):
+        weighted([], [])

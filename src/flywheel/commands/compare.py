@@ -1,7 +1,7 @@
 """Compare two versions: params, data, code and metrics, and for models the accuracy on the same images.
 
 Models are compared on test and holdout images that neither was trained on, as in the gate. Differences are B minus A,
-with the paired intervals of `metrics.comparison`.
+with the paired 95 % intervals of `metrics.comparison`.
 """
 
 from __future__ import annotations
@@ -111,9 +111,10 @@ def _paired(params: Params, registry: Registry, a: Version, b: Version) -> dict[
 
     from flywheel.gate import predictions
     from flywheel.metrics.comparison import compare
+    from flywheel.models import classifier
 
     images = predictions.prepare(registry, dataset, [a, b])
-    asked = [predictions.predict(registry, version, images, timed=False) for version in (a, b)]
+    asked = [predictions.predict(version, classifier.load(registry.open(version)), images) for version in (a, b)]
     for version, answers in zip((a, b), asked, strict=True):
         if answers.class_names != images.labels.class_names:
             raise CompareError(f"{version.label} knows other classes than {dataset.label}, so nothing can be compared")

@@ -152,6 +152,12 @@ class Dataset:
         """A mask of the simulation images on the side `holdout`."""
         return splits.is_holdout(self.hashes[self.indices["simulation"]])
 
+    @cached_property
+    def simulation_rows(self) -> dict[str, int]:
+        """Content hash (hex) -> index of the simulation images, with and without drift."""
+        rows = np.concatenate([self.indices["simulation"], self.indices.get("clean", [])]).astype(np.int64)
+        return {self.hashes[row].tobytes().hex(): int(row) for row in rows}
+
     def split(self, name: str) -> Split:
         """Return a split; its images are read when they are indexed."""
         return Split(self.images, self.labels, self.ids).take(self.indices[name])

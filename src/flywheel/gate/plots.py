@@ -15,7 +15,8 @@ def draw(report: GateReport, path: Path) -> Path:
     # of more classes those that changed most
     chosen = sorted(classes, key=lambda name: -abs(classes[name].difference))[:READABLE_CLASSES]
     names = [name for name in reversed(classes) if name in chosen]  # the first class on top
-    totals = [(name, found) for name, found in (("holdout", report.holdout), ("test", report.overall)) if found]
+    held = (("traffic", report.traffic), ("holdout", report.holdout), ("test", report.overall))
+    totals = [(name, found) for name, found in held if found]
     margin, class_margin = 100 * rules.margin, 100 * rules.class_margin
     count = len(names) + len(totals)
     with drawing(path, 9.6, 0.36 * count + 1.9) as figure:
@@ -43,7 +44,7 @@ def draw(report: GateReport, path: Path) -> Path:
         for y, found in enumerate([*(classes[name] for name in names), *(found for _, found in totals)]):
             low, high, middle = 100 * found.low, 100 * found.high, 100 * found.difference
             of_class = y < len(names)
-            harmed = high < -class_margin if of_class else (high < 0 if y < count - 1 else low <= -margin)
+            harmed = high < -class_margin if of_class else not report.checks.get(totals[y - len(names)][0], True)
             colour = BAD if harmed else GOOD if of_class else INK
             right.plot([low, high], [y, y], color=colour, linewidth=2 if of_class else 3, zorder=2)
             right.scatter(middle, y, s=34, color=colour, zorder=3)
@@ -52,7 +53,7 @@ def draw(report: GateReport, path: Path) -> Path:
         right.vlines(-margin, count - 1.5, count - 0.5, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4)
         right.plot([], [], color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4, label="margin")
         right.plot([], [], color=BAD, linewidth=2, label="breaks its rule")
-        right.set(xlabel="difference in points (95 % interval; of classes: all together)")
+        right.set(xlabel="difference in points (95 % interval; holdout and traffic, and classes: all together)")
         for axis in (left, right):
             axis.axhline(len(names) - 0.5, color=GRID, linewidth=1)
             axis.grid(axis="x")

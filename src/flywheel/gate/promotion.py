@@ -42,8 +42,9 @@ def judge(
     `probabilities` of all test images (n, classes), if given, are not computed again. A model that was replaced in
     production returns `by_hand` only. Raises StageError when there is no data set.
     """
-    from flywheel.gate import history, predictions, rules
-    from flywheel.models import ModelError
+    from flywheel.gate import history, predictions, replay, rules
+    from flywheel.models import ModelError, classifier
+    from flywheel.traffic import feedback
 
     alias = registry.aliases(params.registered_model).get("production")
     here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
@@ -63,30 +64,38 @@ def judge(
     others = [
         registry.resolve(ref) for ref in history.contenders(params, registry) if ref not in (candidate.ref, alias)
     ]
-    images = predictions.prepare(registry, dataset, [candidate, *([here] if here else []), *others])
+    models = [candidate, *([here] if here else []), *others]
+    images = predictions.prepare(registry, dataset, models, feedback.latest(params, registry))
     try:
-        predicted = predictions.predict(registry, candidate, images, probabilities=probabilities)
+        new = classifier.load(registry.open(candidate))
+        predicted = predictions.predict(candidate, new, images, probabilities)
     except (ModelError, RegistryError) as error:
         return keep(str(error), answers=False)
-    production = None
+    old, production, unusable = None, None, ""
     if here:
         try:
-            production = predictions.predict(registry, here, images)
+            old = classifier.load(registry.open(here))
+            production = predictions.predict(here, old, images)
         except (ModelError, RegistryError) as error:
-            return keep(
+            unusable = (
                 f"{here.label}, in production, cannot be compared: {error}; make rollback PROFILE={params.profile}, or "
                 f'{_command(params, candidate)} FORCE=1 REASON="why", replaces it'
             )
     known = [production] if production else []
     for other in others:
         try:
-            known.append(predictions.predict(registry, other, images, timed=False))
+            known.append(predictions.predict(other, classifier.load(registry.open(other)), images))
         except (ModelError, RegistryError):
             continue  # it was in production once; a model that cannot be loaded any more is no bound
+    captured = replay.captured(params.store_paths, params.gate.replay)
+    replayed, measured = replay.run(new, old, captured, images.test)
     labels = images.labels
     comparable = [model for model in known if model.class_names == labels.class_names and len(labels.test)]
     best = max(comparable, key=lambda model: model.accuracy(labels), default=None)
-    return rules.decide(params.gate, labels, predicted, production, best, was_production=alias)
+    return rules.decide(
+        params.gate, labels, predicted, production, best, was_production=alias, unusable=unusable,
+        replay=replayed if params.gate.replay else None, measured=measured,
+    )  # fmt: skip
 
 
 def apply(params: Params, registry: Registry, candidate: Version, decision: GateReport) -> bool:
@@ -125,8 +134,8 @@ def report(params: Params, decision: GateReport, run: Run | None = None) -> tupl
 def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> GateReport:
     """Judge a model and put it into production if it passes or if forced.
 
-    Raises PromotionError when it does not pass. No force overrides a model that cannot be loaded or gives
-    probabilities that are not finite.
+    Raises PromotionError when it does not pass. No force overrides a model that cannot be loaded, gives probabilities
+    that are not finite, or crashes on a captured image.
     """
     from flywheel.tracking.runs import Tracker
 
@@ -155,7 +164,7 @@ def promote(params: Params, registry: Registry, reference: str, *, force: bool =
             refused = decision.decision == "keep"
             if refused and not force:
                 raise PromotionError(f'{candidate.label} is not promoted: {why}; FORCE=1 REASON="why" overrides')
-            if not decision.checks.get("answers", True):
+            if not all(decision.checks.get(name, True) for name in ("answers", "replay")):
                 raise PromotionError(f"{candidate.label} is not promoted, nor would it be by force: {why}")
             _move(params, registry, candidate, decision, f"{reason}: {why}" if reason else why, forced=refused)
     forced = " by force" if refused else ""
@@ -190,8 +199,9 @@ def rollback(params: Params, registry: Registry, *, reason: str = "") -> str:
         reason=f"rollback from {registry.label(production)}{f': {reason}' if reason else ''}",
     )  # fmt: skip
     facts = {"model": version.ref, "from": production, "reason": reason}
-    with Tracker(params, registry).run("promote", f"rollback {version.label}", facts, used=(version,)):
-        pass  # only recorded
+    run = Tracker(params, registry).start("promote", f"rollback {version.label}", facts)
+    run.used(version)
+    run.finish()
     return f"rollback: {version.label} is in production again; {registry.label(production)} is the previous one now"
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator
 
-from flywheel.metrics.report import Difference
+from flywheel.metrics.report import Difference, WeightedDifference
 
 SUMMARY = frozenset({"candidate", "production", "best_ever", "decision", "reasons", "checks", "dataset", "accuracy"})
+JUDGED_FROM = 50  # the effective number of labels of real traffic; with fewer the difference is only reported
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,38 @@ class Reported(BaseModel, frozen=True):
 
     ece: dict[str, float | None] = {}
     latency_ms: dict[str, float | None] = {}
+    latency_ratio: float | None = None  # the median of the ratios of single images, candidate to production
     holdout_accuracy: dict[str, float | None] = {}
+    traffic_accuracy: dict[str, float] = {}  # weighted, without disputed labels
     fixed: int | None = None
     broken: int | None = None
     p_value: float | None = None
     left_out: int = 0
+
+
+class ChangedClass(BaseModel, frozen=True):
+    """On how many captured images the candidate answers another class than production."""
+
+    production: str
+    candidate: str
+    count: int
+
+
+class Replay(BaseModel, frozen=True):
+    """How the candidate and production answered the newest captured images.
+
+    The candidate `crashed` on some, its probabilities were `not_finite` for others; `failed` is the content hash of one
+    of these. `compared` counts the images that both answered, `agreed` those with the same class; `changed` are the
+    most frequent differences.
+    """
+
+    images: int
+    crashed: int = 0
+    not_finite: int = 0
+    failed: str | None = None
+    compared: int = 0
+    agreed: int = 0
+    changed: tuple[ChangedClass, ...] = ()
 
 
 class Rules(BaseModel, frozen=True):
@@ -45,13 +73,14 @@ class AppliedRule(NamedTuple):
     """A comparison that was judged: its `bound` (low above, high not below) against a `limit`.
 
     `class_name` is the worst class, of that rule only; `old` and `new` are accuracies, None where not recorded.
+    `passed` is None where there are too few labels to judge.
     """
 
     name: str
     difference: Difference
     bound: str
     limit: float
-    passed: bool
+    passed: bool | None
     old: float | None
     new: float | None
     class_name: str | None = None
@@ -74,6 +103,8 @@ class GateReport(BaseModel, frozen=True):
     best_ever_difference: Difference | None = None
     per_class: dict[str, ClassDifference] = {}
     holdout: Difference | None = None
+    traffic: WeightedDifference | None = None
+    replay: Replay | None = None  # None: switched off, or not reached
     reported: Reported = Reported()
     dataset: str | None = None
     accuracy: dict[str, float] = {}  # of each model compared, on test
@@ -86,13 +117,25 @@ class GateReport(BaseModel, frozen=True):
 
     def numbers(self) -> dict[str, Any]:
         """Return the figures for a W&B run."""
-        differences = {"test": self.overall, "best_ever": self.best_ever_difference, "holdout": self.holdout}
+        differences = {
+            "test": self.overall, "best_ever": self.best_ever_difference, "holdout": self.holdout,
+            "traffic": self.traffic,
+        }  # fmt: skip
         found: dict[str, Any] = {"gate/decision": self.decision, "gate/reasons": "; ".join(self.reasons)}
         found |= {f"gate/check/{name}": passed for name, passed in self.checks.items()}
         for name, difference in differences.items():
             if difference is not None:
                 for part in ("difference", "low", "high"):
                     found[f"gate/{name}/{part}"] = getattr(difference, part)
+        if self.traffic:
+            found["gate/traffic/effective_n"] = self.traffic.effective_n
+        if self.replay:
+            found |= {
+                f"gate/replay/{name}": getattr(self.replay, name)
+                for name in ("images", "crashed", "not_finite", "compared", "agreed")
+            }
+        if self.reported.latency_ratio is not None:
+            found["gate/latency_ratio"] = self.reported.latency_ratio
         return found
 
     def applied_rules(self) -> Iterator[AppliedRule]:
@@ -107,9 +150,13 @@ class GateReport(BaseModel, frozen=True):
             if difference and (check == "test" or other != self.production):
                 old = self.accuracy.get(other or "")
                 yield AppliedRule(name, difference, "low above", margin, checks[check], old, new)
-        if self.holdout:
-            old, new = (self.reported.holdout_accuracy.get(role) for role in ("production", "candidate"))
-            yield AppliedRule("holdout", self.holdout, "high not below", 0.0, checks["holdout"], old, new)
+        for name, held, accuracy in (
+            ("holdout", self.holdout, self.reported.holdout_accuracy),
+            ("traffic", self.traffic, self.reported.traffic_accuracy),
+        ):
+            if held:
+                old, new = (accuracy.get(role) for role in ("production", "candidate"))
+                yield AppliedRule(name, held, "high not below", 0.0, checks.get(name), old, new)
         if self.per_class:
             name, worst = min(self.per_class.items(), key=lambda item: item[1].high)
             limit, passed = -self.rules.class_margin, checks["per_class"]

@@ -8,9 +8,13 @@ The promise is *no measurable harm*. A candidate is promoted if all of these che
     test            the lower 95 % bound of its paired difference to production is above -gate.margin
     best_ever       the same against the best model that was ever in production
     per_class       no class has an interval (95 % for all classes together) entirely below -gate.class_margin
-    holdout         it is not shown to be worse on the simulation images that no training uses
+    holdout         it is not shown to be worse on the simulation images that no training uses: no 97.5 % interval
+                    entirely below 0
+    traffic         the same on sampled labels of real traffic, if they are worth JUDGED_FROM labels of equal weight
+    replay          it answers the newest captured images, with finite probabilities
+    latency         it takes at most gate.max_latency_ratio times as long as production
 
-If nothing is in production, these replace test, per_class and holdout:
+If nothing is in production, these replace test, per_class, holdout, traffic and latency:
 
     floor_accuracy  its accuracy on test is at least gate.floor_accuracy
     beats_chance    the lower 95 % bound of its balanced accuracy on test is above 1 / classes
@@ -20,37 +24,43 @@ If nothing is in production, these replace test, per_class and holdout:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flywheel.gate.report import ClassDifference, GateReport, Reported, Rules
+from flywheel.gate.report import JUDGED_FROM, ClassDifference, GateReport, Replay, Reported, Rules
 from flywheel.metrics.classification import balanced_accuracy
-from flywheel.metrics.comparison import Comparison, compare
+from flywheel.metrics.comparison import DISPUTED, Comparison, compare, weighted_difference
 from flywheel.metrics.report import Difference
 from flywheel.params import Gate
 
 UNLEARNED_FROM = 5  # test images of a class of which none is answered correctly
 NAMED_CLASSES = 5  # in a reason; the others are counted
+HOLDOUT_CONFIDENCE = 0.975  # of each holdout check, so 95 % for both together
 NO_ANSWER = -1  # the class of an image for which a model gave no finite probabilities: always wrong
 
 
 @dataclass(frozen=True)
 class GateLabels:
-    """True classes of the compared images, (n,) and (m,) int64, indices into the class names. `dataset` is a ref."""
+    """True classes of the compared images, (n,), (m,) and (k,) int64, indices into the class names.
+
+    `dataset` is a ref. `weights` (k,) are 1 / probability of the labels of real traffic, which may be DISPUTED.
+    """
 
     dataset: str
     class_names: tuple[str, ...]
     test: NDArray[np.int64]
     holdout: NDArray[np.int64]
-    left_out: int = 0  # images that a model was trained on, as part of another data set
+    left_out: int = 0  # images that a model was trained on
+    traffic: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts: classes (n,) and (m,) int64, NO_ANSWER where a probability is not finite."""
+    """What a model predicts: classes (n,), (m,) and (k,) int64, NO_ANSWER where a probability is not finite."""
 
     model: str
     label: str
@@ -58,7 +68,12 @@ class Predictions:
     test: NDArray[np.int64]
     holdout: NDArray[np.int64]
     ece: float | None = None
-    latency_ms: float | None = None
+    traffic: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def unanswered(self) -> int:
+        """The number of images for which a probability is not finite."""
+        return sum(int((part == NO_ANSWER).sum()) for part in (self.test, self.holdout, self.traffic))
 
     def accuracy(self, labels: GateLabels) -> float:
         """Return the accuracy on test."""
@@ -73,11 +88,14 @@ def decide(
     best_ever: Predictions | None = None,
     *,
     was_production: str | None = None,
+    unusable: str = "",
+    replay: Replay | None = None,
+    measured: Reported | None = None,
 ) -> GateReport:
     """Decide whether a candidate takes over from production. Without production: whether it may be the first.
 
-    `was_production` is where the alias points, if not to `production` (a version that is gone). A best ever of other
-    classes is not compared.
+    `was_production` is where the alias points, if not to `production`: to a version that is gone, or to one that cannot
+    be loaded, and `unusable` says why. A best ever of other classes is not compared. `measured` holds the latencies.
     """
     if best_ever and best_ever.class_names != labels.class_names:
         best_ever = None
@@ -89,18 +107,29 @@ def decide(
         "dataset": labels.dataset,
         "labels": {model.model: model.label for model in models},
         "rules": Rules(margin=rules.margin, class_margin=rules.class_margin, floor_accuracy=rules.floor_accuracy),
+        "replay": replay,
     }
     checks = {
-        "answers": bool((candidate.test != NO_ANSWER).all() and (candidate.holdout != NO_ANSWER).all()),
+        "answers": not candidate.unanswered,
         "same_classes": all(model.class_names == labels.class_names for model in (candidate, production) if model),
     }
-    if not (checks["same_classes"] and len(labels.test)):
-        return GateReport(
-            decision="keep", reasons=_not_comparable(labels, candidate, production), checks=checks, **base
+    reasons = []
+    if candidate.unanswered:
+        reasons.append(
+            f"{candidate.label} gives probabilities that are not finite for {candidate.unanswered} of its images"
         )
+    if replay and replay.images:
+        checks["replay"] = not replay.failed
+        if replay.failed:
+            ways = ((replay.crashed, "crashes on"), (replay.not_finite, "gives probabilities that are not finite for"))
+            failed = " and ".join(f"{text} {count}" for count, text in ways if count)
+            reasons.append(f"{candidate.label} {failed} of {replay.images} captured images, among them {replay.failed}")
+    if unusable or not (checks["same_classes"] and len(labels.test)):
+        why = unusable or _not_comparable(labels, candidate, production)
+        return GateReport(decision="keep", reasons=(*reasons, why), checks=checks, **base)
     base["accuracy"] = {model.model: model.accuracy(labels) for model in models}
-    reported = _reported(labels, candidate, production)
-    reasons = [] if checks["answers"] else [_no_answer(candidate)]
+    measured = measured or Reported()
+    reported = measured.model_copy(update=_reported(labels, candidate, production))
     test = _against(production, candidate, labels)
     same = production and best_ever and production.model == best_ever.model
     best = test if same else _against(best_ever, candidate, labels)
@@ -111,13 +140,25 @@ def decide(
         return _first(rules, labels, candidate, checks, reasons, best, {**base, "reported": reported})
     holdout = None
     if len(labels.holdout):
-        holdout = compare(production.holdout, candidate.holdout, labels.holdout, labels.class_names).overall
+        holdout = compare(
+            production.holdout, candidate.holdout, labels.holdout, labels.class_names, HOLDOUT_CONFIDENCE
+        ).overall
+    traffic = None
+    if len(labels.traffic):
+        traffic = weighted_difference(
+            production.traffic, candidate.traffic, labels.traffic, labels.weights, HOLDOUT_CONFIDENCE
+        )
     harmed = [name for name, difference in test.per_class.items() if difference.high < -rules.class_margin]
     checks |= {
         "test": test.overall.low > -rules.margin,
         "per_class": not harmed,
         "holdout": holdout is None or holdout.high >= 0,
     }
+    if traffic is not None and traffic.effective_n >= JUDGED_FROM:
+        checks["traffic"] = traffic.high >= 0
+    ratio = measured.latency_ratio
+    if rules.max_latency_ratio is not None and ratio is not None:
+        checks["latency"] = ratio <= rules.max_latency_ratio
     if not checks["test"]:
         reasons.append(_worse(test.overall, "production", rules.margin))
     if best is not None and best_ever is not None and not same and not checks["best_ever"]:
@@ -125,7 +166,12 @@ def decide(
     for name in harmed:
         reasons.append(f"class {name} is harmed: {shown(test.per_class[name])}, wholly below -gate.class_margin")
     if holdout is not None and not checks["holdout"]:
-        reasons.append(f"worse on production's holdout images: {shown(holdout)}")
+        reasons.append(f"worse on the holdout images of the simulation: {shown(holdout)}")
+    if traffic is not None and not checks.get("traffic", True):
+        reasons.append(f"worse on the sampled labels of real traffic: {shown(traffic)}")
+    if not checks.get("latency", True):
+        allowed = f"gate.max_latency_ratio allows {rules.max_latency_ratio:g}"
+        reasons.append(f"too slow: one image takes {ratio:.2f} times as long as in production, {allowed}")
     passed = all(checks.values())
     if passed:
         verdict = "better than production" if test.overall.low > 0 else "no measurable harm"
@@ -133,7 +179,7 @@ def decide(
     flips = {"fixed": len(test.fixed), "broken": len(test.broken), "p_value": test.p_value}
     return GateReport(
         decision="promote" if passed else "keep", reasons=tuple(reasons), checks=checks, overall=test.overall,
-        holdout=holdout, per_class=_per_class(test, production, candidate, labels),
+        holdout=holdout, traffic=traffic, per_class=_per_class(test, production, candidate, labels),
         reported=reported.model_copy(update=flips), **base,
     )  # fmt: skip
 
@@ -206,34 +252,34 @@ def _per_class(test: Comparison, old: Predictions, new: Predictions, labels: Gat
     }
 
 
-def _reported(labels: GateLabels, candidate: Predictions, production: Predictions | None) -> Reported:
+def _reported(labels: GateLabels, candidate: Predictions, production: Predictions | None) -> dict[str, Any]:
     both = {"candidate": candidate, **({"production": production} if production else {})}
-    return Reported(
-        ece={role: model.ece for role, model in both.items()},
-        latency_ms={role: model.latency_ms for role, model in both.items()},
-        holdout_accuracy={
+    settled = labels.traffic != DISPUTED
+    return {
+        "ece": {role: model.ece for role, model in both.items()},
+        "holdout_accuracy": {
             role: float((model.holdout == labels.holdout).mean()) if len(labels.holdout) else None
             for role, model in both.items()
         },
-        left_out=labels.left_out,
-    )
+        "traffic_accuracy": {
+            role: float(np.average((model.traffic == labels.traffic)[settled], weights=labels.weights[settled]))
+            for role, model in both.items()
+            if settled.any()
+        },
+        "left_out": labels.left_out,
+    }
 
 
-def _not_comparable(labels: GateLabels, candidate: Predictions, production: Predictions | None) -> tuple[str, ...]:
+def _not_comparable(labels: GateLabels, candidate: Predictions, production: Predictions | None) -> str:
     if not len(labels.test):
-        return ("no test image is left that none of the models was trained on; run make data with new images",)
+        return "no test image is left that none of the models was trained on; run make data with new images"
     if candidate.class_names != labels.class_names:
-        return (f"{candidate.label} knows other classes than the data set; run make sweep",)
+        return f"{candidate.label} knows other classes than the data set; run make sweep"
     assert production is not None
     return (
         f"{production.label}, in production, knows other classes than the data set, so the two cannot be compared; "
-        f'make promote MODEL={candidate.label} with FORCE=1 REASON="other classes" replaces it',
+        f'make promote MODEL={candidate.label} with FORCE=1 REASON="other classes" replaces it'
     )
-
-
-def _no_answer(candidate: Predictions) -> str:
-    count = int((candidate.test == NO_ANSWER).sum() + (candidate.holdout == NO_ANSWER).sum())
-    return f"{candidate.label} gives probabilities that are not finite for {count} of its images"
 
 
 def _worse(difference: Difference, other: str, margin: float) -> str:

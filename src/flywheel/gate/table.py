@@ -1,10 +1,10 @@
-"""A gate's decision as a table for people, one screen wide and high."""
+"""A gate's decision as a table for people, one screen wide and high. Imports neither numpy nor scipy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flywheel.gate.report import AppliedRule, GateReport, Reported
+from flywheel.gate.report import JUDGED_FROM, AppliedRule, GateReport, Replay, Reported
 
 
 def table(report: GateReport) -> Iterator[str]:
@@ -20,6 +20,8 @@ def table(report: GateReport) -> Iterator[str]:
         if rule.class_name is not None:
             classes = len(report.per_class)
             yield f"  worst class: {rule.class_name} (its interval holds for all {classes} classes together)"
+    for note in notes(report):
+        yield f"  {note}"
     if text := reported(report.reported):
         yield f"  reported: {text}"
 
@@ -27,11 +29,38 @@ def table(report: GateReport) -> Iterator[str]:
 def _row(rule: AppliedRule) -> str:
     found = rule.difference
     interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-    limit = f"{0 + 100 * rule.limit:+.2f}" if rule.name != "holdout" else "0"
+    limit = f"{100 * rule.limit:+.2f}" if rule.limit else "0"
+    verdict = {True: "pass", False: "FAIL", None: "not judged"}[rule.passed]
     return (
         f"  {rule.name:<11}{found.n:>7,}{rule.old:>9.2%}{rule.new:>9.2%}{f'{100 * found.difference:+.2f}':>9}   "
-        f"{interval:<18}{f'{rule.bound} {limit}':<22}{'pass' if rule.passed else 'FAIL'}"
+        f"{interval:<18}{f'{rule.bound} {limit}':<22}{verdict}"
     )
+
+
+def notes(report: GateReport) -> Iterator[str]:
+    """Yield what the rows do not tell of the holdout checks, and what the replay saw."""
+    if report.holdout or report.traffic:
+        yield "holdout and traffic: 97.5 % intervals, so that both hold together with 95 %"
+    if found := report.traffic:
+        few = "" if "traffic" in report.checks else f"; judged from {JUDGED_FROM}"
+        disputed = f"; {found.disputed} are disputed" if found.disputed else ""
+        yield f"traffic: the sampled labels are worth {found.effective_n:.0f} of equal weight{few}{disputed}"
+    if report.replay:
+        yield f"replay: {_replayed(report.replay)}"
+
+
+def _replayed(found: Replay) -> str:
+    if not found.images:
+        return "no captured images"
+    parts = [f"{found.images:,} captured images"]
+    if failed := found.crashed + found.not_finite:
+        parts.append(f"the candidate fails on {failed}")
+    if found.compared:
+        parts.append(f"the same class for {found.agreed / found.compared:.1%}")
+    changed = [f"{one.production} -> {one.candidate} ({one.count})" for one in found.changed]
+    if changed:
+        parts.append(f"{found.compared - found.agreed} changed, most often {', '.join(changed)}")
+    return "; ".join(parts)
 
 
 def reported(found: Reported) -> str:
@@ -44,6 +73,8 @@ def reported(found: Reported) -> str:
         told = [form.format(value) for value in values.values() if value is not None]
         if told:
             parts.append(f"{name} {told[0]}{f' (production {told[1]})' if len(told) > 1 else ''}")
+    if found.latency_ratio is not None:
+        parts[-1] += f", {found.latency_ratio:.2f} times as long"
     if found.fixed is not None:
         parts.append(f"{found.fixed} fixed, {found.broken} broken, p {found.p_value:.3f}")
     if found.left_out:

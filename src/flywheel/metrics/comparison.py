@@ -13,7 +13,9 @@ from scipy.optimize import brentq
 from scipy.special import bdtr
 
 from flywheel.metrics import MetricsError
-from flywheel.metrics.report import Difference
+from flywheel.metrics.report import Difference, WeightedDifference
+
+DISPUTED = -2  # the label of an image whose labellers disagree
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,38 @@ def paired_difference(fixed: int, broken: int, n: int, confidence: float = 0.95)
     low = brentq(lambda d: score(d) - z, -edge, difference, xtol=1e-10) if difference > -edge else -1.0
     high = brentq(lambda d: score(d) + z, difference, edge, xtol=1e-10) if difference < edge else 1.0
     return Difference(n, fixed, broken, difference, float(low), float(high))
+
+
+def weighted_difference(
+    old: NDArray[np.int64],
+    new: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    confidence: float,
+) -> WeightedDifference:
+    """Compare two models by their predicted classes, each (n,) int64, on a sample with unequal probabilities.
+
+    `weights` are 1 / probability. The difference is the Hájek mean, the interval the normal one with the linearised
+    variance, but never narrower than Tango's for as many equal weights without a discordant pair. Images labelled
+    DISPUTED count against the new model at the lower limit, and for it at the upper one, if the predictions differ.
+    """
+    if not len(old) == len(new) == len(labels) == len(weights) or len(labels) == 0:
+        raise MetricsError(f"{len(old)} and {len(new)} predictions for {len(labels)} labels, {len(weights)} weights")
+    share = weights / weights.sum()
+    effective_n = round(1 / float((share**2).sum()), 6)  # so that 50 equal weights are worth 50
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    fixed, broken = (new == labels) & (old != labels), (old == labels) & (new != labels)
+    gain = fixed.astype(float) - broken
+    disputed = labels == DISPUTED
+    undecided = disputed & (old != new)
+
+    def limits(values: NDArray[np.float64]) -> tuple[float, float]:
+        mean = float(share @ values)
+        half = max(z * float(np.linalg.norm(share * (values - mean))), z**2 / (effective_n + z**2))
+        return max(mean - half, -1.0), min(mean + half, 1.0)
+
+    low, high = limits(gain - undecided)[0], limits(gain + undecided)[1]
+    return WeightedDifference(
+        len(labels), int(fixed.sum()), int(broken.sum()), float(share @ gain), low, high, effective_n,
+        int(disputed.sum()),
+    )  # fmt: skip

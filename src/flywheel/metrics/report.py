@@ -19,6 +19,17 @@ class Difference:
     high: float
 
 
+@dataclass(frozen=True)
+class WeightedDifference(Difference):
+    """The difference on images with weights, which are worth `effective_n` of equal weight.
+
+    Of `disputed` images the right class is unknown; the interval holds whatever it is.
+    """
+
+    effective_n: float
+    disputed: int
+
+
 class ClassFigures(BaseModel, frozen=True):
     """How well a class is recognized; `support` counts its images."""
 

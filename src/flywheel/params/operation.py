@@ -44,6 +44,13 @@ class Gate(Section):
     class_margin: Annotated[float, Field(ge=0, le=1)] = Field(
         description="refuse if a class's interval (95 % for all classes together) is entirely below minus this"
     )
+    replay: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        description="the candidate must answer this many of the newest captured images; 0: none"
+    )
+    max_latency_ratio: Annotated[float, Field(ge=0.1, le=1000)] | None = Field(
+        description="refuse a candidate that takes more than this times as long as production for one image; "
+        "null: only report the ratio"
+    )
 
 
 class Promotion(Section):

@@ -79,14 +79,13 @@ def choose(
     apart = {
         row.tobytes().hex(): name for name in KEPT_APART for row in opened.hashes[np.asarray(opened.indices[name])]
     }
-    traffic = _traffic(opened)
     dropped: dict[str, list[int | str]] = {}
     wanted: dict[str, Example] = {}
     disputed = 0
     for example in listed:
         digest = np.frombuffer(bytes.fromhex(example.hash), np.uint8)[None]
         # A group, such as a camera, may decide the side of real traffic instead of the hash.
-        of_dataset = example.source == "simulation" or example.hash in traffic
+        of_dataset = example.source == "simulation" or example.hash in opened.simulation_rows
         reason = None
         if example.hash in apart:
             reason = f"a copy of a {apart[example.hash]} image"
@@ -106,7 +105,7 @@ def choose(
         if len(found) == len(wanted):
             break
         if source.class_names == opened.class_names and source.image_size == size:
-            rows = traffic if source is opened else _traffic(source)
+            rows = source.simulation_rows
             found |= {key: source.images[rows[key]] for key in wanted.keys() & rows.keys() - found.keys()}
     for key, example in wanted.items():
         if key not in found:
@@ -145,12 +144,6 @@ def mix(
         index = np.resize(np.random.default_rng(seed).permutation(len(mixed_labels)), length)
         mixed, mixed_labels = mixed.select(index), mixed_labels[index]
     return replace(data, images=mixed, labels=mixed_labels)
-
-
-def _traffic(dataset: Dataset) -> dict[str, int]:
-    """Return content hash -> index of the simulation images, with and without drift."""
-    rows = np.concatenate([dataset.indices["simulation"], dataset.indices.get("clean", [])]).astype(np.int64)
-    return {dataset.hashes[row].tobytes().hex(): int(row) for row in rows}
 
 
 def _id(example: Example) -> int | str:

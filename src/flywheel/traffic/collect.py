@@ -7,7 +7,6 @@ came. It keeps in memory what has a label, not the log. A run that is killed pub
 from __future__ import annotations
 
 import csv
-import hashlib
 import itertools
 import logging
 from collections import Counter
@@ -88,12 +87,9 @@ def examples_of(
     paths: StorePaths, found: Mapping[str, labels.Labelled], opened: Dataset, stored: Collection[str] = ()
 ) -> tuple[list[Example], dict[str, NDArray[np.uint8]], Counter[str]]:
     """Return what feedback lists, by hash the pixels that neither the data set nor `stored` holds, and counts."""
-    import numpy as np
-
     chosen_for = sampling.labelled(paths)
     forgotten = retention.forgotten(paths)
-    rows = np.concatenate([opened.indices["simulation"], opened.indices.get("clean", [])]).astype(np.int64)
-    ids = {opened.hashes[row].tobytes().hex(): int(opened.ids[row]) for row in rows}
+    ids = {content: int(opened.ids[row]) for content, row in opened.simulation_rows.items()}
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     images: dict[str, NDArray[np.uint8]] = {}
@@ -140,15 +136,8 @@ def _list_disputed(found: Mapping[str, labels.Labelled]) -> None:
 
 def _load(paths: StorePaths, content: str, opened: Dataset, images: dict[str, NDArray[np.uint8]]) -> bool:
     """Add the pixels of a kept image to `images`. Returns whether they are kept, undamaged and of the right size."""
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(records.image_path(paths, content)) as kept:
-            pixels = np.asarray(kept, np.uint8)
-    except (OSError, ValueError):
-        return False
-    if len(pixels) != opened.image_size or hashlib.sha256(pixels.tobytes()).hexdigest() != content:
+    pixels = records.read_image(paths, content)
+    if pixels is None or len(pixels) != opened.image_size:
         return False
     images[content] = pixels
     return True

@@ -10,6 +10,8 @@ Each replica writes files of its own; readers skip a line that a killed process 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import json
 import secrets
 import time
@@ -17,9 +19,13 @@ import uuid
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flywheel.params.paths import StorePaths
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 HOUR_FORMAT = "%Y%m%dT%H"
 ID_START, ID_LENGTH = b'{"prediction_id": "', 36  # of a line
@@ -68,6 +74,26 @@ def read(paths: StorePaths) -> Iterator[dict[str, Any]]:
     known = ((file_time(path), path) for path in paths.traffic_records.glob("*.jsonl"))
     for _, path in sorted((hour, path) for hour, path in known if hour is not None):
         yield from read_file(path)
+
+
+def newest_hours(paths: StorePaths) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records of each hour, the newest hour first."""
+    known = [(hour, path) for path in paths.traffic_records.glob("*.jsonl") if (hour := file_time(path)) is not None]
+    for _, files in itertools.groupby(sorted(known, reverse=True), key=lambda each: each[0]):
+        yield [row for _, path in files for row in read_file(path)]
+
+
+def read_image(paths: StorePaths, content: str) -> NDArray[np.uint8] | None:
+    """Return the pixels (s, s, 3) that are kept under a content hash, or None if they are gone or damaged."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(image_path(paths, content)) as kept:
+            pixels = np.asarray(kept, np.uint8)
+    except Exception:  # Pillow raises any exception on damaged files
+        return None
+    return pixels if hashlib.sha256(pixels.tobytes()).hexdigest() == content else None
 
 
 def line_id(line: bytes) -> str:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from flywheel import files
 from flywheel.commands.report import facts, formats, gate, lineage, monitor, sweep
 from flywheel.commands.report.facts import Absent, Facts
-from flywheel.gate.table import reported
+from flywheel.gate.table import notes, reported
 from flywheel.params import Params
 from flywheel.pipeline.plotting import READABLE_CLASSES
 from flywheel.registry import Registry
@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 NAME = "index.html"
 FILTERS = (
     formats.percent, formats.interval, formats.points, formats.thousands, formats.value, formats.minutes, formats.when,
-    formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph, monitor.story, reported,
-    sweep.trials,
+    formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph, monitor.story, notes,
+    reported, sweep.trials,
 )  # fmt: skip
 
 
