@@ -31,7 +31,8 @@ import processes
 import pytest
 
 from flywheel import files
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.files import Digests
+from flywheel.registry import Registry, RegistryError, Version, manifest, versions
 
 FORK = multiprocessing.get_context("fork")
 ROOT = os.getuid() == 0
@@ -229,7 +230,7 @@ def test_damaged_manifest_is_refused_by_its_path_and_everything_else_works(
             assert registry.resolve(reference) == version
         assert (registry.open(version) / "sub" / "b").read_text() == "same"
         registry.verify(version)
-        assert registry.aliases_of(version) == (["latest"] if number == 2 else [])
+        assert registry.aliases_by_ref().get(version.ref, []) == (["latest"] if number == 2 else [])
     assert registry.resolve("thing") == three[2]
     assert [version.label for version in registry.versions("thing")] == ["thing:v0", "thing:v2"]
     other = registry.resolve("other")  # another artifact, and its lineage
@@ -259,7 +260,7 @@ def test_damaged_newest_manifest_neither_resolves_to_an_older_version_nor_hides_
     with pytest.raises(RegistryError, match=re.escape(str(manifest_of(store, three[2])))):
         registry.resolve("thing")
     assert registry.resolve(three[1].ref) == three[1]
-    assert registry.aliases_of(three[1]) == []
+    assert registry.aliases_by_ref().get(three[1].ref, []) == []
     assert publish(registry, "four").label == "thing:v3"
 
 
@@ -443,7 +444,7 @@ def test_read_only_store_can_be_read(
         assert (there.open(version) / "a").read_text() == "one"
         assert [ancestor.ref for ancestor in there.lineage(version)] == [version.ref, data.ref]
         assert [entry["reason"] for entry in there.history("model")] == ["x"]
-        assert there.aliases_of(version) == ["latest", "model:best"]
+        assert there.aliases_by_ref().get(version.ref, []) == ["latest", "model:best"]
         check_integrity(store, [data, version])
 
     read_only(read)
@@ -951,3 +952,41 @@ def seconds(action: Callable[[], object]) -> float:
 def bytes_read(counters: Path) -> int:
     values: Mapping[str, str] = dict(line.split(": ") for line in counters.read_text().splitlines())
     return int(values["rchar"])
+
+
+def test_an_index_finds_a_digest_among_many_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is a cache: what it lacks is read, a wrong or unreadable one is made again."""
+    monkeypatch.setattr(versions, "INDEX_FROM", 10)
+    folder, made = tmp_path / "store" / "registry" / "versions" / "thing", list[Version]()
+    index = folder / "index.json"
+    for number in range(1_200):  # deeper than Python's stack
+        inputs = {"parent": (made[-1].ref,)} if made else {}
+        content = {"file": Digests(1, f"{number:064}", f"{number:022}==")}
+        version = Version("thing", number, "test", manifest.digest_of(content), content, inputs, files.timestamp())
+        manifest.write(folder / f"v{number}" / "manifest.json", version)
+        made.append(version)
+    read: list[int] = []
+    original = versions.VersionFolders.read
+    monkeypatch.setattr(
+        versions.VersionFolders, "read", lambda self, name, number: read.append(number) or original(self, name, number)
+    )
+
+    def look() -> int:
+        """Return how many manifests are read to resolve two refs."""
+        read.clear()
+        registry = Registry(tmp_path / "store")
+        assert registry.resolve(made[0].ref) == made[0]
+        assert registry.resolve(made[-1].ref) == made[-1]
+        assert registry.label(made[7].ref) == "thing:v7"
+        return len(read)
+
+    assert look() == 1_202
+    assert look() == 2
+    index.write_text("{")
+    assert look() == 1_202
+    index.write_text(json.dumps({made[0].digest: 5}))
+    assert look() >= 1_200
+    assert look() == 2
+    shutil.rmtree(index.parent / "v3")
+    assert not Registry(tmp_path / "store").has(made[3].ref)
+    assert len(list(Registry(tmp_path / "store").lineage(made[-1]))) == 1_197  # down to v4, and v3, which is gone

@@ -158,7 +158,7 @@ class RegistryMachine(RuleBasedStateMachine):
         for version in (version for versions in self.versions.values() for version in versions):
             pointing = [f"{m}:{a}" for m in self.aliases for a, ref in self.aliases[m].items() if ref == version.ref]
             latest = ["latest"] if self.latest[version.name] == version else []
-            assert sorted(self.registry.aliases_of(version)) == sorted(latest + pointing)
+            assert sorted(self.registry.aliases_by_ref().get(version.ref, [])) == sorted(latest + pointing)
 
     @invariant()
     def history_is_complete_and_each_move_starts_where_the_last_one_ended(self) -> None:

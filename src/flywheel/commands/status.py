@@ -59,9 +59,9 @@ def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]
 
 def artifacts(registry: Registry) -> Iterator[str]:
     """Yield a line for each version: label, type, size, time, aliases."""
-    versions = list(_versions(registry))
+    versions, named = list(_versions(registry)), registry.aliases_by_ref()
     for version in versions:
-        aliases = ", ".join(registry.aliases_of(version))
+        aliases = ", ".join(named.get(version.ref, ()))
         created = version.created[:19].replace("T", " ")
         yield f"{version.label:<28}{version.type:<10}{human_size(version.size):>10}  {created}  {aliases}"
     if not versions:
@@ -213,7 +213,8 @@ def _versions(registry: Registry) -> Iterator[Version]:
 
 
 def _short(registry: Registry, ref: str) -> str:
-    return registry.resolve(ref).label if registry.has(ref) else f"{ref[:-20]} (gone)"
+    label = registry.label(ref)
+    return f"{ref[:-20]} (gone)" if label == ref else label
 
 
 def _describe(version: Version) -> str:

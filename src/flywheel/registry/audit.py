@@ -10,7 +10,7 @@ import contextlib
 import getpass
 import os
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,29 +30,54 @@ class AliasMove(NamedTuple):
 
 
 class Audit:
-    """The log at a path; a missing file is an empty log."""
+    """The log at a path; a missing file is an empty log. It is read again only after it changed."""
 
     def __init__(self, path: Path):
         self.path = path
+        self._stamp: tuple[int, int] | None = None
+        self._entries: list[dict[str, Any]] = []
+        self._aliases: dict[str, dict[str, str]] = {}
+        self._links: dict[str, list[str]] = {}
 
     def entries(self, registered_model: str | None = None) -> list[dict[str, Any]]:
         """Return the log of one registered model or all, oldest first."""
-        entries = [entry for entry in files.read_json_lines(self.path) if entry.keys() >= KEYS]
-        # A write counts only if all its lines are there: a power failure may have cut it.
-        written = Counter(entry["write"] for entry in entries)
-        return [
-            entry
-            for entry in entries
-            if written[entry["write"]] == entry["moves"] and registered_model in (None, entry["model"])
-        ]
+        self._read()
+        return [entry for entry in self._entries if registered_model in (None, entry["model"])]
+
+    def models(self) -> list[str]:
+        """Return the names of the registered models, sorted."""
+        self._read()
+        return sorted(self._links)
 
     def aliases(self, registered_model: str) -> dict[str, str]:
         """Return alias -> ref."""
-        return {entry["alias"]: entry["to"] for entry in self.entries(registered_model) if entry["alias"]}
+        self._read()
+        return dict(self._aliases.get(registered_model, {}))
 
     def links(self, registered_model: str) -> list[str]:
         """Return the refs of the versions, v0 first."""
-        return list(dict.fromkeys(entry["to"] for entry in self.entries(registered_model)))
+        self._read()
+        return self._links.get(registered_model, [])
+
+    def _read(self) -> None:
+        stamp = None
+        with contextlib.suppress(FileNotFoundError):
+            status = self.path.stat()
+            stamp = status.st_size, status.st_mtime_ns
+        if stamp == self._stamp:
+            return
+        entries = [entry for entry in files.read_json_lines(self.path) if entry.keys() >= KEYS]
+        # A write counts only if all its lines are there: a power failure may have cut it.
+        written = Counter(entry["write"] for entry in entries)
+        self._entries = [entry for entry in entries if written[entry["write"]] == entry["moves"]]
+        aliases: dict[str, dict[str, str]] = defaultdict(dict)
+        links: dict[str, dict[str, None]] = defaultdict(dict)
+        for entry in self._entries:
+            links[entry["model"]][entry["to"]] = None
+            if entry["alias"]:
+                aliases[entry["model"]][entry["alias"]] = entry["to"]
+        self._aliases, self._links = aliases, {model: list(refs) for model, refs in links.items()}
+        self._stamp = stamp
 
     def append(
         self,

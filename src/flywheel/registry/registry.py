@@ -91,7 +91,7 @@ class Registry:
         with self._write_lock():
             entries = {path: self._blobs.store(source) for path, source in sources.items()}
             digest = manifest.digest_of(entries)
-            version = self._find(name, digest)
+            version = self._folders.find(name, digest)
             if version is None:
                 version = Version(
                     name, self._folders.next_number(name), type, digest, entries,
@@ -148,7 +148,7 @@ class Registry:
     def add_manifest(self, version: Version) -> Version:
         """Add a version without its files, which are on W&B. Returns it with its number in this store."""
         with self._write_lock():
-            known = self._find(version.name, version.digest)
+            known = self._folders.find(version.name, version.digest)
             if known is not None:
                 return known
             added = replace(version, number=self._folders.next_number(version.name))
@@ -233,6 +233,10 @@ class Registry:
         """Return the names of all artifacts that have a version, sorted."""
         return self._folders.names()
 
+    def count(self, name: str) -> int:
+        """Return how many versions of an artifact are in this store; reads no manifest."""
+        return len(self._folders.numbers(name))
+
     def versions(self, name: str) -> list[Version]:
         """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
         return [read for read in self._read_all(name) if isinstance(read, Version)]
@@ -250,12 +254,16 @@ class Registry:
             found = self._audit.aliases(registered_model)
         return found
 
-    def aliases_of(self, version: Version) -> list[str]:
-        """Return the aliases of a version: `latest` and `<registered model>:<alias>`."""
-        numbers = self._folders.numbers(version.name)
-        found = ["latest"] if numbers and self._folders.latest(version.name, numbers) == version.number else []
+    def aliases_by_ref(self) -> dict[str, list[str]]:
+        """Return for each version that has aliases: ref -> `latest` and `<registered model>:<alias>`."""
+        found: dict[str, list[str]] = {}
+        for name in self.collections():
+            with contextlib.suppress(RegistryError):
+                latest = self._folders.read(name, self._folders.latest(name, self._folders.numbers(name)))
+                found[latest.ref] = ["latest"]
         for model in self.registered_models():
-            found += [f"{model}:{a}" for a, ref in sorted(self._audit.aliases(model).items()) if ref == version.ref]
+            for alias, ref in sorted(self._audit.aliases(model).items()):
+                found.setdefault(ref, []).append(f"{model}:{alias}")
         return found
 
     def history(self, registered_model: str | None = None) -> list[dict[str, Any]]:
@@ -264,7 +272,7 @@ class Registry:
 
     def registered_models(self) -> list[str]:
         """Return the names of the registered models, sorted."""
-        return sorted({entry["model"] for entry in self.history()})
+        return self._audit.models()
 
     def has(self, reference: str) -> bool:
         """Tell whether a reference names a version that can be resolved."""
@@ -276,11 +284,22 @@ class Registry:
 
     def label(self, reference: str) -> str:
         """Return name:vN for people, or the reference itself if it cannot be resolved."""
+        name, digest = reference.partition("@")[::2]
+        if digest and NAME.fullmatch(name) and (number := self._folders.number(name, digest)) is not None:
+            return f"{name}:v{number}"
         return self.resolve(reference).label if self.has(reference) else reference
 
     def lineage(self, version: Version) -> Iterator[Ancestor]:
         """Yield a version and its ancestors, depth first. The inputs of a version follow its first mention only."""
-        yield from self._ancestors("", version.ref, 0, set())
+        followed, waiting = set[str](), [(0, "", version.ref)]
+        while waiting:
+            depth, role, ref = waiting.pop()
+            found = self.resolve(ref) if self.has(ref) else None
+            yield Ancestor(depth, role, ref, found)
+            if found is not None and ref not in followed:
+                followed.add(ref)
+                parents = [(depth + 1, of, parent) for of, refs in found.inputs.items() for parent in refs]
+                waiting += reversed(parents)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -301,7 +320,7 @@ class Registry:
         name, digest = reference.partition("@")[::2]
         name, alias = name.partition(":")[::2]
         if digest:
-            version = self._find(name, digest)
+            version = self._folders.find(name, digest)
             if version is None:
                 raise RegistryError(f"no artifact {reference} in {self.root}")
             return version
@@ -315,9 +334,6 @@ class Registry:
         if NUMBER.fullmatch(alias) and int(alias[1:]) in numbers:
             return self._folders.read(name, int(alias[1:]))
         raise RegistryError(f"{name} has no version {alias}; it has {', '.join(f'v{n}' for n in numbers)}, latest")
-
-    def _find(self, name: str, digest: str) -> Version | None:
-        return next((version for version in self.versions(name) if version.digest == digest), None)
 
     def _read_all(self, name: str) -> Iterator[Version | RegistryError]:
         """Yield each version, oldest first, or the reason why its manifest cannot be read."""
@@ -347,15 +363,6 @@ class Registry:
             if not path.exists() or files.digest_file(path) != entry:
                 path.unlink(missing_ok=True)
                 self._blobs.link(entry, path)
-
-    def _ancestors(self, role: str, ref: str, depth: int, followed: set[str]) -> Iterator[Ancestor]:
-        version = self.resolve(ref) if self.has(ref) else None
-        yield Ancestor(depth, role, ref, version)
-        if version is not None and ref not in followed:
-            followed.add(ref)
-            for of, parents in version.inputs.items():
-                for parent in parents:
-                    yield from self._ancestors(of, parent, depth + 1, followed)
 
     def _linked_ref(self, model: str, alias: str) -> str:
         """Return the ref that an alias or version number of a registered model links to."""

@@ -9,12 +9,15 @@ from flywheel import files
 from flywheel.registry import manifest
 from flywheel.registry.manifest import NUMBER, RegistryError, Version
 
+INDEX_FROM = 100  # manifests that had to be read to find a digest; it takes 20 ms
+
 
 class VersionFolders:
     """The folders of all versions below `root`."""
 
     def __init__(self, root: Path):
         self.root = root
+        self._numbers: dict[str, dict[str, int]] = {}  # name -> digest -> number
 
     def names(self) -> list[str]:
         """Return the names that have a version, sorted."""
@@ -35,6 +38,46 @@ class VersionFolders:
     def read(self, name: str, number: int) -> Version:
         """Return a version from its manifest. Raises RegistryError when that is damaged."""
         return manifest.read(self.root / name / f"v{number}" / "manifest.json", name, number)
+
+    def find(self, name: str, digest: str) -> Version | None:
+        """Return the version with a digest, or None."""
+        for _ in range(2):
+            number = self.number(name, digest)
+            if number is None:
+                return None
+            with contextlib.suppress(RegistryError):
+                version = self.read(name, number)
+                if version.digest == digest:
+                    return version
+            self._forget_index(name)  # it is wrong, or that version was removed meanwhile
+        return None
+
+    def number(self, name: str, digest: str) -> int | None:
+        """Return the number of the version with a digest, or None."""
+        if digest not in self._numbers.get(name, {}):
+            self._numbers[name] = self._index(name)
+        return self._numbers[name].get(digest)
+
+    def _index(self, name: str) -> dict[str, int]:
+        """Return digest -> number. A file remembers them where they are many; it is a cache and may be deleted."""
+        numbers, path = set(self.numbers(name)), self.root / name / "index.json"
+        recorded: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            recorded = files.read_json(path)
+        found = {digest: number for digest, number in recorded.items() if number in numbers}
+        unread = sorted(numbers.difference(found.values()))
+        for number in unread:
+            with contextlib.suppress(RegistryError):
+                found.setdefault(self.read(name, number).digest, number)
+        if len(unread) >= INDEX_FROM:
+            with contextlib.suppress(OSError):  # a read-only store reads them every time
+                files.write_json(path, found)
+        return found
+
+    def _forget_index(self, name: str) -> None:
+        self._numbers.pop(name, None)
+        with contextlib.suppress(OSError):
+            (self.root / name / "index.json").unlink()
 
     # -- integrity -------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class Plan:
 def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
     """Return the plan, or the reason why there is nothing to do.
 
-    An image is new unless production or any retrained model, refused ones too, was trained on it. `force` takes the
+    An image is new unless production or the newest retrained model, a refused one too, was trained on it. `force` takes the
     newest feedback though it was used. Raises StageError or RetrainError when there is no data set or no model,
     FeedbackError when the newest feedback cannot be read.
     """
@@ -64,21 +64,17 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
 
 
 def _used(params: Params, registry: Registry) -> set[str]:
-    """Return the hashes that production or any retrained model was trained on."""
-    users = registry.versions(RETRAINED_NAME)
-    with contextlib.suppress(RegistryError):
-        users.append(registry.resolve(f"{params.registered_model}:production"))
+    """Return the hashes that production or the newest retrained model was trained on; it used all there were."""
     hashes: set[str] = set()
-    for model in users:
-        # A removed version is no loss: the later ones list the same images.
+    for reference in (RETRAINED_NAME, f"{params.registered_model}:production"):
         with contextlib.suppress(RegistryError):
-            hashes |= feedback.trained_on(registry, model)
+            hashes |= feedback.trained_on(registry, registry.resolve(reference))
     return hashes
 
 
 def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | None:
     """Return the latest retrained model if it has this feedback and no receipt tells of its end."""
-    if not registry.versions(RETRAINED_NAME):
+    if not registry.count(RETRAINED_NAME):
         return None
     made = registry.resolve(RETRAINED_NAME)
     if registry.missing_file(made) is not None:

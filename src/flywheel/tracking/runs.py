@@ -168,7 +168,7 @@ class Tracker:
         self.params = params
         self.mirror = registry.upstream if isinstance(registry.upstream, Mirror) else Mirror(params)
         self.connection: Connection = self.mirror.connection
-        self.group = f"round-{len(registry.versions(RETRAINED_NAME)) + 1}"  # each retrained model begins another
+        self.group = f"round-{registry.count(RETRAINED_NAME) + 1}"  # each retrained model begins another
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._pending = 0  # jobs that have not ended

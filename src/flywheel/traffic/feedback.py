@@ -109,8 +109,7 @@ def examples(
 
 def latest(params: Params, registry: Registry) -> Version | None:
     """Return the newest feedback version, or None."""
-    versions = registry.versions(params.feedback_name)
-    return registry.resolve(params.feedback_name) if versions else None
+    return registry.resolve(params.feedback_name) if registry.count(params.feedback_name) else None
 
 
 def read(registry: Registry, version: Version) -> tuple[Example, ...]:
