@@ -35,9 +35,9 @@ class Plan:
 def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
     """Return the plan, or the reason why there is nothing to do.
 
-    An image is new unless production or the newest retrained model, a refused one too, was trained on it. `force` takes the
-    newest feedback though it was used. Raises StageError or RetrainError when there is no data set or no model,
-    FeedbackError when the newest feedback cannot be read.
+    An image is new unless production or the newest retrained model, a refused one too, was trained on it. `force`
+    takes the newest feedback though it was used. Raises StageError or RetrainError when there is no data set or no
+    model, FeedbackError when the newest feedback cannot be read.
     """
     parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
