@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from shades import two_shades
 
+from flywheel.data.dataset import ImageRows
 from flywheel.models import classifier
 from flywheel.models import device as devices
 from flywheel.models.classifier import Classifier
@@ -46,6 +48,24 @@ def test_images_lie_on_the_device_and_are_augmented_there(data: TrainingData, de
     assert images.device.type == labels.device.type == device.type
     assert images.dtype == torch.uint8
     assert images.shape == (16, 32, 32, 3)
+
+
+def test_images_that_do_not_fit_on_the_device_are_read_ahead_and_give_the_same_batches(
+    data: TrainingData, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, epochs = ImageRows(data.images), []
+    for free_bytes, kind in ((1 << 40, torch.Tensor), (0, ImageRows)):
+        monkeypatch.setattr(devices, "free_bytes", lambda _, free_bytes=free_bytes: free_bytes)
+        batches = AugmentedBatches(images, data.labels, 16, flip=True, translate=4, seed=0, device=device)
+        assert isinstance(batches.images, kind)
+        epochs.append([*batches.epoch(1), *batches.epoch(2)])
+        left_early = batches.epoch(3)
+        assert next(left_early)[0].device.type == device.type
+    assert len(epochs[0]) == 12
+    for resident, read in zip(*epochs, strict=True):
+        assert all(map(torch.equal, resident, read))
+    left_early.close()
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])

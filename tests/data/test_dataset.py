@@ -335,6 +335,12 @@ def test_one_seed_gives_the_same_bytes_and_another_does_not(digits: Callable[...
         assert first != other, name
 
 
+def test_the_digits_keep_the_bytes_of_earlier_versions(digits: Callable[..., Dataset], tmp_path: Path) -> None:
+    save(digits(), tmp_path)
+    before = {"images": "bed5de3e", "hashes": "a33954a3", "train": "13cf7674", "simulation": "45aea161"}
+    assert {name: files.digest_file(tmp_path / f"{name}.npy").sha256[:8] for name in before} == before
+
+
 def test_the_source_that_is_named_is_loaded(make_data: Callable[..., parameters.Data], tmp_path: Path) -> None:
     data = make_data("data.image_size=8")
     np.testing.assert_array_equal(sources.load(data, tmp_path).train.images, sources.digits(data).train.images)

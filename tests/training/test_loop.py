@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from flywheel.data.dataset import ImageRows
 from flywheel.params import Params, Recipe
 from flywheel.retraining.train import train_arm
 from flywheel.sweep import trial
@@ -64,6 +66,21 @@ def test_a_repeated_or_resumed_training_is_byte_identical(
             training.restore(torch.load(states[epoch - 1], weights_only=True))
         assert timeless(list(training.epochs())) == timeless(results[epoch:])
         assert weights(training) == weights(expected)
+
+
+@pytest.mark.numerics
+def test_images_of_a_file_give_the_same_weights_as_images_in_memory(
+    few: TrainingData, recipe: Recipe, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", few.images)
+    images = ImageRows(np.load(tmp_path / "images.npy", mmap_mode="r"))
+    of_a_file = replace(few, images=images, validation_images=ImageRows(np.asarray(few.validation_images)))
+    trainings = [
+        start(data, recipe.model_copy(update={"flip": True})) for data in (few, of_a_file, of_a_file.in_memory())
+    ]
+    results = [timeless(list(training.epochs())) for training in trainings]
+    assert results[0] == results[1] == results[2]
+    assert weights(trainings[0]) == weights(trainings[1]) == weights(trainings[2])
 
 
 @pytest.mark.numerics

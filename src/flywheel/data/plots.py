@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flywheel.data.images import from_array
 from flywheel.pipeline.plotting import INK, Images, drawing, short_name
+
+MOST_PIXELS = 96  # of an image; more are not seen, and matplotlib needs 60 bytes for each
 
 
 def sample_grid(
@@ -16,14 +19,16 @@ def sample_grid(
 ) -> Path:
     """Draw up to `columns` images (n, s, s, 3) of each of up to ten classes, a class a row."""
     shown = [index for index in range(len(class_names)) if (labels == index).any()][:10]
-    side = len(images[0])
+    side = min(len(images[0]), MOST_PIXELS)
     gap = max(1, side // 12)
     cell = side + gap
     # One mosaic, not an axis an image: a hundred axes take seconds to draw.
     mosaic = np.full((cell * len(shown) - gap, cell * columns - gap, 3), 255, np.uint8)
     for row, label in enumerate(shown):
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
-            mosaic[row * cell : row * cell + side, column * cell : column * cell + side] = images[index]
+            mosaic[row * cell : row * cell + side, column * cell : column * cell + side] = from_array(
+                images[index], side
+            )
     with drawing(path, 0.62 * columns + 1.4, 0.62 * len(shown) + 0.6) as figure:
         axis = figure.subplots()
         axis.imshow(mosaic, interpolation="nearest")
