@@ -13,6 +13,8 @@ from typing import Any
 import compact
 import concurrency
 import harness
+import made_models
+import monitor
 import numpy as np
 import precision
 import pytest
@@ -178,6 +180,22 @@ def test_flops_of_a_convolution_count_forward_and_backward() -> None:
     layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
     forward = 2 * 4 * 32 * 32 * 3 * 8 * 9
     assert compact.step_flops(layer, 32, 4) == 2 * forward  # images need no gradient
+
+
+def test_the_study_of_the_alarm_tells_harmful_from_harmless_drift(
+    make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CORRUPTIONS": ("blur", "noise"), "QUIET_LENGTH": 1000, "LENGTH": 1000}.items():
+        monkeypatch.setattr(monitor, name, value)
+    params = make_params("data.image_size=8")
+    images = made_models.dataset(params, test=200, simulation=100)
+    row = {"seed": 0, "epochs": 1, **monitor.watch(made_models.model(wrong=(1,)), images, params, 0)}
+    text = monitor.table({"rows": [row], "command": "c", "machine": "m", "versions": {"torch": "2"}})
+    assert row["false_alarms"] == 0
+    assert row["harmless"]["blur 1"] == 0  # changes neither a prediction nor the confidence
+    assert row["delays"]["0.2"]["noise"] < row["delays"]["0.1"]["noise"] < 100  # the same images, fewer of them
+    assert "blur" not in row["delays"]["0.2"]
+    assert f"| median at most 300 | {row['delays']['0.2']['noise']:.0f} (" in text
 
 
 def test_the_interval_of_a_mean_is_students_t(random: np.random.Generator) -> None:

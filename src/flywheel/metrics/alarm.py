@@ -17,7 +17,7 @@ from scipy.special import betaincinv, entr
 
 from flywheel.metrics import MetricsError
 
-FEWEST_PRESUMED = 10  # fewer would make the bound, and with it the smallest loss that is seen, depend on single images
+FEWEST_PRESUMED = 5  # more: harmless drift of a very accurate model alarms more often (docs/monitoring.md)
 RECORDED_DECIMALS = 6  # of the probabilities in the records of traffic; the reference is rounded like them
 DISTANCES = (0.02, 0.05, 0.1, 0.2, 0.4)  # by which the share exceeds the bound: each bet is best for one of them
 LARGEST_BET = 0.9  # of the stake; 1 would make log(0) possible
@@ -58,7 +58,7 @@ class Reference:
 def reference(probabilities: NDArray[np.floating], labels: NDArray[np.int64], tolerance: float) -> Reference:
     """Choose the threshold by the model's probabilities (n, classes) for images of known labels (n,) int64.
 
-    Below it are the k lowest scores, k = max(errors, 10); with ties at the threshold, fewer. The bound is the 95 %
+    Below it are the k lowest scores, k = max(errors, 5); with ties at the threshold, fewer. The bound is the 95 %
     upper limit (Clopper-Pearson) of their share, plus the tolerance. Raises MetricsError when shapes differ, or when
     no share could exceed the bound: too few images, or too many mistakes.
     """
