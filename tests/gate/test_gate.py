@@ -448,9 +448,10 @@ def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
     names = ("$\\nothing$", "$5", *(f"class number {i}" for i in range(118)))
     labels = np.arange(1200) % 120
     old = Predictions("old@0", "old:v0", names, np.where(np.arange(1200) % 7 == 0, 0, labels), labels)
-    decision = decide(
-        RULES, GateLabels("d@0", names, labels, labels), replace(old, model="new@1", test=labels), old, old
-    )
+    truth = GateLabels("d@0", names, labels, labels, traffic=labels, weights=np.ones(1200))
+    old = replace(old, traffic=labels)
+    decision = decide(RULES, truth, replace(old, model="new@1", test=labels), old, old)
+    assert decision.checks["traffic"]
     path = plots.draw(decision, tmp_path / "gate.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

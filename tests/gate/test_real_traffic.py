@@ -154,7 +154,12 @@ def test_volunteered_labels_of_failures_change_no_number(
 
 
 def test_images_that_a_compared_model_was_trained_on_are_left_out(
-    params: Params, registry: Registry, make_params: Callable[..., Params], data: Dataset, production: Version
+    params: Params,
+    registry: Registry,
+    make_params: Callable[..., Params],
+    data: Dataset,
+    production: Version,
+    said: list[str],
 ) -> None:
     pixels, labels = shown(60, (0, 3))
     other = make_params(f"{LENIENT} data.name=other")
@@ -172,6 +177,7 @@ def test_images_that_a_compared_model_was_trained_on_are_left_out(
     registry.remove([used])
     unknown = promotion.judge(params, registry, candidate)
     assert (unknown.traffic, "traffic" in unknown.checks) == (None, False)
+    assert f"no label of real traffic is compared: model-new:v0 was trained on {used.ref}, which is not in" in said[-1]
 
 
 # -- replay -----------------------------------------------------------------------------------------------------

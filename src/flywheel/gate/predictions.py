@@ -116,17 +116,19 @@ def _traffic(
     A volunteered label proves nothing: mostly it is sent because the model erred.
     """
     try:
-        apart = {row.hex() for row in seen}.union(*(feedback.seen(registry, model) for model in models))
-        for split in ("train", "validation"):
-            apart |= {row.tobytes().hex() for row in opened.hashes[opened.indices[split]]}
         listed = [
             example
             for example in feedback.read(registry, version)
             if (example.source, example.side) == ("traffic", "holdout")
             and example.chosen != "volunteered"
-            and example.hash not in apart
             and example.label in opened.class_names
         ]
+        if not listed:
+            return []
+        apart = {row.hex() for row in seen}.union(*(feedback.seen(registry, model) for model in models))
+        for split in ("train", "validation"):
+            apart |= {row.tobytes().hex() for row in opened.hashes[opened.indices[split]]}
+        listed = [example for example in listed if example.hash not in apart]
         stored = feedback.pixels(registry, version, listed)
     except (FeedbackError, RegistryError) as error:
         log.info(f"gate: no label of real traffic is compared: {error}")

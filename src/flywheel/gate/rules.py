@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from flywheel.gate.report import JUDGED_FROM, ClassDifference, GateReport, Replay, Reported, Rules
 from flywheel.metrics.classification import balanced_accuracy
 from flywheel.metrics.comparison import DISPUTED, Comparison, compare, weighted_difference
-from flywheel.metrics.report import Difference
+from flywheel.metrics.report import Difference, WeightedDifference
 from flywheel.params import Gate
 
 UNLEARNED_FROM = 5  # test images of a class of which none is answered correctly
@@ -109,79 +109,75 @@ def decide(
         "rules": Rules(margin=rules.margin, class_margin=rules.class_margin, floor_accuracy=rules.floor_accuracy),
         "replay": replay,
     }
-    checks = {
-        "answers": not candidate.unanswered,
-        "same_classes": all(model.class_names == labels.class_names for model in (candidate, production) if model),
-    }
-    reasons = []
-    if candidate.unanswered:
-        reasons.append(
-            f"{candidate.label} gives probabilities that are not finite for {candidate.unanswered} of its images"
-        )
+    checks = _Checks()
+    unanswered = f"probabilities that are not finite for {candidate.unanswered} of its images"
+    checks.add("answers", not candidate.unanswered, f"{candidate.label} gives {unanswered}")
     if replay and replay.images:
-        checks["replay"] = not replay.failed
-        if replay.failed:
-            ways = ((replay.crashed, "crashes on"), (replay.not_finite, "gives probabilities that are not finite for"))
-            failed = " and ".join(f"{text} {count}" for count, text in ways if count)
-            reasons.append(f"{candidate.label} {failed} of {replay.images} captured images, among them {replay.failed}")
-    if unusable or not (checks["same_classes"] and len(labels.test)):
-        why = unusable or _not_comparable(labels, candidate, production)
-        return GateReport(decision="keep", reasons=(*reasons, why), checks=checks, **base)
-    base["accuracy"] = {model.model: model.accuracy(labels) for model in models}
-    measured = measured or Reported()
-    reported = measured.model_copy(update=_reported(labels, candidate, production))
-    test = _against(production, candidate, labels)
-    same = production and best_ever and production.model == best_ever.model
-    best = test if same else _against(best_ever, candidate, labels)
+        ways = ((replay.crashed, "crashes on"), (replay.not_finite, "gives probabilities that are not finite for"))
+        failed = " and ".join(f"{text} {count}" for count, text in ways if count)
+        among = f"of {replay.images} captured images, among them {replay.failed}"
+        checks.add("replay", replay.failed is None, f"{candidate.label} {failed} {among}")
+    same = all(model.class_names == labels.class_names for model in (candidate, production) if model)
+    checks.add("same_classes", same)
+    if unusable or not (same and len(labels.test)):
+        checks.reasons.append(unusable or _not_comparable(labels, candidate, production))
+        return checks.report("keep", **base)
+    measured = (measured or Reported()).model_copy(update=_reported(labels, candidate, production))
+    base |= {"accuracy": {model.model: model.accuracy(labels) for model in models}, "reported": measured}
+    test, best = (_against(model, candidate, labels) for model in (production, best_ever))
     if best is not None:
         base["best_ever_difference"] = best.overall
-        checks["best_ever"] = best.overall.low > -rules.margin
     if production is None or test is None:
-        return _first(rules, labels, candidate, checks, reasons, best, {**base, "reported": reported})
-    holdout = None
-    if len(labels.holdout):
-        holdout = compare(
-            production.holdout, candidate.holdout, labels.holdout, labels.class_names, HOLDOUT_CONFIDENCE
-        ).overall
-    traffic = None
-    if len(labels.traffic):
-        traffic = weighted_difference(
-            production.traffic, candidate.traffic, labels.traffic, labels.weights, HOLDOUT_CONFIDENCE
-        )
+        return _first(rules, labels, candidate, checks, best, base)
+    checks.add("test", test.overall.low > -rules.margin, _worse(test.overall, "production", rules.margin))
+    if best is not None and best_ever is not None:
+        reason = _worse(best.overall, f"{best_ever.label}, the best that was in production", rules.margin)
+        checks.add("best_ever", best.overall.low > -rules.margin, reason if best_ever.model != production.model else "")
     harmed = [name for name, difference in test.per_class.items() if difference.high < -rules.class_margin]
-    checks |= {
-        "test": test.overall.low > -rules.margin,
-        "per_class": not harmed,
-        "holdout": holdout is None or holdout.high >= 0,
-    }
-    if traffic is not None and traffic.effective_n >= JUDGED_FROM:
-        checks["traffic"] = traffic.high >= 0
-    ratio = measured.latency_ratio
-    if rules.max_latency_ratio is not None and ratio is not None:
-        checks["latency"] = ratio <= rules.max_latency_ratio
-    if not checks["test"]:
-        reasons.append(_worse(test.overall, "production", rules.margin))
-    if best is not None and best_ever is not None and not same and not checks["best_ever"]:
-        reasons.append(_worse(best.overall, f"{best_ever.label}, the best that was in production", rules.margin))
+    checks.add("per_class", not harmed)
     for name in harmed:
-        reasons.append(f"class {name} is harmed: {shown(test.per_class[name])}, wholly below -gate.class_margin")
-    if holdout is not None and not checks["holdout"]:
-        reasons.append(f"worse on the holdout images of the simulation: {shown(holdout)}")
-    if traffic is not None and not checks.get("traffic", True):
-        reasons.append(f"worse on the sampled labels of real traffic: {shown(traffic)}")
-    if not checks.get("latency", True):
-        allowed = f"gate.max_latency_ratio allows {rules.max_latency_ratio:g}"
-        reasons.append(f"too slow: one image takes {ratio:.2f} times as long as in production, {allowed}")
-    passed = all(checks.values())
-    if passed:
+        checks.reasons.append(f"class {name} is harmed: {shown(test.per_class[name])}, wholly below -gate.class_margin")
+    holdout, traffic = _held_out(labels, production, candidate)
+    if holdout is None:
+        checks.add("holdout", True)
+    else:
+        checks.add("holdout", holdout.high >= 0, f"worse on the holdout images of the simulation: {shown(holdout)}")
+    if traffic is not None and traffic.effective_n >= JUDGED_FROM:
+        checks.add("traffic", traffic.high >= 0, f"worse on the sampled labels of real traffic: {shown(traffic)}")
+    ratio, allowed = measured.latency_ratio, rules.max_latency_ratio
+    if ratio is not None and allowed is not None:
+        slow = f"too slow: one image takes {ratio:.2f} times as long as in production"
+        checks.add("latency", ratio <= allowed, f"{slow}, gate.max_latency_ratio allows {allowed:g}")
+    if checks.passed:
         verdict = "better than production" if test.overall.low > 0 else "no measurable harm"
-        reasons = [f"{verdict}: {shown(test.overall)} on test"]
+        checks.reasons.append(f"{verdict}: {shown(test.overall)} on test")
     flips = {"fixed": len(test.fixed), "broken": len(test.broken), "p_value": test.p_value}
-    return GateReport(
-        decision="promote" if passed else "keep", reasons=tuple(reasons), checks=checks, overall=test.overall,
-        holdout=holdout, traffic=traffic, per_class=_per_class(test, production, candidate, labels),
-        reported=reported.model_copy(update=flips), **base,
+    return checks.report(
+        "promote", overall=test.overall, holdout=holdout, traffic=traffic,
+        per_class=_per_class(test, production, candidate, labels),
+        **{**base, "reported": measured.model_copy(update=flips)},
     )  # fmt: skip
+
+
+@dataclass
+class _Checks:
+    """The checks so far, and why those that did not pass did not."""
+
+    results: dict[str, bool] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(self.results.values())
+
+    def add(self, name: str, passed: bool, reason: str = "") -> None:
+        self.results[name] = passed
+        if reason and not passed:
+            self.reasons.append(reason)
+
+    def report(self, decision: Literal["first", "promote", "keep"], **found: Any) -> GateReport:
+        decision = decision if self.passed else "keep"
+        return GateReport(decision=decision, reasons=tuple(self.reasons), checks=self.results, **found)
 
 
 def shown(difference: Difference) -> str:
@@ -194,8 +190,7 @@ def _first(
     rules: Gate,
     labels: GateLabels,
     candidate: Predictions,
-    checks: dict[str, bool],
-    reasons: list[str],
+    checks: _Checks,
     best: Comparison | None,
     base: Mapping[str, Any],
 ) -> GateReport:
@@ -206,27 +201,24 @@ def _first(
     guessed = 1 / int((total > 0).sum())
     missed = np.flatnonzero((total > 0) & (right == 0))
     unlearned = missed[total[missed] >= UNLEARNED_FROM]
-    checks["floor_accuracy"] = accuracy >= rules.floor_accuracy
-    checks["beats_chance"] = low > guessed
-    checks["learned"] = not len(unlearned) or rules.allow_unlearned_classes
     against = f"{accuracy:.2%} on test against gate.floor_accuracy {rules.floor_accuracy:.2%}"
-    if not checks["floor_accuracy"]:
-        reasons.append(f"too low: {against}")
-    if not checks["beats_chance"]:
-        reasons.append(
-            f"not shown to be better than guessing: balanced accuracy, the mean over the classes, {balanced:.2%} on "
-            f"test, its lower 95 % bound {low:.2%}, of which guesses reach {guessed:.2%}"
-        )
-    if not checks["learned"]:
-        found = _never_found(labels, total, unlearned)
-        reasons.append(f"{found}; add training images of it, or set gate.allow_unlearned_classes=true")
-    if best is not None and not checks["best_ever"]:
-        reasons.append(_worse(best.overall, "the best model that was in production", rules.margin))
-    if passed := all(checks.values()):
-        reasons = [f"no model to compare with: {against}"]
+    checks.add("floor_accuracy", accuracy >= rules.floor_accuracy, f"too low: {against}")
+    checks.add(
+        "beats_chance", low > guessed,
+        f"not shown to be better than guessing: balanced accuracy, the mean over the classes, {balanced:.2%} on "
+        f"test, its lower 95 % bound {low:.2%}, of which guesses reach {guessed:.2%}",
+    )  # fmt: skip
+    advice = "add training images of it, or set gate.allow_unlearned_classes=true"
+    learned = not len(unlearned) or rules.allow_unlearned_classes
+    checks.add("learned", learned, f"{_never_found(labels, total, unlearned)}; {advice}")
+    if best is not None:
+        reason = _worse(best.overall, "the best model that was in production", rules.margin)
+        checks.add("best_ever", best.overall.low > -rules.margin, reason)
+    if checks.passed:
+        checks.reasons.append(f"no model to compare with: {against}")
         if len(missed):
-            reasons.append(_never_found(labels, total, missed))
-    return GateReport(decision="first" if passed else "keep", reasons=tuple(reasons), checks=checks, **base)
+            checks.reasons.append(_never_found(labels, total, missed))
+    return checks.report("first", **base)
 
 
 def _never_found(labels: GateLabels, total: NDArray[np.int64], missed: NDArray[np.int64]) -> str:
@@ -237,6 +229,18 @@ def _never_found(labels: GateLabels, total: NDArray[np.int64], missed: NDArray[n
 
 def _against(old: Predictions | None, new: Predictions, labels: GateLabels) -> Comparison | None:
     return compare(old.test, new.test, labels.test, labels.class_names) if old else None
+
+
+def _held_out(
+    labels: GateLabels, old: Predictions, new: Predictions
+) -> tuple[Difference | None, WeightedDifference | None]:
+    """Return the differences on the holdout images of the simulation and on the labels of real traffic."""
+    holdout, traffic, names = None, None, labels.class_names
+    if len(labels.holdout):
+        holdout = compare(old.holdout, new.holdout, labels.holdout, names, HOLDOUT_CONFIDENCE).overall
+    if len(labels.traffic):
+        traffic = weighted_difference(old.traffic, new.traffic, labels.traffic, labels.weights, HOLDOUT_CONFIDENCE)
+    return holdout, traffic
 
 
 def _per_class(test: Comparison, old: Predictions, new: Predictions, labels: GateLabels) -> dict[str, ClassDifference]:

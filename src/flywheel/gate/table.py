@@ -11,7 +11,8 @@ def table(report: GateReport) -> Iterator[str]:
     """Yield the lines: one a rule with its figures and verdict, then what is only reported."""
     names = report.labels
     candidate = names.get(report.candidate, report.candidate)
-    yield f"gate: candidate {candidate}, production {names.get(report.production or '', 'none')}"
+    production = names.get(report.production or "", (report.production or "none").partition("@")[0])
+    yield f"gate: candidate {candidate}, production {production}"
     if report.overall is not None:
         yield f"  {'':<11}{'images':>7}{'old':>9}{'new':>9}{'points':>9}   {'95 % interval':<18}{'rule':<20}"
     for rule in report.applied_rules():

@@ -93,6 +93,16 @@ def test_a_failed_rule_is_said_in_words_not_by_colour_alone(loop: Any, empty: Fa
     assert "✓ pass" in text
 
 
+def test_real_traffic_is_told_and_not_judged_with_few_labels(loop: Any, empty: Facts) -> None:
+    report = files.read_json(loop.params.reports / "gate.json")
+    report["traffic"] = {**report["holdout"], "effective_n": 31.4, "disputed": 2}
+    report["replay"] = {"images": 40, "compared": 40, "agreed": 39}
+    text = shown(replace(empty, reports={**empty.reports, "gate": GateReport.model_validate(report)}))
+    assert "not judged" in text
+    assert "worth 31 of equal weight; judged from 50; 2 are disputed." in text
+    assert "replay: 40 captured images; the same class for 97.5%." in text
+
+
 # -- importance -------------------------------------------------------------------------------------------
 
 
