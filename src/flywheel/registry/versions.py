@@ -54,7 +54,8 @@ class VersionFolders:
 
     def number(self, name: str, digest: str) -> int | None:
         """Return the number of the version with a digest, or None."""
-        if digest not in self._numbers.get(name, {}):
+        known = self._numbers.get(name, {}).get(digest)
+        if known is None or not (self.root / name / f"v{known}").is_dir():  # it may have been removed meanwhile
             self._numbers[name] = self._index(name)
         return self._numbers[name].get(digest)
 
