@@ -19,7 +19,7 @@ def draw(report: GateReport, path: Path) -> Path:
     totals = [(name, found) for name, found in held if found]
     margin, class_margin = 100 * rules.margin, 100 * rules.class_margin
     count = len(names) + len(totals)
-    with drawing(path, 9.6, 0.36 * count + 1.9) as figure:
+    with drawing(path, 9.6, 0.36 * count + 2.1) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
         verdict = "passes the gate" if report.decision == "promote" else "production stays"
         figure.suptitle(
@@ -53,7 +53,8 @@ def draw(report: GateReport, path: Path) -> Path:
         right.vlines(-margin, count - 1.5, count - 0.5, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4)
         right.plot([], [], color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4, label="margin")
         right.plot([], [], color=BAD, linewidth=2, label="breaks its rule")
-        right.set(xlabel="difference in points (95 % interval; holdout and traffic, and classes: all together)")
+        together = "of all classes together, of holdout and traffic together"
+        right.set(xlabel=f"difference in points with its 95 % interval\n({together})")
         for axis in (left, right):
             axis.axhline(len(names) - 0.5, color=GRID, linewidth=1)
             axis.grid(axis="x")
