@@ -30,12 +30,14 @@ def captured(paths: StorePaths, count: int) -> dict[str, Pixels]:
     """Return the newest captured images by content hash, the newest first; damaged and forgotten ones are skipped."""
     kept = {path.stem for path in paths.traffic_images.glob("*/*.png")} - retention.forgotten(paths)
     found: dict[str, Pixels] = {}
-    for rows in records.newest_hours(paths) if count else ():
-        for row in sorted((row for row in rows if row["hash"] in kept), key=lambda row: row["prediction_id"])[::-1]:
-            if row["hash"] not in found and (image := records.read_image(paths, row["hash"])) is not None:
-                found[row["hash"]] = image
-                if len(found) == count:
-                    return found
+    for rows in records.newest_hours(paths) if count and kept else ():
+        for _, content in sorted(((r["prediction_id"], r["hash"]) for r in rows if r["hash"] in kept), reverse=True):
+            if len(found) < count and content in kept:
+                kept.discard(content)
+                if (image := records.read_image(paths, content)) is not None:
+                    found[content] = image
+        if len(found) == count or not kept:
+            break
     return found
 
 

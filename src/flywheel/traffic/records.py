@@ -76,11 +76,11 @@ def read(paths: StorePaths) -> Iterator[dict[str, Any]]:
         yield from read_file(path)
 
 
-def newest_hours(paths: StorePaths) -> Iterator[list[dict[str, Any]]]:
-    """Yield the records of each hour, the newest hour first."""
+def newest_hours(paths: StorePaths) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield for each hour, the newest first, its records in any order."""
     known = [(hour, path) for path in paths.traffic_records.glob("*.jsonl") if (hour := file_time(path)) is not None]
     for _, files in itertools.groupby(sorted(known, reverse=True), key=lambda each: each[0]):
-        yield [row for _, path in files for row in read_file(path)]
+        yield (row for _, path in files for row in read_file(path))
 
 
 def read_image(paths: StorePaths, content: str) -> NDArray[np.uint8] | None:
