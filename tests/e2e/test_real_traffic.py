@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
 from pathlib import Path
 
 import made_models
@@ -11,8 +9,7 @@ import numpy as np
 import pytest
 import requests
 from made_traffic import wait_until
-from PIL import Image
-from served import ROOT, SETTINGS, Server, of_store, serving
+from served import SETTINGS, Server, of_store, serving
 
 from flywheel.traffic import feedback, keys, records, samples
 
@@ -36,42 +33,19 @@ def server(tmp_path: Path) -> Server:
     return server
 
 
-def predict(server: Server, pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return str(server.predict(buffer.getvalue()).json()["prediction_id"])
-
-
-def label_on_the_page(server: Server, truth: dict[str, str]) -> tuple[str, int]:
-    """Run make label, give each image of its sample its label, and press Finish; return what it printed."""
-    with subprocess.Popen(server.command("label"), cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        url = next(line.split()[-1] for line in process.stdout if "http://" in line)
-        page, client = url.partition("/?")[0], requests.Session()
-        client.get(url, timeout=30).raise_for_status()
-        client.headers["Origin"] = page
-        state = client.get(f"{page}/state", timeout=30).json()
-        while state["image"]:
-            row = {"prediction_id": state["image"], "label": truth[state["image"]]}
-            state = client.post(f"{page}/label", json=row, timeout=30).json()
-        client.post(f"{page}/finish", json={}, timeout=30).raise_for_status()
-        printed = process.stdout.read()
-    return printed, process.returncode
-
-
 def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> None:
     params, registry, paths = server.params, server.registry, server.params.store_paths
     truth = np.arange(60) % 10
     images = made_models.images(truth, np.where(truth < 5, 3, 0), size=8, seed=77)
     with serving(server):
-        made = [predict(server, image) for image in images]
+        made = [server.prediction_id(image) for image in images]
         wait_until(lambda: len(list(records.read(paths))) == 60, "the records")
         rows = [{"prediction_id": one, "label": str(label)} for one, label in zip(made[:40], truth, strict=False)]
         bearer = {"Authorization": f"Bearer {keys.token(paths)}"}
         answer = requests.post(f"{server.url}/feedback", json=rows, headers=bearer, timeout=30)
         assert answer.json()["counts"] == {"accepted": 40}
 
-        printed, code = label_on_the_page(server, {one: str(label) for one, label in zip(made, truth, strict=True)})
+        printed, code = server.label_on_the_page({one: str(label) for one, label in zip(made, truth, strict=True)})
         assert (code, "label: 5 of 5 are labelled" in printed) == (0, True), printed
         (sample,) = samples.read(paths)
         total = len({*made[:40], *(one.prediction_id for one in sample.images)})

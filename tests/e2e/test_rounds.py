@@ -7,7 +7,6 @@ from pathlib import Path
 import made_models
 import numpy as np
 import pytest
-import requests
 from served import SETTINGS, Server, of_store, serving
 
 from flywheel import files
@@ -84,22 +83,12 @@ def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows
                 done(server, "promote", made.label, "--force", "--reason", "the next round")
                 aliases = registry.aliases(params.registered_model)
                 assert (aliases["production"], aliases["previous"]) == (made.ref, serving_model.ref)
-                wait_until_served(server, made.label)
+                server.wait_until_served(made.label)
         assert "model-2:v0 is in production again" in done(server, "rollback")
-        wait_until_served(server, "model-2:v0")
+        server.wait_until_served("model-2:v0")
     most = 2 * retrained[0].size + 1_000_000  # a model, as version and as blobs; feedback, manifests
     assert max(sizes) < most, (sizes, most)
     ancestors = {ancestor.ref for ancestor in registry.lineage(retrained[-1])}
     assert {version.ref for version in (data, *retrained[:-1], registry.resolve("model-1"))} < ancestors
     moves = [move for move in registry.history(params.registered_model) if move["alias"] == "production"]
     assert len(moves) == 4
-
-
-def wait_until_served(server: Server, label: str) -> None:
-    """Wait for the server to answer with a model; every request on the way must be answered."""
-    for _ in range(600):
-        answer = requests.get(f"{server.url}/model", timeout=60)
-        assert answer.status_code == 200
-        if answer.json()["model"] == label:
-            return
-    raise AssertionError(f"{label} is not served")

@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Server:
         """Run a script to its end; return what it printed on stdout and stderr, and its exit code."""
         command = self.command(script, *arguments, extra=extra)
         done = subprocess.run(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180,
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
             env={**os.environ, **(env or {})},
         )  # fmt: skip
         return f"{done.stdout}[exit {done.returncode}]"
@@ -79,6 +79,37 @@ class Server:
 
     def predict(self, body: bytes, **headers: str) -> requests.Response:
         return requests.post(f"{self.url}/predict", data=body, headers=headers, timeout=60)
+
+    def prediction_id(self, pixels: np.ndarray) -> str:
+        """Send an image (s, s, 3); return the id of its prediction."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return str(self.predict(buffer.getvalue()).json()["prediction_id"])
+
+    def wait_until_served(self, label: str) -> None:
+        """Wait for the server to answer with a model; every request on the way must be answered."""
+        for _ in range(600):
+            answer = requests.get(f"{self.url}/model", timeout=60)
+            assert answer.status_code == 200
+            if answer.json()["model"] == label:
+                return
+        raise AssertionError(f"{label} is not served")
+
+    def label_on_the_page(self, truth: Mapping[str, str]) -> tuple[str, int]:
+        """Run make label, give each image of its sample its label, and press Finish; return what it printed."""
+        with subprocess.Popen(self.command("label"), cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            url = next(line.split()[-1] for line in process.stdout if "http://" in line)
+            page, client = url.partition("/?")[0], requests.Session()
+            client.get(url, timeout=30).raise_for_status()
+            client.headers["Origin"] = page
+            state = client.get(f"{page}/state", timeout=30).json()
+            while state["image"]:
+                row = {"prediction_id": state["image"], "label": truth[state["image"]]}
+                state = client.post(f"{page}/label", json=row, timeout=30).json()
+            client.post(f"{page}/finish", json={}, timeout=30).raise_for_status()
+            printed = process.stdout.read()
+        return printed, process.returncode
 
 
 def make_server(folder: Path, extra: str = "") -> Server:
