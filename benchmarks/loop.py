@@ -20,7 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from flywheel.retraining import stage as retraining_stage
 from flywheel.retraining.examples import Arm
 from flywheel.retraining.report import ARM_TITLES
 from flywheel.traffic import feedback
+from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData, fit
 
 OTHERS: tuple[Arm, ...] = ("failures", "random", "none")
@@ -71,24 +72,9 @@ def main() -> None:
 
 def run_seed(choice: tuple[str, str], noises: Sequence[float], turns: int, seed: int) -> dict[str, Any]:
     """Run the loop with one seed for everything; `choice` is the profile and the overrides."""
-    profile, overrides = choice
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fw-loop-") as folder:
-
-        def copy(name: str, noise: float = 0.0) -> Params:
-            """Return params whose store is a copy of the one with data set and parent."""
-            if name != "parent":
-                shutil.copytree(Path(folder) / "parent", Path(folder) / name)
-            seeds = f"data.seed={seed} retrain.seed={seed} simulate.seed={seed} retrain.control=false"
-            given = f"{overrides} {harness.scratch(f'{folder}/{name}')} {seeds} simulate.label_noise={noise}"
-            return harness.params(profile, given)
-
-        params = copy("parent")
-        registry = Registry(params.store)
-        data_stage.run(params, registry)
-        version = registry.resolve(params.dataset_name)
-        images = dataset.open_directory(registry.open(version))
-        parent = train_parent(params, registry, version, images, seed, Path(folder) / "model")
+        registry, images, parent, copy = begin(choice, seed, Path(folder))
         held = images.holdout
         everything = np.arange(len(held))
         parts = np.array_split(np.random.default_rng(seed).permutation(everything), turns) if turns else []
@@ -102,6 +88,29 @@ def run_seed(choice: tuple[str, str], noises: Sequence[float], turns: int, seed:
             "turns": [retrain(several, part) for part in parts],
             "wall_s": round(time.monotonic() - started, 1),
         }
+
+
+def begin(choice: tuple[str, str], seed: int, folder: Path) -> tuple[Registry, Dataset, Version, Callable[..., Params]]:
+    """Build the data set and put a parent into production, in a folder.
+
+    Returns the store, the data set, the parent, and a function from a name and a fraction of wrong labels to params
+    whose store is a copy of that one.
+    """
+    profile, overrides = choice
+
+    def copy(name: str, noise: float = 0.0) -> Params:
+        if name != "parent":
+            shutil.copytree(folder / "parent", folder / name)
+        seeds = f"data.seed={seed} retrain.seed={seed} simulate.seed={seed} retrain.control=false"
+        given = f"{overrides} {harness.scratch(f'{folder}/{name}')} {seeds} simulate.label_noise={noise}"
+        return harness.params(profile, given)
+
+    params = copy("parent")
+    registry = Registry(params.store)
+    data_stage.run(params, registry)
+    version = registry.resolve(params.dataset_name)
+    images = dataset.open_directory(registry.open(version))
+    return registry, images, train_parent(params, registry, version, images, seed, folder / "model"), copy
 
 
 def train_parent(
@@ -119,8 +128,16 @@ def train_parent(
     return version
 
 
-def retrain(params: Params, part: NDArray[np.int64], arms: Sequence[Arm] = ()) -> dict[str, Any]:
-    """Publish production's answers to a part of the traffic, run the retrain stage, and return what it reports."""
+def retrain(
+    params: Params,
+    part: NDArray[np.int64],
+    arms: Sequence[Arm] = (),
+    settle: Callable[[list[Example]], list[Example]] = list,
+) -> dict[str, Any]:
+    """Publish production's answers to a part of the traffic, run the retrain stage, and return what it reports.
+
+    `settle` decides which of the labels are published.
+    """
     started = time.monotonic()
     registry = Registry(params.store)
     data = registry.resolve(params.dataset_name)
@@ -132,7 +149,7 @@ def retrain(params: Params, part: NDArray[np.int64], arms: Sequence[Arm] = ()) -
         images, index, probabilities.argmax(axis=1), probabilities.max(axis=1),
         label_noise=params.simulate.label_noise, seed=params.simulate.seed,
     )  # fmt: skip
-    feedback.publish(params, registry, labelled, {"dataset": [data.ref], "model": [production.ref]}, {})
+    feedback.publish(params, registry, settle(labelled), {"dataset": [data.ref], "model": [production.ref]}, {})
     report = retraining_stage.run(params, registry, arms=arms)
     now = registry.resolve(f"{params.registered_model}:production")
     found: dict[str, Any] = {

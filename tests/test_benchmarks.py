@@ -13,6 +13,7 @@ from typing import Any
 import compact
 import concurrency
 import harness
+import labelling
 import made_models
 import monitor
 import numpy as np
@@ -32,6 +33,7 @@ from flywheel import files
 from flywheel.machine import ray_address
 from flywheel.params import Params
 from flywheel.pipeline import fingerprint
+from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData
 
 
@@ -279,3 +281,38 @@ def test_studies_of_two_files_of_the_same_name_are_kept_apart(params: Params, mo
         origins.append(harness.origin(params, [], ["flywheel.files"], "m"))
     assert origins[0]["command"] == origins[1]["command"]
     assert origins[0] != origins[1]
+
+
+def test_few_labels_are_compared_with_the_truth_and_with_random_images() -> None:
+    random = np.random.default_rng(0)
+    confidence = random.beta(8, 0.8, 2000).clip(0.1, 1)
+    found = labelling.estimates(confidence, random.random(2000) < confidence, draws=300, seed=0)
+    assert found["rmse"] < 0.9 * found["uniform_rmse"]
+    assert abs(found["bias"]) < 0.4
+    assert found["covered"] > 0.92
+    least = labelling.choose("least sure first", confidence, 50, seed=0)
+    assert confidence[least].max() == np.sort(confidence)[49]
+    row = {"estimate": {"none": found, "data": found}, "before": 0.5, "all": 0.9}
+    row |= {"training": {"40": {"as make label": 0.6, "at random": 0.7, "least sure first": 0.7}}}
+    look = {"holdout": 0.81, "labels": 4, "asked_twice": 3, "correct": 2, "correct_held_back": 1}
+    row |= {"null": 0.8, "second": {"0.9": look | {"wrong": 2, "wrong_kept": 1}}}
+    result = {"rows": [row, row], "command": "it", "versions": {}}
+    text = labelling.table(result)
+    assert "| 40 | as make label | 60.0 | 25% | -10.0 (-10.0 to -10.0) |" in text
+    assert "| 0.9 | +1.0 (+1.0 to +1.0) | 75.0% | 50.0% | 2 of 4 |" in text
+
+
+def test_a_second_label_accepts_or_holds_back_the_first() -> None:
+    def examples(*labels: str) -> list[Example]:
+        answers = zip(labels, (0.99, 0.99, 0.99, 0.5, 0.99), strict=True)
+        return [
+            Example(hash=f"{i:064x}", label=label, side="train", prediction="a", confidence=confidence)
+            for i, (label, confidence) in enumerate(answers)
+        ]
+
+    look = labelling.SecondLook(0.9, truth=examples("b", "a", "b", "b", "a"), second=examples("b", "a", "c", "c", "c"))
+    kept = look(examples("b", "b", "b", "c", "a"))
+    assert [(int(one.hash, 16), one.label) for one in kept] == [(0, "b"), (1, "a"), (3, "c"), (4, "a")]
+    assert look.counts == {
+        "labels": 5, "asked_twice": 3, "correct": 3, "correct_held_back": 1, "wrong": 2, "wrong_kept": 1,
+    }  # fmt: skip

@@ -120,8 +120,8 @@ def estimates(paths: StorePaths) -> list[SampleAccuracy]:
 def labelled(paths: StorePaths) -> dict[str, tuple[Chosen, float | None]]:
     """Return, by content hash, how each image was chosen that has a label for a sample, and its probability.
 
-    The first sample counts. An image could also have come by a later one, so its weight 1/probability is too large, by
-    a factor of less than two. All images of the first sample share that, so a weighted mean hardly changes.
+    The first sample counts. With a second one each image could have come by either, so every weight 1/probability is
+    too large, by a factor of at most two that is nearly the same for all: a weighted mean hardly changes.
     """
     said = _said(paths)
     found: dict[str, tuple[Chosen, float | None]] = {}
