@@ -20,6 +20,7 @@ import scripts
 from made_traffic import record, write_records
 
 from flywheel import files
+from flywheel.commands import status
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
@@ -132,6 +133,13 @@ def test_an_alarm_is_up_until_another_model_is_in_production(
     report = run(params, registry)
     assert (report.alarm.state, report.others[0].alarm.state) == ("none", "alarm")
     assert any("model-a:v0: ALARM" in line for line in monitor_text.lines(params, report))
+    assert "model-b:v0 in production has no prediction that counts" in status._monitor(params)[1]
+    for path in params.store_paths.traffic_records.iterdir():
+        path.unlink()
+    assert run(params, registry).others == ()
+    registry.link(model, params.registered_model, ("production",), reason="back")
+    assert run(params, registry).alarm.state == "alarm"
+    assert status._monitor(params)[0] == "alarm"
 
 
 def test_labels_drawn_after_an_alarm_end_it(params: Params, registry: Registry, model: Version) -> None:

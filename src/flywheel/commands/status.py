@@ -164,9 +164,11 @@ def _monitor(params: Params) -> tuple[str, str]:
     if running := _running(params, "monitor"):
         return running
     report = monitor.read(params)
-    if report is None or report.alarm.state == "none":
+    if report is None:
         return "not yet", "make monitor watches what is recorded, without labels"
     last = f"last run at {clock(report.at)}"
+    if report.alarm.state == "none":
+        return "not yet", f"{report.label or 'no model'} in production has no prediction that counts; {last}"
     if report.alarm.state == "alarm":
         since = clock(report.alarm.since)
         return "alarm", f"{report.label}, since {since}; make label asks people for the truth; {last}"

@@ -177,7 +177,7 @@ def _report(
     return MonitorReport(
         **first.model_dump(),
         at=files.timestamp(),
-        others=tuple(one for ref, one in watched.items() if rows[ref] or one.alarm.state == "alarm"),
+        others=tuple(one for ref, one in watched.items() if rows[ref]),
         unwatched={ref: models.problems[ref] for ref in state.unwatched if models.judge(ref) is None},
         change=tuple(sorted((row for of in rows.values() for row in of), key=lambda row: (row.start, row.model))),
         samples=tuple(samples),

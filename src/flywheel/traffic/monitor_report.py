@@ -87,7 +87,7 @@ class Traffic(BaseModel, frozen=True):
 
 
 class MonitorReport(Watched, frozen=True):
-    """The production model, and the `others` that answered; `change` are the rows of all, the oldest first.
+    """The production model, and the `others` that have records; `change` are the rows of all, the oldest first.
 
     `unwatched` tells why a model has no reference; `samples` are all that have a label.
     """
