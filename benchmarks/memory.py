@@ -1,9 +1,9 @@
 """How do time and memory of the stages grow with the images? Run data, sweep and evaluate on folders of JPEG files.
 
-    python benchmarks/memory.py [--images 2000 8000 32000] [--size 128]    (make bench-long BENCH_LONG=memory)
+    python benchmarks/memory.py [--images 2000 8000 32000] [--size 64]     (make bench-long BENCH_LONG=memory)
     python benchmarks/memory.py --images 4000 --size 224 --before COMMIT   (make data against an older commit)
 
-Takes 15 minutes. Draws the images. The sweep is one trial of one epoch of `compact`. Memory is the highest sum of the
+Takes 10 minutes. Draws the images. The sweep is one trial of one epoch of `compact`. Memory is the highest sum of the
 private memory of all processes of a stage, ten times a second; the page cache, which the system takes back when it
 needs it, is left out.
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = harness.options(
         __doc__,
         images=([2000, 8000, 32_000], "how many images"),
-        size=(128, "their height and width in pixels"),
+        size=(64, "their height and width in pixels"),
         before=("", "a commit: measure make data of it and of this code instead, alternately"),
         rounds=(3, "measurements of each with --before"),
         publish=harness.PUBLISH,

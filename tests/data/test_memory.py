@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,24 @@ def test_neither_building_nor_reading_holds_the_images_of_a_split(
         mixed = examples.mix(images, simulation.images, simulation.labels, 2, seed=0)
         batches = AugmentedBatches(mixed.images, mixed.labels, 64, flip=True, translate=2, seed=0, device=model.device)
         assert sum(len(labels) for _, labels in batches.epoch(1)) > 3_500
+
+
+TOO_LARGE = """
+import resource, sys
+from pathlib import Path
+from flywheel import cli
+from flywheel.data.dataset import allocate
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000,) * 2)
+cli.main(lambda: allocate((400, 32, 32, 3), Path(sys.argv[1])))
+"""
+
+
+def test_images_that_do_not_fit_on_the_disk_are_one_sentence_before_one_is_written(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TOO_LARGE, tmp_path / "a.npy"], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = rf"error: cannot write {tmp_path}/a\.npy \(File too large, .* free\); free space or set paths\.store .*\n"
+    assert re.fullmatch(said, done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,8 @@ class ImageRows:
     def of(cls, *parts: Images) -> ImageRows:
         """Return the rows of arrays or of other rows, one after the other."""
         rows = [part if isinstance(part, ImageRows) else cls(part) for part in parts]
+        if len(rows) == 1:
+            return rows[0]
         starts = np.cumsum([0, *(one._starts[-1] for one in rows)])
         index = np.concatenate([one._index + start for one, start in zip(rows, starts, strict=False)])
         return cls(*(array for one in rows for array in one._arrays), index=index)
