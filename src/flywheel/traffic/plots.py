@@ -19,6 +19,8 @@ def story(report: MonitorReport, path: Path) -> Path:
     newest = {row.model: row.start for row in report.change}
     found = [one for one in (report, *report.others) if one.model in newest]
     shown = sorted(found, key=lambda one: (one is report, newest[str(one.model)]))[-MAX_MODELS:][::-1]
+    limit = report.alarm.limit or (shown[0].alarm.limit if shown else None)
+    ceiling = 2 * limit if limit else 1.0  # evidence grows without bound after an alarm
     with drawing(path, 9.6, 5.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
         for one, colour in zip(shown, PALETTE, strict=False):
@@ -27,7 +29,7 @@ def story(report: MonitorReport, path: Path) -> Path:
             style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
             name = short_name(one.label) + (", in production" if one is report else "")
             top.plot(times, [100 * row.presumed_accuracy for row in rows], label=f"presumed: {name}", **style)
-            bottom.plot(times, [row.evidence for row in rows], **style)
+            bottom.plot(times, [min(row.evidence, ceiling) for row in rows], **style)
             ends = [_time(rows[0].start), _time(rows[-1].end)]
             assert one.alarm.lowest_accuracy is not None
             top.plot(ends, [100 * one.alarm.lowest_accuracy] * 2, color=colour, linewidth=1, linestyle=(0, (4, 3)))
@@ -48,10 +50,9 @@ def story(report: MonitorReport, path: Path) -> Path:
             for move in report.promotions:
                 if first <= move.at <= last:
                     _mark(top, bottom, move.at, f"promoted: {short_name(names.get(move.model, move.model))}", MUTED)
-        limit = report.alarm.limit or (shown[0].alarm.limit if shown else None)
         if limit is not None:
             bottom.axhline(limit, color=BAD, linewidth=1.5)
-            bottom.set_ylim(0, 1.25 * max([limit, *(min(row.evidence, 2 * limit) for row in report.change)]))
+            bottom.set_ylim(0, 1.05 * ceiling)
             bottom.text(1, limit, "alarm", transform=bottom.get_yaxis_transform(), ha="right", va="bottom", color=BAD)
         bottom.set(xlabel="time (UTC)", ylabel="evidence")
         top.set(ylabel="accuracy (%)", title=_title(report))
