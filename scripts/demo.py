@@ -17,7 +17,8 @@ def main() -> None:
     params = cli.load_params(arguments)
     from flywheel.commands import demo
 
-    demo.run(params, sys.argv[1:])
+    with cli.logged(params, "demo"):
+        demo.run(params, sys.argv[1:])
 
 
 if __name__ == "__main__":

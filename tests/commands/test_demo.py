@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ def start(place: Path) -> tuple[subprocess.Popen[str], Path]:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     return process, place / "store" / "demo"
+
+
+def test_a_command_that_fails_ends_the_demo_below_its_heading(tmp_path: Path) -> None:
+    overrides = f"{scripts.overrides(tmp_path)} data.source=folder data.path={tmp_path}/missing"
+    words = [sys.executable, "scripts/demo.py", "--profile", "demo", "--set", overrides]
+    done = subprocess.run(words, cwd=scripts.ROOT, env=scripts.environment(), text=True, capture_output=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith("\n$ make data PROFILE=demo\n")
+    assert done.stderr.endswith("error: make data failed (exit 1); the reason is above\n")
 
 
 @pytest.mark.long
