@@ -18,7 +18,7 @@ from flywheel.sweep import stage as sweep_stage
 STAGES = (("data", data_stage), ("sweep", sweep_stage), ("evaluate", evaluation_stage))
 LOGS = (
     *(name for name, _ in STAGES),
-    *("serve", "simulate", "label", "collect", "monitor", "forget", "retrain", "promote", "rollback", "sync"),
+    *("demo", "serve", "simulate", "label", "collect", "monitor", "forget", "retrain", "promote", "rollback", "sync"),
 )
 
 
