@@ -162,7 +162,7 @@
           [`${item.value} answers`])),
         legend: undefined,
         grid: {left: 8, right: 24, top: 50, bottom: 30, containLabel: true},
-        xAxis: axis('ms, logarithmic', {type: 'category', data: edges.slice(0, -1).map(edge => edge.toPrecision(2))}),
+        xAxis: axis('ms, logarithmic', {type: 'category', data: edges.slice(0, -1).map(edge => String(+edge.toPrecision(2)))}),
         yAxis: axis('', {type: 'value', minInterval: 1}),
         series: [{type: 'bar', data: count, barCategoryGap: '8%', itemStyle: {color: colour.blue},
           markLine: {symbol: 'none', silent: true, animation: false, data: [
