@@ -19,7 +19,7 @@ from served import Server, free_port, png
 from flywheel.commands import doctor
 from flywheel.params import Params
 from flywheel.pipeline import server_record
-from flywheel.serving import ServingError, backend, haproxy, host
+from flywheel.serving import ServingError, backend, haproxy, health, host
 
 needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy here; Serve's own proxy is used")
 
@@ -243,3 +243,10 @@ def test_a_restart_for_changed_settings_keeps_answering(fresh: Server) -> None:
     assert set(load.statuses) == {"200"}
     assert not fresh.run("serve", extra="serve.cpus_per_replica=1000").endswith("[exit 0]")  # cannot start
     assert fresh.predict(png()).status_code == 200  # so the one before stays
+
+
+def test_metrics_of_several_replicas_have_each_series_once() -> None:
+    text = '# HELP a A.\n# TYPE a gauge\na{replica="1"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
+    merged = health.merge([text, text.replace('"1"', '"2"')])
+    assert merged.splitlines()[2:4] == ['a{replica="1"} 1', 'a{replica="2"} 1']
+    assert merged.count("\nb 2\n") == 1

@@ -39,7 +39,7 @@ class Predictor:
         _set_up_logs(params.store_paths.logs, name, settings.access_log)
         self._replica = Replica(params.store, params.registered_model, threads, cuda, settings.max_batch_size)
         self._replica.follow(settings.poll_s)
-        metrics = Metrics(name)
+        metrics = Metrics(name, params.store_paths.monitor_metrics)
         batcher = RequestBatcher(
             self._replica.compute,
             self._replica.executor,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 HEALTH_TIMEOUT_S = 0.5  # a busy replica answers later
 BUSY_S = 30  # a replica that did not answer for so long is not only busy
@@ -16,13 +15,10 @@ METRICS_TIMEOUT_S = 5
 
 
 class HostAnswers:
-    """An HTTP server of the host on loopback. `ports` gives the replicas' ports, `repairs` the count of repairs.
+    """An HTTP server of the host on loopback. `ports` gives the replicas' ports, `repairs` the count of repairs."""
 
-    `more` is a file with more metrics, those of `make monitor`, if it exists.
-    """
-
-    def __init__(self, ports: Callable[[], Sequence[int]], repairs: Callable[[], int], more: Path):
-        self._ports, self._repairs, self._more = ports, repairs, more
+    def __init__(self, ports: Callable[[], Sequence[int]], repairs: Callable[[], int]):
+        self._ports, self._repairs = ports, repairs
         self._answer = b'{"status": "busy"}'  # the last one of a replica
         self._slow_since: float | None = None
 
@@ -71,8 +67,7 @@ class HostAnswers:
             texts = [text for text in pool.map(_metrics_of, ports) if text]
         own = _metric("flywheel_replicas", "gauge", "Replicas that answer.", len(texts))
         own += _metric("flywheel_repairs_total", "counter", "Parts of the server started again.", self._repairs())
-        more = self._more.read_text(encoding="utf-8") if self._more.exists() else ""
-        return 200, "text/plain; version=0.0.4; charset=utf-8", merge([own, *texts, more]).encode()
+        return 200, "text/plain; version=0.0.4; charset=utf-8", merge([own, *texts]).encode()
 
 
 def get(port: int, path: str, timeout_s: float, host: str = "127.0.0.1") -> bytes:
@@ -89,16 +84,15 @@ def get(port: int, path: str, timeout_s: float, host: str = "127.0.0.1") -> byte
 
 
 def merge(texts: Sequence[str]) -> str:
-    """Return the metrics of several texts as one, in which each family stands once."""
-    families: dict[str, list[str]] = {}
+    """Return the metrics of several texts as one, in which each family and each series stands once."""
+    families: dict[str, dict[str, str]] = {}
     for text in texts:
-        lines: list[str] = []
+        lines: dict[str, str] = {}
         for line in text.splitlines():
             if line.startswith("# HELP "):
-                lines = families.setdefault(line.split(" ")[2], [])
-            if not line.startswith("#") or line not in lines:
-                lines.append(line)
-    return "\n".join(line for lines in families.values() for line in lines) + "\n"
+                lines = families.setdefault(line.split(" ")[2], {})
+            lines.setdefault(line if line.startswith("#") else line.rpartition(" ")[0], line)
+    return "\n".join(line for lines in families.values() for line in lines.values()) + "\n"
 
 
 def _metrics_of(port: int) -> str:

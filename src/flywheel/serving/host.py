@@ -111,8 +111,7 @@ class _Server:
         self._next: Backend | None = None
         self._replaced: list[Backend] = []
         self._failures = self._repairs = 0
-        more = params.store_paths.monitor_metrics
-        self._answers = health.HostAnswers(self._ports, lambda: self._repairs, more)
+        self._answers = health.HostAnswers(self._ports, lambda: self._repairs)
         self._own_proxy = haproxy.binary() is None
         self._haproxy: haproxy.HAProxy | None = None
         if listen_at_once:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,10 +19,10 @@ REPLICA = ("replica",)
 
 
 class Metrics:
-    """The metrics of one replica; every series has the label `replica`."""
+    """The metrics of one replica; every series has the label `replica`. `more` is a file with those of make monitor."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, name: str, more: Path):
+        self._name, self._more = name, more
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "flywheel_requests_total", "Requests by path and status.", (*REPLICA, "path", "status"), registry=registry
@@ -101,4 +102,5 @@ class Metrics:
         self._failed_swaps.labels(self._name).set(replica.failed_swaps)
         self._model.clear()
         self._model.labels(self._name, replica.model.version.label, replica.model.version.ref).set(1)
-        return generate_latest(self._registry)
+        more = self._more.read_bytes() if self._more.exists() else b""
+        return generate_latest(self._registry) + more
