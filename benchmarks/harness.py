@@ -26,6 +26,11 @@ from flywheel.pipeline import fingerprint
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SET = ("", "overrides of params.yaml, for example data.source")
+STUDY: dict[str, tuple[Any, ...]] = {  # options of the studies that train on any data set
+    "profile": ("demo", "profile of params.yaml"),
+    "set": SET,
+    "name": ("", "suffix of the result file (default: the profile)"),
+}
 PUBLISH = (False, "write the result file and its table in docs/")
 # The start of an argument or of a value in it, then a path from / or ~ up to the next `key=` or the end.
 ABSOLUTE_PATH = re.compile(r"""(?P<before>^|=)["']?[/~].*?(?P<name>[^/"']*?)["'/]*(?=\s+[A-Za-z_][\w.]*=|$)""", re.S)

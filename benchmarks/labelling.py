@@ -48,9 +48,7 @@ def main() -> None:
     """Run the seeds and write the tables."""
     options = harness.options(
         __doc__,
-        profile=("demo", "profile of params.yaml"),
-        set=harness.SET,
-        name=("", "suffix of the result file (default: the profile)"),
+        **harness.STUDY,
         seeds=(10, "number of seeds"),
         draws=(1000, "samples that each seed draws for the estimates"),
         labels=([40, 80, 160, 320], "numbers of labels to retrain on; 0: retrain nothing"),

@@ -52,9 +52,7 @@ def main() -> None:
     """Run the seeds and write the table."""
     options = harness.options(
         __doc__,
-        profile=("demo", "profile of params.yaml"),
-        set=harness.SET,
-        name=("", "suffix of the result file (default: the profile)"),
+        **harness.STUDY,
         seeds=(20, "number of seeds"),
         noise=([0.0, 0.05, 0.1], "fractions of wrong labels"),
         turns=(3, "retrainings after one another, each on its own part of the traffic; 0: none"),

@@ -43,14 +43,7 @@ STREAMS, LENGTH = 20, 20_000  # with drift, for each corruption, severity and se
 
 def main() -> None:
     """Run the seeds and write the tables."""
-    options = harness.options(
-        __doc__,
-        profile=("demo", "profile of params.yaml"),
-        set=harness.SET,
-        name=("", "suffix of the result file (default: the profile)"),
-        seeds=(5, "number of seeds"),
-        epochs=(8, "epochs of a model"),
-    )
+    options = harness.options(__doc__, **harness.STUDY, seeds=(5, "number of seeds"), epochs=(8, "epochs of a model"))
     name = f"monitor_{options.name or options.profile}"
     params = harness.params(options.profile, options.set)
     modules = ["flywheel.metrics.alarm", "flywheel.data.drift", "flywheel.data.build", "flywheel.training.loop"]

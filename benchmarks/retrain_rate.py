@@ -42,9 +42,7 @@ def main() -> None:
     """Train every seed, arm and scale, and write the table."""
     options = harness.options(
         __doc__,
-        profile=("demo", "profile of params.yaml"),
-        set=harness.SET,
-        name=("", "suffix of the result file (default: the profile)"),
+        **harness.STUDY,
         scales=([1.0, 0.3, 0.1, 0.03], "learning rates, relative to the parent's"),
         seeds=([0, 1, 2], "seeds of the parents"),
         parent_epochs=(8, "epochs of a parent"),
