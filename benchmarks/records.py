@@ -33,7 +33,7 @@ MEASURED = """
 import resource, sys, time
 from flywheel.params import file as params_file
 from flywheel.registry import Registry
-from flywheel.traffic import labels, monitor
+from flywheel.traffic import labels, monitor, records
 params = params_file.load(profile="demo", overrides=sys.argv[1])
 started = time.perf_counter()
 {work}
@@ -43,7 +43,10 @@ peak_kb = next(line.split()[1] for line in open("/proc/self/status") if line.sta
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(wall_s, used.ru_utime + used.ru_stime, int(peak_kb) / 1024)
 """
-JOIN = f"found, unknown = labels.join(params.store_paths); assert len(found) == {LABELS}"
+JOIN = f"""
+found, unknown = labels.join(params.store_paths)
+assert len(found) == {LABELS} and not records.groups(params.store_paths, found)
+"""
 MONITOR = "monitor.run(params, Registry(params.store))"
 WORK = {"make collect, joining": JOIN, "make monitor, all are new": MONITOR, "make monitor, none is new": MONITOR}
 

@@ -29,6 +29,9 @@ from flywheel.traffic.forget import ForgetError
 from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.samples import Drawn, Sample
 
+# A group of each side.
+GROUPS = {collect.side_of([f"{number:02x}" * 32]): f"{number:02x}" * 32 for number in range(256)}
+
 
 @pytest.fixture
 def data(params: Params, registry: Registry) -> Dataset:
@@ -206,11 +209,38 @@ def test_a_group_decides_the_side_of_all_its_images(
 def test_an_image_in_groups_on_both_sides_is_left_out(
     params: Params, registry: Registry, data: Dataset, model: Version
 ) -> None:
-    sides = {collect._side(f"{number:02x}" * 32): f"{number:02x}" * 32 for number in range(256)}
     image = new_images(1, params)
-    for group in sides.values():
+    for group in GROUPS.values():
         label(params, *((made, "1", "ann") for made in answer(params, model, image, group=group)))
-    assert collect.run(params, registry).counts["in groups on both sides"] == 1
+    collected = collect.run(params, registry)
+    assert collected.counts["in groups on both sides"] == 1
+    assert [one.side for one in listed(registry, collected).values()] == ["both"]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["labelled again", "not labelled again"])
+@pytest.mark.parametrize("side", ["train", "holdout"])
+def test_an_image_that_was_published_before_its_group_was_known_never_stands_beside_the_others_on_another_side(
+    params: Params, registry: Registry, data: Dataset, model: Version, side: str, again: bool
+) -> None:
+    first, *others = new_images(6, params)
+    label(params, (answer(params, model, first[None])[0], "1", "ann"))
+    before = listed(registry, collect.run(params, registry))[content(first)].side
+    answered = answer(params, model, np.stack([first, *others]), group=GROUPS[side])
+    label(params, *((made, "1", "ann") for made in answered[0 if again else 1 :]))
+    for _ in range(2):  # it stays there when it is collected again
+        found = listed(registry, collect.run(params, registry))
+        assert {found[content(image)].side for image in others} == {side}
+        assert found[content(first)].side == (side if side == before else "both")
+    version = feedback.latest(params, registry)
+    assert version is not None
+    trained = set(examples.find(registry, version, data).hashes)
+    assert trained == (
+        {content(image) for image in (first, *others)}
+        if side == before == "train"
+        else {content(image) for image in others}
+        if side == "train"
+        else set()
+    )
 
 
 def test_labels_are_read_from_a_csv_file(

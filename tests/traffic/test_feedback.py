@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import made_models
@@ -28,6 +29,12 @@ def test_a_content_that_comes_again_keeps_the_lowest_id_the_newest_label_and_the
         (merged, rest) = merge([other, first], [again])
         assert (merged.id, merged.label, merged.prediction, merged.confidence) == (3, "dog", "cat", 0.9)
         assert (first.right, merged.right, rest) == (True, False, other)
+
+
+def test_an_image_that_was_on_another_side_before_is_on_both_for_good() -> None:
+    sides = [Example(hash="ab" * 32, label="cat", side=side) for side in ("train", "holdout", "both")]
+    for before, now in itertools.permutations(sides, 2):
+        assert merge([before], [now])[0].side == "both"
 
 
 def test_a_volunteered_label_counts_as_drawn_once_it_is_drawn() -> None:

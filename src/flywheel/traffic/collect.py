@@ -61,9 +61,16 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
             _read_file(params, labels_file, opened.class_names)
         found, unknown = labels.join(params.store_paths)
         before = feedback.latest(params, registry)
-        stored = {e.hash for e in feedback.read(registry, before) if e.pixels is not None} if before else set()
+        published = {e.hash: e for e in feedback.read(registry, before)} if before else {}
         _list_disputed(found)
-        examples, images, counts = examples_of(params.store_paths, found, opened, stored)
+        groups = records.groups(params.store_paths, found.keys() | published.keys())
+        stored = {e.hash for e in published.values() if e.pixels is not None}
+        examples, images, counts = examples_of(params.store_paths, found, groups, opened, stored)
+        # An image that was published before its group was known.
+        examples += [
+            published[content].model_copy(update={"side": side_of(groups[content])})
+            for content in groups.keys() & published.keys() - {example.hash for example in examples}
+        ]
         counts["without a record"] += unknown
         refs = sorted({image.first["model"] for image in found.values() if image.labels})
         models = [registry.resolve(ref) for ref in refs if registry.has(ref)]
@@ -84,7 +91,11 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
 
 
 def examples_of(
-    paths: StorePaths, found: Mapping[str, labels.Labelled], opened: Dataset, stored: Collection[str] = ()
+    paths: StorePaths,
+    found: Mapping[str, labels.Labelled],
+    groups: Mapping[str, Collection[str]],
+    opened: Dataset,
+    stored: Collection[str] = (),
 ) -> tuple[list[Example], dict[str, NDArray[np.uint8]], Counter[str]]:
     """Return what feedback lists, by hash the pixels that neither the data set nor `stored` holds, and counts."""
     chosen_for = sampling.labelled(paths)
@@ -94,24 +105,22 @@ def examples_of(
     examples: list[Example] = []
     images: dict[str, NDArray[np.uint8]] = {}
     for image in found.values():
-        sides = {_side(group) for group in image.groups or {image.hash}}
+        side = side_of(groups.get(image.hash, [image.hash]))
         if not image.labels or image.hash in forgotten:
             counts["without a label that counts"] += 1
         elif not image.labels <= set(opened.class_names):
             counts["of a class that the data set does not have"] += 1
-        elif len(sides) > 1:
-            counts["in groups on both sides"] += 1
         elif image.hash not in ids and image.hash not in stored and not _load(paths, image.hash, opened, images):
             counts["without a kept image"] += 1
         else:
             disputed = len(image.labels) > 1
-            counts["disputed" if disputed else "labelled"] += 1
+            counts["in groups on both sides" if side == "both" else "disputed" if disputed else "labelled"] += 1
             chosen, probability = chosen_for.get(image.hash, ("volunteered", None))
             examples.append(
                 Example(
                     hash=image.hash,
                     label=min(image.labels),
-                    side=sides.pop(),
+                    side=side,
                     source="traffic",
                     chosen=chosen,
                     probability=probability,
@@ -143,13 +152,14 @@ def _load(paths: StorePaths, content: str, opened: Dataset, images: dict[str, ND
     return True
 
 
-def _side(content: str) -> Literal["train", "holdout"]:
-    """Return the side of an image by the hash (hex) of its group or its pixels."""
+def side_of(hashes: Collection[str]) -> Literal["train", "holdout", "both"]:
+    """Return the side of an image by the hashes (hex) of its groups, or of its pixels if it has none."""
     import numpy as np
 
     from flywheel.data import splits
 
-    return "holdout" if splits.is_holdout(np.frombuffer(bytes.fromhex(content), np.uint8)[None])[0] else "train"
+    held_out = splits.is_holdout(np.array([list(bytes.fromhex(each)) for each in hashes], np.uint8))
+    return "holdout" if held_out.all() else "both" if held_out.any() else "train"
 
 
 def _read_file(params: Params, path: Path, class_names: Sequence[str]) -> None:

@@ -49,12 +49,14 @@ class Example(BaseModel, frozen=True):
     `hash` is the SHA-256 (hex) of its pixels, `id` its id in the data set that holds it, `pixels` its index in the
     files of pixels if none does. `prediction` and `confidence` are of its first answer. `chosen` tells what the label
     may prove: `all` (everything was labelled), `sample` (drawn with `probability`) or `volunteered` (unknown
-    probability, mostly a mistake). While labellers disagree, the label is `disputed`: nothing is trained on it.
+    probability, mostly a mistake). While labellers disagree, the label is `disputed`: nothing is trained on it. An
+    image whose groups, or its hash before a group was known, put it on different sides is on `both` for good: it is
+    neither trained on nor compared.
     """
 
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     label: str
-    side: Literal["train", "holdout"]
+    side: Literal["train", "holdout", "both"]
     source: Literal["simulation", "traffic"] = "simulation"
     chosen: Literal["all", "sample", "volunteered"] = "all"
     probability: float | None = None
@@ -165,6 +167,7 @@ def merge(before: Iterable[Example], now: Iterable[Example]) -> tuple[Example, .
             update={
                 **{name: getattr(example, name) for name in ("label", "disputed")},
                 **{name: getattr(chosen, name) for name in ("chosen", "probability")},
+                "side": known.side if known.side == example.side else "both",
                 "id": min((id_ for id_ in (known.id, example.id) if id_ is not None), default=None),
             }
         )

@@ -112,7 +112,6 @@ class Labelled:
     hash: str
     first: Mapping[str, Any]  # the record with the lowest id
     given: list[Label] = field(default_factory=list)  # those that count, of all labellers
-    groups: set[str] = field(default_factory=set)
 
     @property
     def labels(self) -> set[str]:
@@ -133,8 +132,6 @@ def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
                 image = found.setdefault(row["hash"], Labelled(row["hash"], row))
                 image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
                 image.given += [label for label in by_prediction[made].values() if label.label and not label.verdict]
-                if row.get("group"):
-                    image.groups.add(row["group"])
         unknown += len(missing)
     return found, unknown
 

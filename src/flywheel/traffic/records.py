@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HOUR_FORMAT = "%Y%m%dT%H"
 ID_START, ID_LENGTH = b'{"prediction_id": "', 36  # of a line
+HASH_START, HASH_LENGTH, NO_GROUP = b'"hash": "', 64, b'"group": null'
 
 
 def new_id() -> str:
@@ -81,6 +82,19 @@ def newest_hours(paths: StorePaths) -> Iterator[Iterator[dict[str, Any]]]:
     known = [(hour, path) for path in paths.traffic_records.glob("*.jsonl") if (hour := file_time(path)) is not None]
     for _, files in itertools.groupby(sorted(known, reverse=True), key=lambda each: each[0]):
         yield (row for _, path in files for row in read_file(path))
+
+
+def groups(paths: StorePaths, contents: Collection[str]) -> dict[str, set[str]]:
+    """Return the groups (hashes) of those images (hashes) that were ever sent with one."""
+    found: dict[str, set[str]] = {}
+    for path in paths.traffic_records.glob("*.jsonl"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
+            for line in lines:
+                content = line.partition(HASH_START)[2][:HASH_LENGTH].decode("ascii", "replace")
+                if content in contents and NO_GROUP not in line:
+                    with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
+                        found.setdefault(content, set()).add(json.loads(line)["group"])
+    return found
 
 
 def read_image(paths: StorePaths, content: str) -> NDArray[np.uint8] | None:
