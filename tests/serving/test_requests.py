@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import http.client
 import io
 import json
 import socket
@@ -236,6 +237,29 @@ def test_wrong_paths_and_methods_are_answered_in_json(server: Server) -> None:
     assert wrong.status_code == 405
     assert "GET is not for /predict" in wrong.json()["error"]
     assert wrong.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("CONNECT x:1 HTTP/1.1", 400),
+        ("OPTIONS * HTTP/1.1", 405),
+        ("DELETE /healthz HTTP/1.1", 501),
+        ("HEAD /healthz HTTP/1.1", 200),
+        ("TRACE /predict HTTP/1.1", 405),
+        ("FOO /predict HTTP/1.1", 405),
+        ("GET /%00 HTTP/1.1", 404),
+        ("GET /model HTTP/0.9", 200),
+        ("GET /model?a=%ff&a=&= HTTP/1.1", 200),
+    ],
+)
+def test_an_odd_request_is_answered_in_json(server: Server, line: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.params.serve.port), timeout=60) as client:
+        client.sendall(f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(client, method=line.partition(" ")[0])
+        answer.begin()
+        assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+        assert line.startswith("HEAD") or json.load(answer)
 
 
 def test_a_hundred_disconnects_do_not_stop_the_server(server: Server) -> None:

@@ -24,6 +24,7 @@ class HostAnswers:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            error_message_format, error_content_type = '{"error": "%(message)s"}', "application/json"
 
             def do_GET(_self) -> None:  # noqa: N805
                 healthy = _self.path.startswith("/healthz")
@@ -34,7 +35,10 @@ class HostAnswers:
                 if status == 503:
                     _self.send_header("Retry-After", "2")
                 _self.end_headers()
-                _self.wfile.write(body)
+                if _self.command != "HEAD":
+                    _self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(_self, *_: object) -> None:  # noqa: N805
                 pass
