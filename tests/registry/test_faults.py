@@ -990,3 +990,40 @@ def test_an_index_finds_a_digest_among_many_versions(tmp_path: Path, monkeypatch
     shutil.rmtree(index.parent / "v3")
     assert not Registry(tmp_path / "store").has(made[3].ref)
     assert len(list(Registry(tmp_path / "store").lineage(made[-1]))) == 1_197  # down to v4, and v3, which is gone
+
+
+def test_an_index_finds_a_fingerprint_among_many_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a cache, too; a manifest that was written since is read again."""
+    monkeypatch.setattr(versions, "INDEX_FROM", 10)
+    root, read = tmp_path / "store" / "registry" / "versions", list[str]()
+
+    def write(number: int, fingerprint: str) -> None:
+        content = {"file": Digests(1, f"{number:064}", f"{number:022}==")}
+        described, digest = {"fingerprint": fingerprint}, manifest.digest_of(content)
+        version = Version(f"model-{number}", 0, "model", digest, content, {}, files.timestamp(), described)
+        manifest.write(root / f"model-{number}" / "v0" / "manifest.json", version)
+
+    for number in range(20):
+        write(number, f"print-{number // 2}")
+    original = versions.VersionFolders.read
+    monkeypatch.setattr(
+        versions.VersionFolders, "read", lambda self, name, number: read.append(name) or original(self, name, number)
+    )
+
+    def look(fingerprint: str, prefix: str = "model-") -> tuple[list[str], int]:
+        """Return the names that are found and how many manifests are read."""
+        read.clear()
+        return [version.name for version in Registry(tmp_path / "store").with_fingerprint(prefix, fingerprint)], len(
+            read
+        )
+
+    assert look("print-3") == (["model-6", "model-7"], 20)
+    assert look("print-3") == (["model-6", "model-7"], 2)
+    assert look("print-3", "other-") == ([], 0)
+    write(9, "print-3")
+    assert look("print-3") == (["model-6", "model-7", "model-9"], 3)
+    assert look("print-4") == (["model-8"], 2)
+    shutil.rmtree(root / "model-6")
+    (root / "fingerprints.json").write_text("{")
+    assert look("print-3") == (["model-7", "model-9"], 19)
+    assert look("none") == ([], 0)

@@ -191,9 +191,7 @@ def _version_with(stage: Stage) -> Version | None:
     """Return the newest version in the registry that records the stage's fingerprint."""
     if not stage.artifacts:
         return None
-    names = [name for name in stage.registry.collections() if name.startswith(stage.artifacts)]
-    versions = [version for name in names for version in stage.registry.versions(name)]
-    matching = [v for v in versions if v.metadata.get("fingerprint") == stage.fingerprint]
+    matching = stage.registry.with_fingerprint(stage.artifacts, stage.fingerprint)
     if stage.unfinished:
         matching = [v for v in matching if not stage.unfinished(v.metadata.get("metrics", {}))]
     return max(matching, key=lambda version: version.created, default=None)

@@ -241,6 +241,10 @@ class Registry:
         """Return all versions of an artifact, oldest first; those with a damaged manifest are left out (`damaged`)."""
         return [read for read in self._read_all(name) if isinstance(read, Version)]
 
+    def with_fingerprint(self, prefix: str, fingerprint: str) -> list[Version]:
+        """Return the versions that record a stage's fingerprint, of the artifacts whose names start with a prefix."""
+        return self._folders.with_fingerprint(prefix, fingerprint)
+
     def damaged(self) -> list[str]:
         """Return the reason why each damaged manifest cannot be read."""
         read = (read for name in self.collections() for read in self._read_all(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from flywheel import files
 from flywheel.registry import manifest
@@ -26,10 +27,10 @@ class VersionFolders:
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, in order."""
-        folder = self.root / name
-        if not folder.is_dir():
+        try:
+            return sorted(int(path.name[1:]) for path in (self.root / name).iterdir() if NUMBER.fullmatch(path.name))
+        except OSError:
             return []
-        return sorted(int(path.name[1:]) for path in folder.iterdir() if NUMBER.fullmatch(path.name))
 
     def folder(self, version: Version) -> Path:
         """Return the folder of a version."""
@@ -58,6 +59,33 @@ class VersionFolders:
         if known is None or not (self.root / name / f"v{known}").is_dir():  # it may have been removed meanwhile
             self._numbers[name] = self._index(name)
         return self._numbers[name].get(digest)
+
+    def with_fingerprint(self, prefix: str, fingerprint: str) -> list[Version]:
+        """Return the versions that record a stage's fingerprint, of the names that start with a prefix.
+
+        As in `_index`, a file remembers the fingerprints where they are many.
+        """
+        path, found = self.root / "fingerprints.json", list[Version]()
+        recorded: dict[str, list[Any]] = {}  # name/v3 -> when its manifest was written, fingerprint
+        with contextlib.suppress(OSError, ValueError):
+            recorded = files.read_json(path)
+        unread = 0
+        for name in sorted(path.name for path in self.root.glob(f"{prefix}*")):
+            for number in self.numbers(name):
+                key = f"{name}/v{number}"
+                with contextlib.suppress(OSError, RegistryError):
+                    written = (self.root / key / "manifest.json").stat().st_mtime_ns
+                    known = recorded.get(key, [None, None])
+                    if known[0] != written or known[1] == fingerprint:
+                        version = self.read(name, number)
+                        unread += known[0] != written
+                        recorded[key] = [written, version.metadata.get("fingerprint")]
+                        if recorded[key][1] == fingerprint:
+                            found.append(version)
+        if unread >= INDEX_FROM:
+            with contextlib.suppress(OSError):
+                files.write_json(path, recorded)
+        return found
 
     def _index(self, name: str) -> dict[str, int]:
         """Return digest -> number. A file remembers them where they are many; it is a cache and may be deleted."""
