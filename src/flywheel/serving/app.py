@@ -22,16 +22,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flywheel.data import images
 from flywheel.serving.batching import Overloaded, RequestBatcher
@@ -77,7 +74,7 @@ class _Cors(CORSMiddleware):
 
 
 class App:
-    """The routes of a replica."""
+    """The routes of a replica, an ASGI application."""
 
     def __init__(
         self,
@@ -89,62 +86,63 @@ class App:
         traffic: Traffic,
     ):
         self._replica, self._batcher, self._metrics, self._limits = replica, batcher, metrics, limits
-        self._cors_origins = cors_origins
         self._recorder, self._salt = traffic.recorder, traffic.salt
-        self._feedback = FeedbackApi(traffic.labels, traffic.token, self._body, metrics.count_labels)
         self._decoders = ThreadPoolExecutor(2, "decode")
         self._page = PAGE.read_text(encoding="utf-8")
+        self.in_flight = 0  # requests
+        feedback = FeedbackApi(traffic.labels, traffic.token, self._body, metrics.count_labels)
+        self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
+            "/predict": ("POST", self._predict),
+            "/feedback": ("POST", feedback.take),
+            "/": ("GET", self._show_page),
+            "/healthz": ("GET", self._health),
+            "/model": ("GET", self._describe),
+            "/metrics": ("GET", self._measure),
+        }
+        self._app: ASGIApp = self._respond
+        if cors_origins:
+            self._app = _Cors(
+                self._respond, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )  # fmt: skip
 
-    def build(self) -> Starlette:
-        """Return the ASGI application."""
-        routes = [
-            Route("/predict", self._wrap(self._predict), methods=["POST"]),
-            Route("/feedback", self._wrap(self._feedback.take), methods=["POST"]),
-            Route("/", self._wrap(self._show_page), methods=["GET"]),
-            Route("/healthz", self._wrap(self._health), methods=["GET"]),
-            Route("/model", self._wrap(self._describe), methods=["GET"]),
-            Route("/metrics", self._wrap(self._measure), methods=["GET"]),
-        ]
-        cors = Middleware(
-            _Cors, allow_origins=self._cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )  # fmt: skip
-        return Starlette(
-            routes=routes,
-            middleware=[cors] if self._cors_origins else [],
-            exception_handlers={HTTPException: self._refuse},
-        )
-
-    def _wrap(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return a handler that also turns errors into JSON, counts the request and writes the access log."""
-
-        async def answer(request: Request) -> Response:
-            started = time.monotonic()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Other messages of ASGI, such as Serve's announcement of its start, need no answer."""
+        if scope["type"] == "http":
+            self.in_flight += 1
             try:
-                response = await handler(request)
-            except HTTPException as error:
-                response = _error(request, error.status_code, error.detail, error.headers)
-            except Overloaded as error:
-                response = _error(request, 503, str(error), {"Retry-After": str(error.retry_after_s)})
-            except ClientDisconnect:
-                response = _error(request, 499, "the client hung up")  # nginx's code; only metrics and log show it
-            except Exception:
-                log.exception("request %s failed", _id(request))
-                response = _error(request, 500, "the server failed; its log has the reason")
-            self._count(request, response.status_code, time.monotonic() - started)
-            return response
+                await self._app(scope, receive, send)
+            finally:
+                self.in_flight -= 1
 
-        return answer
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, turn errors into JSON, count the request and write the access log."""
+        started, request = time.monotonic(), Request(scope, receive)
+        path, method = scope["path"], scope["method"]
+        wanted, handler = self._routes.get(path, ("", None))
+        if handler is None:
+            response = _error(request, 404, f"no such path: {path}; POST an image to /predict")
+        elif method != wanted and (method, wanted) != ("HEAD", "GET"):
+            reason = f"{method} is not for {path}; POST an image to /predict"
+            response = _error(request, 405, reason, {"Allow": wanted})
+        else:
+            response = await self._answer(request, handler)
+        counted = path if handler is not None and response.status_code != 405 else "other"
+        self._count(request, counted, response.status_code, time.monotonic() - started)
+        await response(scope, receive, send)
 
-    async def _refuse(self, request: Request, error: Exception) -> Response:
-        """Answer a wrong path or method; no handler sees those."""
-        assert isinstance(error, HTTPException)
-        reason = {
-            404: f"no such path: {request.url.path}; POST an image to /predict",
-            405: f"{request.method} is not for {request.url.path}; POST an image to /predict",
-        }.get(error.status_code, error.detail)
-        self._metrics.count_request("other", error.status_code)
-        return _error(request, error.status_code, reason, error.headers)
+    async def _answer(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            return await handler(request)
+        except HTTPException as error:
+            return _error(request, error.status_code, error.detail, error.headers)
+        except Overloaded as error:
+            return _error(request, 503, str(error), {"Retry-After": str(error.retry_after_s)})
+        except ClientDisconnect:
+            return _error(request, 499, "the client hung up")  # nginx's code; only metrics and log show it
+        except Exception:
+            log.exception("request %s failed", _id(request))
+            return _error(request, 500, "the server failed; its log has the reason")
 
     async def _predict(self, request: Request) -> Response:
         self._check_encoding(request)
@@ -188,7 +186,7 @@ class App:
         best = int(prediction.probabilities.argmax())
         names = prediction.model.class_names
         prediction_id = records.new_id()
-        group = request.query_params.get("group")
+        group = request.query_params.get("group") if request.scope["query_string"] else None
         self._recorder.add(
             Answered(
                 prediction_id,
@@ -226,30 +224,29 @@ class App:
         reason = f"the body is larger than {self._limits.body_bytes:,} bytes (serve.max_body_bytes)"
         return HTTPException(413, reason, {"Connection": "close"})
 
-    async def _stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        size, chunks = 0, request.stream()
-        until = asyncio.get_running_loop().time() + self._limits.seconds
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    chunk = await anext(chunks, None)
-            except TimeoutError:
-                reason = f"the body did not arrive within {self._limits.seconds:g} s (serve.request_timeout_s)"
-                raise HTTPException(408, reason, {"Connection": "close"}) from None
-            if chunk is None:
-                return
-            size += len(chunk)
-            if size > self._limits.body_bytes:
-                raise self._too_large()
-            yield chunk
-
     async def _body(self, request: Request) -> bytes:
-        return b"".join([chunk async for chunk in self._stream(request)])
+        """Return the whole body. Raises HTTPException if it is too large or does not arrive in time."""
+        size, chunks = 0, []
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self._limits.body_bytes:
+                        raise self._too_large()
+                    chunks.append(chunk)
+        except TimeoutError:
+            reason = f"the body did not arrive within {self._limits.seconds:g} s (serve.request_timeout_s)"
+            raise HTTPException(408, reason, {"Connection": "close"}) from None
+        return b"".join(chunks)
 
     async def _parts(self, request: Request) -> list[bytes]:
         """Return the parts called `file`. Raises HTTPException."""
-        limit = self._limits.parts
-        parser = MultiPartParser(request.headers, self._stream(request), max_files=limit, max_fields=limit)
+        limit, body = self._limits.parts, await self._body(request)
+
+        async def stream() -> AsyncGenerator[bytes, None]:
+            yield body
+
+        parser = MultiPartParser(request.headers, stream(), max_files=limit, max_fields=limit)
         try:
             form = await parser.parse()
         except MultiPartException as error:
@@ -295,8 +292,7 @@ class App:
             self._metrics.text(self._replica, self._batcher.waiting, self._recorder), media_type=CONTENT_TYPE
         )
 
-    def _count(self, request: Request, status: int, seconds: float) -> None:
-        path = request.url.path
+    def _count(self, request: Request, path: str, status: int, seconds: float) -> None:
         self._metrics.count_request(path, status, seconds if path == "/predict" and status == 200 else None)
         if access_log.isEnabledFor(logging.INFO):
             access_log.info(
@@ -305,7 +301,7 @@ class App:
                         "at": time.time(),
                         "request_id": _id(request),
                         "method": request.method,
-                        "path": path,
+                        "path": request.scope["path"],
                         "status": status,
                         "ms": round(seconds * 1000, 3),
                         "model": self._replica.model.version.label,
@@ -315,7 +311,7 @@ class App:
 
 
 def _id(request: Request) -> str:
-    """Return the request id: the client's, otherwise the one Ray Serve assigned. Serve also sends it as a header."""
+    """Return the request id: the client's, otherwise that of the proxy, which also sends it as a header."""
     return request.headers.get("x-request-id", "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,10 @@ def name(params: Params) -> str:
     return f"flywheel-{params.profile}"
 
 
-def deploy(params: Params, *, own_proxy: bool = True) -> None:
+def deploy(params: Params, backend: str | None = None) -> None:
     """Deploy and wait until all replicas are ready. Raises ServingError at a failure or after serve.start_timeout_s.
 
-    Serve's own proxy listens on serve.host:serve.port, or, if HAProxy does, on another port of this machine.
+    Serve's own proxy listens on serve.host:serve.port, unless replicas listen themselves and tell the `backend`.
     """
     import ray
     from ray import serve
@@ -40,10 +39,11 @@ def deploy(params: Params, *, own_proxy: bool = True) -> None:
                 f"{resources.get(kind, 0.0):g}; lower serve.{kind.lower()}s_per_replica or serve.min_replicas"
             )
     serve.start(
-        http_options={"host": settings.host, "port": settings.port} if own_proxy else {"port": _free_port()},
+        proxy_location="Disabled" if backend else None,
+        http_options={"host": settings.host, "port": settings.port},
         logging_config={"enable_access_log": False},
     )
-    target = serve.RunTarget(bind(params, gpus), name=name(params), route_prefix="/")
+    target = serve.RunTarget(bind(params, gpus, backend), name=name(params), route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     until = time.monotonic() + settings.start_timeout_s
     while (status := _status(params)) is None or status.status != "RUNNING":
@@ -55,11 +55,6 @@ def deploy(params: Params, *, own_proxy: bool = True) -> None:
                 f"run make logs PROFILE={params.profile}"
             )
         time.sleep(POLL_S)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def delete(params: Params) -> None:

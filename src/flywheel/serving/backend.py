@@ -28,12 +28,13 @@ from flywheel import FlywheelError
 from flywheel.machine import limits, ray_address
 from flywheel.params import Params
 from flywheel.serving import ServingError, application
+from flywheel.serving.listener import Listeners
 
 MARK = "FLYWHEEL_SERVER"  # in the environment of all processes of a server: the store's path
 RUN = "FLYWHEEL_SERVER_RUN"  # of all processes of one host
 RAY = "FLYWHEEL_SERVER_RAY"  # of all processes of one backend
 OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving does not use it
-REPORT_S = 0.25
+REPORT_S = 1
 SILENT_S = 30  # a process that reported and then does not for so long hangs
 NO_CONTROLLER_S = 8  # Serve restarts its controller in less, if Ray works
 LONGEST_PARENT = limits.SOCKET_FOLDER_CHARACTERS - len("/fw-12345678") + len("/ray")
@@ -107,8 +108,7 @@ def variables(own_proxy: bool) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",  # without the GCS, replicas answer until others do
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # the model runs in a thread of its own
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": str(int(not own_proxy)),  # replicas listen on ports of their own
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # HAProxy is told within 1 s; the default is 30
+        "RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE": str(int(own_proxy)),  # the replicas count their requests
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
         "RAY_SERVE_LOG_TO_STDERR": "0",
     }
@@ -176,33 +176,29 @@ def _serve(params: Params, own_proxy: bool, draining: threading.Event, report: C
     from ray._private import worker
     from ray.serve import context
 
-    application.deploy(params, own_proxy=own_proxy)
     node: Any = worker._global_node
+    path = Path(sys.argv[1]) / "replicas"
+    listeners = Listeners(path)
+    application.deploy(params, None if own_proxy else str(path))
     client: Any = context._get_global_client()
     answered = had_replica = time.monotonic()
-    while not draining.wait(REPORT_S):
+    while not draining.is_set():
         for name, process in node.dead_processes():
             raise ServingError(f"Ray's {name} (pid {process.pid}) ended with exit code {process.poll()}")
-        for path in (node.raylet_socket_name, node.plasma_store_socket_name):
-            if not Path(path).exists():
-                raise ServingError(f"{path} was removed")
+        for socket in (node.raylet_socket_name, node.plasma_store_socket_name):
+            if not Path(socket).exists():
+                raise ServingError(f"{socket} was removed")
+        ports = [params.serve.port] if own_proxy else listeners.ports
+        if not ports and time.monotonic() - had_replica > params.serve.start_timeout_s:
+            raise ServingError(f"no replica started within serve.start_timeout_s={params.serve.start_timeout_s:g} s")
+        had_replica = time.monotonic() if ports else had_replica
+        report(**{"ports": ports} if ports else {})  # HAProxy sees itself that the last replica ended
         try:
-            groups = ray.get(client._controller.get_target_groups.remote(application.name(params)), timeout=2)
+            ray.get(client._controller.check_alive.remote(), timeout=2)
+            answered = time.monotonic()
         except ray.exceptions.RayError as error:
             if time.monotonic() - answered > NO_CONTROLLER_S:
                 raise ServingError(f"Serve's controller does not answer ({type(error).__name__})") from None
-            continue
-        answered = time.monotonic()
-        # Serve's own proxy is a target, too, while there is no replica.
-        targets = [
-            target
-            for group in groups
-            for target in group.targets
-            if own_proxy or target.name.startswith("SERVE_REPLICA")
-        ]
-        if not targets and answered - had_replica > params.serve.start_timeout_s:
-            raise ServingError(f"no replica started within serve.start_timeout_s={params.serve.start_timeout_s:g} s")
-        had_replica = answered if targets else had_replica
-        # A controller that starts again knows no replica at first: the old ones stay, and HAProxy sees which answer.
-        report(**{"ports": sorted(target.port for target in targets)} if targets else {})
+        listeners.changed.wait(REPORT_S)
+        listeners.changed.clear()
     application.delete(params)

@@ -13,7 +13,7 @@ from flywheel.params import Params
 from flywheel.traffic import keys
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from flywheel.serving.app import App
 
 ACCESS_LOG_BYTES, ACCESS_LOGS = 10_000_000, 5
 SPARE_REQUESTS = 64  # beyond the queue: health checks, the page, and requests that get 503
@@ -25,10 +25,13 @@ HEALTH_CHECK_S = 2  # Serve replaces a replica that ended as soon as it notices;
 class Predictor:
     """A replica: load the production model, then answer requests and follow production."""
 
-    def __init__(self, params: Params, threads: int, cuda: bool, token: str):
+    async def __init__(  # type: ignore[misc]
+        self, params: Params, threads: int, cuda: bool, token: str, backend: str | None
+    ) -> None:
         # Only replicas need torch; the process that deploys them imports this module, too.
         from flywheel.serving.app import App, Limits, Traffic
         from flywheel.serving.batching import RequestBatcher
+        from flywheel.serving.listener import Listener
         from flywheel.serving.prometheus import Metrics
         from flywheel.serving.replica import Replica
         from flywheel.traffic.capture import Recorder
@@ -54,17 +57,25 @@ class Predictor:
         traffic = Traffic(self._recorder, labels, token, keys.salt(paths))
         self._app = App(self._replica, batcher, metrics, limits, settings.cors_origins, traffic)
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        """Return the routes; Serve calls this after the constructor."""
-        return self._app.build()
+        self._listener = await Listener.start(self._app, backend) if backend else None
 
-    def __del__(self) -> None:
-        """Write what is queued; Serve calls this when a replica ends."""
+    def __serve_build_asgi_app__(self) -> App:
+        """Return the application for requests that come through Serve's proxy."""
+        return self._app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what Serve scales by, if it does not see the requests itself."""
+        return {"running_requests": self._app.in_flight} if self._listener else {}
+
+    async def __del__(self) -> None:
+        """Answer what is in flight, and write what is queued. Serve calls this when a replica ends."""
+        if self._listener:
+            await self._listener.close()
         self._recorder.close()
 
 
-def bind(params: Params, gpus: float) -> Any:
-    """Return the application that Serve deploys; each replica gets `gpus` GPUs."""
+def bind(params: Params, gpus: float, backend: str | None) -> Any:
+    """Return the application that Serve deploys; each replica gets `gpus` GPUs, and listens if it has a `backend`."""
     settings = params.serve
     ongoing = settings.max_queued_images + settings.max_batch_size + SPARE_REQUESTS
     threads = max(1, int(settings.cpus_per_replica))
@@ -81,7 +92,7 @@ def bind(params: Params, gpus: float) -> Any:
         health_check_period_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
         **({"autoscaling_config": scaling} if autoscale else {"num_replicas": settings.min_replicas}),
-    ).bind(params, threads, gpus > 0, keys.token(params.store_paths))
+    ).bind(params, threads, gpus > 0, keys.token(params.store_paths), backend)
 
 
 def _set_up_logs(folder: Path, replica: str, access: bool) -> None:

@@ -71,8 +71,10 @@ defaults
 {errorfiles}
 frontend http
     bind fd@{listener}
+    http-request set-header x-request-id %[uuid()] unless {{ req.hdr(x-request-id) -m found }}
     http-request set-var(txn.id) req.hdr(x-request-id)
     http-after-response set-header x-request-id %[var(txn.id)] if {{ var(txn.id) -m found }}
+    http-after-response set-header date %[date,http_date]
     acl of_host path /healthz /metrics
     acl too_large req.hdrs,length gt {header_bytes}
     http-request deny deny_status 405 if !{{ path_beg / }} or !{{ method {methods} }}
