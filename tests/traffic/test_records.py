@@ -19,7 +19,7 @@ def test_ids_are_unique_uuids_of_version_7_that_carry_their_time() -> None:
     assert len(set(ids)) == 5_000
     assert all(uuid.UUID(one).version == 7 and uuid.UUID(one).variant == uuid.RFC_4122 for one in ids)
     times = [records.time_of(one) for one in ids]
-    assert times == sorted(times)
+    assert times == sorted(times) == [records.made_at(one) for one in ids]
     assert before <= times[0]
     assert times[-1] <= datetime.now(UTC)
 

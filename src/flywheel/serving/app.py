@@ -181,10 +181,10 @@ class App:
         self, prediction: Prediction, image: NDArray[np.uint8], request: Request, started: float
     ) -> dict[str, Any]:
         """Return the answer for an image, and record it."""
-        self._metrics.count_prediction(prediction)
         values = [round(value, 6) for value in prediction.probabilities.tolist()]
         best = int(prediction.probabilities.argmax())
         names = prediction.model.class_names
+        self._metrics.count_prediction(names[best], values[best])
         prediction_id = records.new_id()
         group = request.query_params.get("group") if request.scope["query_string"] else None
         self._recorder.add(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from flywheel.serving.replica import Prediction, Replica
+from flywheel.serving.replica import Replica
 from flywheel.traffic.capture import Recorder
 from flywheel.traffic.labels import Answer
 
@@ -23,6 +24,7 @@ class Metrics:
 
     def __init__(self, name: str, more: Path):
         self._name, self._more = name, more
+        self._series = functools.cache(lambda metric, *labels: metric.labels(name, *labels))  # a lookup costs 2 us
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "flywheel_requests_total", "Requests by path and status.", (*REPLICA, "path", "status"), registry=registry
@@ -64,19 +66,18 @@ class Metrics:
 
     def count_request(self, path: str, status: int, seconds: float | None = None) -> None:
         """Count a request and, for predictions, the `seconds` it took."""
-        self._requests.labels(self._name, path, status).inc()
+        self._series(self._requests, path, status).inc()
         if seconds is not None:
-            self._latency.labels(self._name).observe(seconds)
+            self._series(self._latency).observe(seconds)
 
     def count_batch(self, size: int) -> None:
         """Record the size of a batch."""
-        self._batch.labels(self._name).observe(size)
+        self._series(self._batch).observe(size)
 
-    def count_prediction(self, prediction: Prediction) -> None:
+    def count_prediction(self, label: str, confidence: float) -> None:
         """Count a prediction by class and confidence."""
-        best = int(prediction.probabilities.argmax())
-        self._predictions.labels(self._name, prediction.model.class_names[best]).inc()
-        self._confidence.labels(self._name).observe(float(prediction.probabilities[best]))
+        self._series(self._predictions, label).inc()
+        self._series(self._confidence).observe(confidence)
 
     def count_labels(self, answers: Sequence[Answer]) -> None:
         """Count labels by what became of them."""

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -113,15 +114,19 @@ class Recorder:
     def _write(self, batch: Sequence[Answered]) -> None:
         self._paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
         forgotten = retention.forgotten(self._paths)
-        lines: dict[str, list[dict[str, Any]]] = {}
+        lines: dict[datetime, list[dict[str, Any]]] = {}
         for answered in batch:
             content = hashlib.sha256(answered.image.tobytes()).hexdigest()
             if content in forgotten:
                 continue
-            if self._has_room() and is_kept(answered.prediction_id, self._options.keep_images):
+            if (
+                self._options.keep_images
+                and self._has_room()
+                and is_kept(answered.prediction_id, self._options.keep_images)
+            ):
                 self._keep(content, answered.image)
-            at = records.time_of(answered.prediction_id)
-            lines.setdefault(f"{at:{records.HOUR_FORMAT}}", []).append(
+            at = records.made_at(answered.prediction_id)
+            lines.setdefault(at.replace(minute=0, second=0, microsecond=0), []).append(
                 {
                     "prediction_id": answered.prediction_id,
                     "at": at.isoformat(timespec="milliseconds"),
@@ -135,7 +140,7 @@ class Recorder:
             )
         for hour, rows in lines.items():
             self._since_tidy_bytes += files.append_json_lines(
-                self._paths.traffic_records / f"{self._replica}-{hour}.jsonl", *rows
+                self._paths.traffic_records / f"{self._replica}-{hour:{records.HOUR_FORMAT}}.jsonl", *rows
             )
             self.counts.recorded += len(rows)
         if batch and self._failing:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import secrets
+import os
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HOUR_FORMAT = "%Y%m%dT%H"
+VERSION_AND_VARIANT = 0xF << 76 | 0b11 << 62  # of an id
 ID_START, ID_LENGTH = b'{"prediction_id": "', 36  # of a line
 HASH_START, HASH_LENGTH, NO_GROUP = b'"hash": "', 64, b'"group": null'
 
 
 def new_id() -> str:
     """Return a UUIDv7: 48 bits of time in milliseconds, then 74 random bits (RFC 9562, section 5.7)."""
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62
-    return str(uuid.UUID(int=value | secrets.randbits(62)))
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    text = f"{value & ~VERSION_AND_VARIANT | 0x7 << 76 | 0b10 << 62:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def time_of(prediction_id: object) -> datetime:
@@ -51,6 +53,11 @@ def time_of(prediction_id: object) -> datetime:
     if str(value) != prediction_id or value.version != 7 or value.variant != uuid.RFC_4122:
         raise wrong
     return made
+
+
+def made_at(prediction_id: str) -> datetime:
+    """Return when an id of `new_id` was made, in UTC; `time_of` also checks it, in five times the time."""
+    return datetime.fromtimestamp(int(prediction_id[:8] + prediction_id[9:13], 16) / 1000, UTC)
 
 
 def hour_of(prediction_id: str) -> str:

@@ -1,0 +1,63 @@
+"""How the backend learns which replicas take requests, and how a replica stops taking them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flywheel.serving import listener
+from flywheel.serving.listener import Listener, Listeners
+
+
+class SlowApp:
+    """Answers after a moment."""
+
+    in_flight = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.in_flight += 1
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+        self.in_flight -= 1
+
+
+def wait(condition: Any) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "REROUTED_S", 0.1)
+    listeners = Listeners(tmp_path / "replicas")
+
+    async def serve() -> bytes:
+        first, other = [await Listener.start(SlowApp(), str(tmp_path / "replicas")) for _ in range(2)]  # type: ignore[arg-type]
+        await asyncio.to_thread(wait, lambda: len(listeners.ports) == 2)
+        port = first._server.sockets[0].getsockname()[1]
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("GET", "/")
+        while not first._app.in_flight:
+            await asyncio.sleep(0.01)
+        listeners.changed.clear()
+        closing = asyncio.create_task(first.close())
+        await asyncio.to_thread(wait, lambda: listeners.ports == [other._server.sockets[0].getsockname()[1]])
+        assert listeners.changed.is_set()
+        assert not closing.done()  # the request is in flight
+        answer = await asyncio.to_thread(lambda: client.getresponse().read())
+        await closing
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", port, timeout=30).connect()
+        return answer
+
+    assert asyncio.run(serve()) == b"ok"
+    wait(lambda: listeners.ports == [])  # the other process, this loop, ended without a word
