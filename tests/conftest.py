@@ -22,6 +22,8 @@ from flywheel.registry import Registry
 if TYPE_CHECKING:
     from wandb_double import WandbDouble
 
+    from flywheel.data.dataset import Dataset
+
 ROOT = Path(__file__).parents[1]
 
 # What `make test` and its user give to make is not for the makes that tests start.
@@ -90,6 +92,14 @@ def params(make_params: Callable[..., Params]) -> Params:
 def registry(params: Params) -> Registry:
     """An empty registry of the demo profile."""
     return Registry(params.store)
+
+
+@pytest.fixture
+def opened(params: Params, registry: Registry) -> Dataset:
+    """The data set in the registry."""
+    from flywheel.data import dataset
+
+    return dataset.open_directory(registry.open(registry.resolve(params.dataset_name)))
 
 
 @pytest.fixture

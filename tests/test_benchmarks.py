@@ -21,18 +21,15 @@ import precision
 import pytest
 import samples
 import searcher_table
-import sweep
 import sweep_overhead
 import torch
 import workers
-from PIL import Image
 from scipy import stats
 from shades import two_shades
 
 from flywheel import files
 from flywheel.machine import ray_address
 from flywheel.params import Params
-from flywheel.pipeline import fingerprint
 from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData
 
@@ -80,35 +77,6 @@ def test_replayed_sweeps_are_compared_with_tpe_with_asha(measured: dict[str, Any
     assert rows[0]["lost_points"] == rows[0]["lost_at_equal_time_points"]
     assert {(row["searcher"], row["asha"]) for row in rows} == set(searcher_table.KINDS)
     assert all(row["lost_points"] <= row["lost_at_equal_time_points"] for row in rows if not row["asha"])
-
-
-def test_the_table_and_the_picture_of_searches_show_when_each_improved(tmp_path: Path) -> None:
-    trials = [{"curve": [[2.0, 0.3], [5.0, 0.6]]}, {"curve": [[3.0, 0.2], [4.0, 0.5]]}]
-    assert sweep.best_so_far({"trials": trials}) == [(2.0, 0.3), (4.0, 0.5), (5.0, 0.6)]
-    quick = {"trials": [{"curve": [[1.0, 0.7]]}]}
-    slow = {"trials": [{"curve": [[9.0, 0.5]]}]}
-    result = {
-        "searches": {"textbook": {"trials": trials}, "ResNets": slow, "with compact": quick},
-        "trials": 2, "epochs": 2, "seed": 0, "images": {"train": 5000, "validation": 2000},
-        "command": "c", "machine": "m", "versions": {"torch": "t"},
-    }  # fmt: skip
-    rows = sweep.table(result).splitlines()[2:5]
-    assert rows == [
-        "| textbook | 60.0% | 5 s | 5 s | 100% |",
-        "| ResNets | 50.0% | 9 s | not reached |  |",
-        "| with compact | 70.0% | 1 s | 1 s | 20% |",
-    ]
-    sweep.draw(result, tmp_path / "sweep.png")
-    with Image.open(tmp_path / "sweep.png") as picture:
-        assert picture.width > picture.height > 500
-
-
-def test_the_search_with_compact_tries_the_laptops_recipe_first() -> None:
-    searched = harness.params("cifar10", sweep.with_compact())
-    laptop = harness.params("laptop")
-    first, *others = searched.sweep.initial_trials
-    assert not others
-    assert searched.complete_recipe(first, 4) == laptop.complete_recipe({}, 4)
 
 
 @pytest.mark.long
@@ -222,15 +190,6 @@ def test_a_study_resumes_only_results_of_the_same_command(tmp_path: Path) -> Non
     assert harness.resumed(path, {**origin, "machine": "another"}) == {}
 
 
-def test_the_code_digest_ignores_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
-    found = []
-    for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
-        (tmp_path / "work.py").write_text(text)
-        found.append(harness.code_digest("flywheel.work"))
-    assert found[0] == found[1] != found[2]
-
-
 def test_a_study_starts_over_with_other_params_code_or_machine(
     tmp_path: Path, make_params: Callable[..., Params]
 ) -> None:
@@ -244,11 +203,6 @@ def test_a_study_starts_over_with_other_params_code_or_machine(
         origin("data.seed=1"), origin("recipe.batch_size=32"), origin(module="flywheel.files"), origin(machine="n"),
     ):  # fmt: skip
         assert harness.resumed(path, other) == {}
-
-
-def test_the_recorded_command_repeats_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/compact.py", "--seeds", "0"])
-    assert harness.command() == "benchmarks/compact.py --seeds 0"
 
 
 @pytest.mark.parametrize(

@@ -138,21 +138,6 @@ def test_one_change_is_valid_or_its_key_is_named(place: Path_, value: Any, profi
     assert any(fits) or any(name.startswith(pair) for name in named for pair in pairs), (key, lines)
 
 
-@steady
-@given(st.lists(st.tuples(st.sampled_from(PLACES), values), min_size=2, max_size=5), st.sampled_from(PROFILES))
-def test_any_changes_are_valid_or_refused(changes: list[tuple[Path_, Any]], profile: str) -> None:
-    tree = copy.deepcopy(TREE)
-    for place, value in changes:
-        parent: Any = tree
-        try:
-            for part in place[:-1]:
-                parent = parent[part]
-            parent[place[-1]] = value
-        except (KeyError, IndexError, TypeError, AttributeError):
-            continue  # an earlier change took its place away
-    load_text(yaml.dump(tree, allow_unicode=True), profile)
-
-
 LINES = SHIPPED.splitlines(keepends=True)
 FRAGMENTS = (
     "&a", "*a", "<<: *a\n", "? [1]\n: 2\n", "!!binary x", "!!python/name:os.system", "---\n", "...\n", "\t",

@@ -236,15 +236,6 @@ def test_the_limit_is_the_largest_image_that_is_read(
         decode(data, 8)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 8_000), (8_000, 1), (8_000, 8_000)], ids=str)
-def test_the_smallest_and_the_largest_images_are_read(encode: Encode, shape: tuple[int, int]) -> None:
-    image = Image.new("P", shape)
-    image.putpalette([10, 200, 90])
-    decoded = decode(encode(image, "PNG", compress_level=1), 8)
-    assert decoded.shape == (8, 8, 3)
-    assert (decoded == (10, 200, 90)).all()
-
-
 # Converted
 
 
@@ -460,17 +451,13 @@ def test_any_bytes_are_an_image_or_refused(data: bytes) -> None:
 
 
 @steady
-@given(valid, st.floats(0, 1, exclude_max=True))
-def test_any_truncation_is_an_image_or_refused(data: bytes, part: float) -> None:
-    image_or_reason(data[: int(len(data) * part)])
-
-
-@steady
-@given(valid, st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 7)), min_size=1, max_size=6))
-def test_any_flipped_bits_are_an_image_or_refused(data: bytes, flips: list[tuple[int, int]]) -> None:
-    damaged = bytearray(data)
-    for position, bit in flips:
-        damaged[position % len(data)] ^= 1 << bit
+@given(valid, st.floats(0, 2), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 7)), max_size=6))
+def test_any_truncation_and_flipped_bits_are_an_image_or_refused(
+    data: bytes, part: float, flips: list[tuple[int, int]]
+) -> None:
+    damaged = bytearray(data[: int(len(data) * part)])  # half of them are not truncated
+    for position, bit in flips if damaged else ():
+        damaged[position % len(damaged)] ^= 1 << bit
     image_or_reason(bytes(damaged))
 
 

@@ -20,8 +20,7 @@ import sklearn.model_selection  # noqa: F401 (its own memory does not count)
 from PIL import Image
 
 from flywheel.data import build
-from flywheel.data.dataset import ImageRows, Split, open_directory, save
-from flywheel.data.sources import SourceImages
+from flywheel.data.dataset import ImageRows, SourceImages, Split, open_directory, save
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.retraining import examples, scores

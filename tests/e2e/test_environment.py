@@ -6,8 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import checkouts
@@ -183,38 +182,3 @@ def test_no_space_for_the_environment_is_said_and_the_next_run_makes_it_anew(che
     setup(checkout, f"PYTHON={sys.executable}")
     python = checkout / ".venv" / "bin" / "python"
     assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that holds an environment with pip in it and not much more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-o", "size=64m"]
-    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(disk)]).returncode:
-        pytest.skip("a small file system cannot be mounted here; the test with a limit on a file's size still runs")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.long
-def test_no_space_for_the_packages_is_said_and_nothing_is_taken_for_ready(small_disk: Path, tmp_path: Path) -> None:
-    """The first package that pip needs, setuptools, is one of 100 MB here, from a folder instead of an index."""
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        (small_disk / name).write_bytes((ROOT / name).read_bytes())
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    info = "setuptools-999.dist-info"
-    with zipfile.ZipFile(wheels / "setuptools-999-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
-        wheel.writestr("setuptools/large", bytes(100_000_000))
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: setuptools\nVersion: 999\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    temporary = small_disk / "tmp"
-    temporary.mkdir()
-    places = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "TMPDIR": str(temporary)}
-    full = setup(small_disk, f"PYTHON={sys.executable}", variables=places)
-    assert full.returncode == 2
-    assert "No space left on device" in full.stderr
-    assert "error: the installation failed; the reason is above. With a package index and 7 GB free" in full.stderr
-    assert list((small_disk / ".venv").glob("ready-*")) == []

@@ -13,7 +13,6 @@ from typing import Any
 
 import made_models
 import numpy as np
-import processes
 import pytest
 import torch
 
@@ -283,19 +282,6 @@ def test_images_that_a_model_was_trained_on_as_part_of_another_data_set_are_left
     assert (len(images.labels.test), images.labels.left_out) == (250, 0)
 
 
-def test_where_every_test_image_was_trained_on_nothing_is_judged(store: Store) -> None:
-    store.settle("good")
-    indices = dict(store.made.indices)
-    indices |= {"train": indices["train"][60:], "test": indices["train"][:60]}
-    old_data = store.data
-    store.replace_data(replace(store.made, indices=indices))
-    decision = promotion.judge(store.params, store.registry, store.publish("better", data=old_data))
-    assert decision.decision == "keep"
-    assert "no test image is left" in decision.reasons[0]
-    promotion.report(store.params, decision)
-    assert files.read_json(store.params.reports / "gate.json")["decision"] == "keep"
-
-
 def test_images_of_another_size_are_scaled_as_the_server_does(store: Store) -> None:
     first = store.settle("good")
     larger = params_file.load(profile="demo", overrides=f"{SMALL} data.image_size=24")
@@ -498,49 +484,6 @@ def test_a_model_that_is_gone_still_has_a_history(store: Store) -> None:
     assert f"model-good@{first.digest[:12]} (gone) -> model-better:v0" in move
     everything = list(status.history(store.params, store.registry, everything=True))
     assert sum(" previous: " in line for line in everything) == 1
-
-
-# -- kill -9 --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("action", "kills", "longest_s"), [("rollback", 30, 0.1), pytest.param("promote", 12, 4.0, marks=pytest.mark.long)]
-)
-def test_killed_at_any_moment_it_leaves_the_old_or_the_new(
-    store: Store,
-    make_params: Callable[..., Params],
-    random: np.random.Generator,
-    action: str,
-    kills: int,
-    longest_s: float,
-) -> None:
-    """A process that moves production to and fro is killed; what it reported as done is done, and nothing is mixed."""
-    pair = {store.settle("good").ref, store.settle("better").ref}
-    params = store.with_params(make_params, "gate.margin=0.5 gate.class_margin=1").params
-
-    def move(report: Callable[[object], None]) -> None:
-        registry = Registry(params.store)
-        while True:
-            if action == "rollback":
-                promotion.rollback(params, registry)
-            else:
-                promotion.promote(params, registry, f"{MODEL}:previous")
-            report(registry.history(MODEL)[-1]["write"])
-
-    moves = 0
-    for number in range(kills):  # every other time it has moved once before, however slow the machine
-        reported = processes.killed_after(random.uniform(0, longest_s), move, reports_before=number % 2)
-        entries = store.registry.history(MODEL)
-        aliases = store.registry.aliases(MODEL)
-        assert {aliases["production"], aliases["previous"]} == pair
-        assert set(reported) <= {entry["write"] for entry in entries}
-        moves += len(reported)
-        lines = (store.params.store / "audit.jsonl").read_text().splitlines()
-        assert len(lines) == len(entries)  # no line is torn
-        before = store.production()
-        promotion.rollback(store.params, store.registry)  # and the next move works
-        assert store.production() != before
-    assert moves >= kills // 2
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,14 @@ from flywheel.traffic.capture import Answered, Recorder
 from flywheel.traffic.feedback import Example
 from flywheel.traffic.labels import LabelLog
 
+Make = Callable[..., Params]
+
 LENIENT = "data.image_size=8 tracking.wandb=disabled gate.margin=1 gate.class_margin=1"
 WRONG = (3, 4)  # the groups that the candidate gets wrong, and production right
 
 
 @pytest.fixture
-def params(make_params: Callable[..., Params]) -> Params:
+def params(make_params: Make) -> Params:
     """A gate that hardly judges the test images."""
     return make_params(LENIENT)
 
@@ -154,12 +156,7 @@ def test_volunteered_labels_of_failures_change_no_number(
 
 
 def test_images_that_a_compared_model_was_trained_on_are_left_out(
-    params: Params,
-    registry: Registry,
-    make_params: Callable[..., Params],
-    data: Dataset,
-    production: Version,
-    said: list[str],
+    params: Params, registry: Registry, make_params: Make, data: Dataset, production: Version, said: list[str]
 ) -> None:
     pixels, labels = shown(60, (0, 3))
     other = make_params(f"{LENIENT} data.name=other")
@@ -238,7 +235,7 @@ def test_the_newest_images_that_are_kept_and_not_forgotten_are_replayed(params: 
 
 
 def test_a_candidate_without_finite_answers_for_some_captured_images_is_refused_even_by_force(
-    params: Params, registry: Registry, production: Version, make_params: Callable[..., Params], said: list[str]
+    params: Params, registry: Registry, production: Version, make_params: Make, said: list[str]
 ) -> None:
     """Its logits overflow for white images only; the data set has none."""
     broken = made_models.model()
@@ -261,11 +258,7 @@ def test_a_candidate_without_finite_answers_for_some_captured_images_is_refused_
 
 
 def test_a_slow_candidate_is_reported_and_refused_only_with_a_limit(
-    params: Params,
-    registry: Registry,
-    production: Version,
-    make_params: Callable[..., Params],
-    monkeypatch: pytest.MonkeyPatch,
+    params: Params, registry: Registry, production: Version, make_params: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = made_models.publish(registry, params, "model-new", made_models.model(logit=2.0))
     original = Classifier.predict

@@ -76,24 +76,15 @@ def test_the_level_is_that_of_the_recursion_in_one_call_or_two(seen: list[bool],
     for mistake in seen:
         sums = [max(s, 0) + math.log(1 + b * (mistake - bound)) for s, b in zip(sums, bets, strict=True)]
         expected.append(math.log(sum(map(math.exp, sums)) / 5))
-    found, state = alarm.levels(np.array(seen, bool), bound)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(alarm, "BLOCK", 7)
+        found, state = alarm.levels(np.array(seen, bool), bound)
     assert found == pytest.approx(expected, abs=1e-9)
     assert state == pytest.approx(sums, abs=1e-9)
     first, between = alarm.levels(np.array(seen[:cut], bool), bound)
     second, last = alarm.levels(np.array(seen[cut:], bool), bound, json.loads(json.dumps(between)))
     assert [*first, *second] == pytest.approx(expected, abs=1e-9)
     assert last == pytest.approx(sums, abs=1e-9)
-
-
-def test_a_million_predictions_are_one_stream_however_they_are_cut() -> None:
-    mistakes = np.random.default_rng(0).random(1_000_000) < 0.09
-    found, state = alarm.levels(mistakes, 0.1)
-    pieces, continued = [], alarm.START
-    for piece in np.array_split(mistakes, 7):
-        level, continued = alarm.levels(piece, 0.1, continued)
-        pieces.append(level)
-    np.testing.assert_allclose(np.concatenate(pieces), found, atol=1e-6)
-    assert continued == pytest.approx(state, abs=1e-6)
 
 
 def first_alarms(share: float, bound: float, streams: int, length: int) -> np.ndarray:

@@ -73,20 +73,6 @@ def test_balanced_accuracy_is_the_mean_recall_with_a_bound_that_knows_how_few_im
     assert np.mean(above) < 0.04
 
 
-def test_the_interval_is_wilsons() -> None:
-    """81 of 263: 0.2553 to 0.3662 (Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3)."""
-    assert classification.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert classification.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
-def test_calibration_is_perfect_when_confidence_is_accuracy() -> None:
-    labels = np.zeros(1000, np.int64)
-    predictions = [0] * 800 + [1] * 200
-    result = classification.calibration(confident(predictions, 0.8), labels)
-    assert result["ece"] == pytest.approx(0, abs=1e-6)
-    assert result["count"] == [1000]
-
-
 def test_mistakes_come_most_confident_first_with_the_images_own_ids() -> None:
     probabilities = np.concatenate([confident([1], 0.6), confident([0]), confident([2], 0.9), confident([1], 0.7)])
     labels, ids = np.array([0, 0, 1, 2]), np.array([70, 10, 50, 30])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,22 +181,8 @@ def test_the_receipt_has_what_others_read(example: Example) -> None:
     assert receipt == files.read_json(example.receipt)
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from flywheel import files
-with files.lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
 def test_a_second_run_at_once_is_refused_with_the_pid(example: Example) -> None:
-    command = [sys.executable, "-c", HOLD, str(example.params.store / "locks" / "example.lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(files.Locked, match=rf"another run holds example \(pid {holder.pid}\)"):
-            example.run()
-        holder.kill()
+    held = files.lock(example.params.store_paths.lock("example"))
+    with held, pytest.raises(files.Locked, match=rf"another run holds example \(pid {os.getpid()}\)"):
+        example.run()
     assert example.runs == 0

@@ -6,9 +6,7 @@ processes that are killed. `check_integrity` is what every test asserts afterwar
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -16,18 +14,15 @@ import re
 import resource
 import shutil
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import processes
 import pytest
 
 from flywheel import files
@@ -38,7 +33,6 @@ FORK = multiprocessing.get_context("fork")
 ROOT = os.getuid() == 0
 NOBODY = 65534
 DIED = "died"
-PAGE_BYTES = 4096
 
 
 @pytest.fixture(autouse=True)
@@ -64,34 +58,6 @@ def registry(store: Path) -> Registry:
     return Registry(store)
 
 
-@pytest.fixture
-def small_disk(base: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    disk = base / "disk"
-    disk.mkdir()
-    if not ROOT or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]).returncode:
-        pytest.skip("a small file system cannot be mounted here; the tests with a limit on a file's size still run")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture(params=["another user", "read-only mount"])
-def read_only(request: pytest.FixtureRequest, store: Path, base: Path) -> Iterator[Callable[[Callable[..., Any]], Any]]:
-    """Run a function of the store's path where the store, filled by then, cannot be written."""
-    if request.param == "another user":
-        yield lambda action: (close(store), in_child(lambda: action(store), user=NOBODY))[1]
-        return
-    mount = base / "mount"
-    mount.mkdir()
-    if not ROOT or subprocess.run(["mount", "--bind", str(store.parent), str(mount)]).returncode:
-        pytest.skip("a directory cannot be mounted read-only here; the test with another user still runs")
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(mount)], check=True)
-        yield lambda action: in_child(lambda: action(mount / store.name))
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
-
-
 # -- damaged files -------------------------------------------------------------------------------------
 
 
@@ -109,19 +75,6 @@ def test_flipped_byte_is_found_by_open_and_verify_and_with_old_time_stamp_by_ver
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(RegistryError, match=r"files/extra is damaged"):
         registry.verify(version)
-
-
-def test_flipped_byte_damages_only_the_versions_with_that_file(registry: Registry, store: Path, base: Path) -> None:
-    one, two = publish(registry, "one"), publish(registry, "two")
-    other = registry.publish("other", "test", {"a": write(base / "other", "other")})
-    flip(blob(store, one.files["sub/b"].sha256))
-    for damaged in (one, two):
-        with pytest.raises(RegistryError, match=r"files/sub/b is damaged"):
-            registry.open(damaged)
-    assert (registry.open(other) / "a").read_text() == "other"
-    for text, damaged in (("one", one), ("two", two)):
-        assert publish(registry, text) == damaged
-    check_integrity(store, [one, two, other])
 
 
 @pytest.mark.parametrize("inside", ["a", "sub/b"])
@@ -152,27 +105,18 @@ def test_damaged_record_of_verified_files_makes_them_be_read_again(
         registry.open(version)
 
 
-def test_missing_blob_leaves_its_versions_intact_and_is_restored_by_the_next_publish(
-    registry: Registry, store: Path
-) -> None:
-    one = publish(registry, "one")
-    missing = blob(store, one.files["sub/b"].sha256)
-    missing.unlink()
-    check_integrity(store, [one])
-    two = publish(registry, "two")
-    assert missing.read_text() == "same"
-    check_integrity(store, [one, two])
-
-
 def test_file_missing_everywhere_is_named_and_restored_by_publishing_again(registry: Registry, store: Path) -> None:
     one, two = publish(registry, "one"), publish(registry, "two")
-    blob(store, one.files["a"].sha256).unlink()
+    missing = blob(store, one.files["a"].sha256)
+    missing.unlink()
+    check_integrity(store, [one, two])  # a version has its own links
     (folder_of(store, one) / "files" / "a").unlink()
     for read in (registry.open, registry.verify):
         with pytest.raises(RegistryError, match=r"thing:v0: .*/v0/files/a cannot be read \(No such file or directory"):
             read(one)
     registry.verify(two)
     assert publish(registry, "one") == one
+    assert missing.read_text() == "one"
     check_integrity(store, [one, two])
 
 
@@ -315,37 +259,6 @@ def test_audit_log_cut_anywhere_in_its_last_write_shows_all_of_it_or_nothing_and
 # -- full disks ----------------------------------------------------------------------------------------
 
 
-def test_full_disk_at_any_point_of_a_publish_damages_nothing_and_the_next_publish_works(small_disk: Path) -> None:
-    store, filler, refusals = small_disk / "store", small_disk / "filler", []
-    registry = Registry(store)
-    kept = [publish(registry, "first", extra=5_000)]
-    registry.link(kept[0], "model", ("production",), reason="x")
-    for free in range(12):  # a version of these files takes ten pages
-        (folder_of(store, kept[0]) / "verified.json").unlink()
-        fill(filler, free * PAGE_BYTES)
-        try:
-            kept.append(publish(registry, f"{free}", extra=5_000 + free))
-        except RegistryError as error:
-            refusals.append(str(error))
-        assert (registry.open(kept[0]) / "a").read_text() == "first"
-        check_integrity(store, kept)
-        filler.unlink()
-        if len(kept) < free + 2:
-            kept.append(publish(registry, f"{free}", extra=5_000 + free))
-        assert registry.resolve("thing") == kept[-1]
-        assert leftovers_in_tmp(store) == []
-        check_integrity(store, kept)
-    assert [version.number for version in kept] == list(range(13))
-    assert 5 < len(refusals) < 12
-    with pytest.raises(RegistryError) as caught:
-        publish(registry, "larger than the disk", extra=3_000_000)
-    assert registry.versions("thing") == kept
-    publish(registry, "as large as what is free then", extra=1_200_000)
-    for refused in (*refusals, str(caught.value)):
-        assert "No space left on device; free space, or set paths.store" in refused
-        assert str(small_disk) in refused
-
-
 def test_failing_write_publishes_nothing(registry: Registry, store: Path) -> None:
     one = publish(registry, "one")
     for size in (10_001, 1_500_000, 3_000_000):
@@ -359,54 +272,7 @@ def test_failing_write_publishes_nothing(registry: Registry, store: Path) -> Non
     check_integrity(store, [one, two])
 
 
-def test_alias_move_that_does_not_fit_on_the_disk_moves_nothing(registry: Registry, store: Path, base: Path) -> None:
-    one, two = publish(registry, "one"), publish(registry, "two")
-    for version in (one, two, one, two):  # the log outgrows every other file that a move writes
-        registry.link(version, "model", ("best", "candidate", "production"), reason="x" * 2_000)
-    log = store / "audit.jsonl"
-    aliases, history, content_before = registry.aliases("model"), registry.history(), log.read_bytes()
-
-    def move(store: Path) -> None:
-        Registry(store).link(one, "model", ("best", "candidate", "production"), reason="y" * 300)
-
-    elsewhere = base / "elsewhere"
-    shutil.copytree(store, elsewhere)
-    move(elsewhere)
-    needed = (elsewhere / "audit.jsonl").stat().st_size - len(content_before)
-    for room in (0, 1, needed // 3, needed // 2, needed - needed // 5, needed - 1):
-        with pytest.raises((RegistryError, OSError)):
-            in_child(lambda: move(store), file_limit_bytes=len(content_before) + room)
-        assert registry.aliases("model") == aliases
-        assert registry.history() == history
-        log.write_bytes(content_before)
-    move(store)
-    assert registry.history()[: len(history)] == history
-    assert registry.aliases("model") == Registry(elsewhere).aliases("model") != aliases
-
-
 # -- no permission, read-only, moved -------------------------------------------------------------------
-
-
-def test_audit_log_without_write_permission_moves_no_alias(registry: Registry, store: Path) -> None:
-    version = publish(registry, "one")
-    registry.link(version, "model", ("best",), reason="x")
-    for path in (store / "registry").iterdir():  # the lock and what stands beside it are anyone's
-        path.chmod(path.stat().st_mode | 0o222)
-    (store / "registry").chmod(0o777)
-    (store / "audit.jsonl").chmod(0o444)
-    message = refusal(
-        lambda: in_child(lambda: registry.link(version, "model", ("production",), reason="y"), user=NOBODY)
-    )
-    assert str(store / "audit.jsonl") in message
-    assert registry.aliases("model") == {"best": version.ref}
-
-
-def test_store_that_cannot_be_created_is_refused_in_one_sentence(store: Path, base: Path) -> None:
-    sources = content("one")
-    base.chmod(0o555)
-    message = refusal(lambda: in_child(lambda: Registry(store).publish("thing", "test", sources), user=NOBODY))
-    assert str(store) in message
-    assert Registry(store).collections() == []
 
 
 def test_unreadable_source_is_not_reported_as_an_error_of_the_store(registry: Registry, store: Path) -> None:
@@ -428,15 +294,16 @@ def test_manifest_without_read_permission_is_not_called_damaged(registry: Regist
     assert "remove" not in message
 
 
-def test_read_only_store_can_be_read(
-    registry: Registry, store: Path, read_only: Callable[[Callable[[Path], Any]], Any]
-) -> None:
+def test_read_only_store_can_be_read_and_refuses_every_change_in_one_sentence(registry: Registry, store: Path) -> None:
     data = publish(registry, "data")
     version = publish(registry, "one", name="model-1", inputs={"dataset": data.ref})
     registry.link(version, "model", ("best",), reason="x")
     (folder_of(store, data) / "verified.json").unlink()
+    sources = content("two")
+    for path in (store, *store.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
 
-    def read(store: Path) -> None:
+    def read() -> None:
         there = Registry(store)
         for reference in ("model:best", "model", "model-1:v0", version.ref):
             assert there.resolve(reference) == version
@@ -447,31 +314,22 @@ def test_read_only_store_can_be_read(
         assert there.aliases_by_ref().get(version.ref, []) == ["latest", "model:best"]
         check_integrity(store, [data, version])
 
-    read_only(read)
-
-
-def test_read_only_store_refuses_every_change_in_one_sentence(
-    registry: Registry, store: Path, read_only: Callable[[Callable[[Path], Any]], Any]
-) -> None:
-    version = publish(registry, "one")
-    registry.link(version, "model", ("best",), reason="x")
-    sources = content("two")
-    changes: list[Callable[[Path], object]] = [
-        lambda store: Registry(store).publish("thing", "test", sources),
-        lambda store: Registry(store).link(version, "model", ("production",), reason="y"),
-        lambda store: Registry(store).set_latest(version),
-        lambda store: Registry(store).remove([version]),
+    in_child(read, user=NOBODY)
+    changes: list[Callable[[], object]] = [
+        lambda: Registry(store).publish("thing", "test", sources),
+        lambda: Registry(store).link(version, "model", ("production",), reason="y"),
+        lambda: Registry(store).set_latest(version),
+        lambda: Registry(store).remove([version]),
     ]
     for change in changes:
-        message = refusal(lambda change=change: read_only(change))
+        message = refusal(lambda change=change: in_child(change, user=NOBODY))
         assert "/store/registry" in message
-        assert "ermission denied" in message or "Read-only file system" in message
-    check_integrity(store, [version])
+        assert "ermission denied; make it writable, or set paths.store" in message
+    check_integrity(store, [data, version])
     assert registry.aliases("model") == {"best": version.ref}
 
 
-@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
-def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path, base: Path, copied: bool) -> None:
+def test_copied_store_is_the_same_store(registry: Registry, store: Path, base: Path) -> None:
     data, one = publish(registry, "data", name="data"), publish(registry, "one")
     two = publish(registry, "two", inputs={"dataset": data.ref})
     registry.link(one, "model", ("production",), reason="first")
@@ -480,12 +338,8 @@ def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path
     assert holding == []
     history = registry.history()
     moved = base / "elsewhere" / "deeper"
-    if copied:
-        shutil.copytree(store, moved)  # other time stamps, and no hard links
-        shutil.rmtree(store)
-    else:
-        moved.parent.mkdir()
-        store.rename(moved)
+    shutil.copytree(store, moved)  # other time stamps, and no hard links
+    shutil.rmtree(store)
     there = Registry(moved)
     assert there.history() == history
     assert there.resolve("model:previous") == one
@@ -500,17 +354,6 @@ def test_moved_or_copied_store_is_the_same_store(registry: Registry, store: Path
 
 
 # -- processes at once -----------------------------------------------------------------------------------
-
-
-def test_two_processes_that_publish_the_same_content_make_one_version(registry: Registry, store: Path) -> None:
-    for number in range(10):
-        sources = content(f"{number}", extra=200_000)
-        published = at_once(2, lambda who, sources=sources: Registry(store).publish("thing", "test", sources))
-        assert published[0] == published[1] == registry.versions("thing")[-1]
-        assert published[0].label == f"thing:v{number}"
-    check_integrity(store, registry.versions("thing"))
-    for version in registry.versions("thing"):
-        assert blob(store, version.files["a"].sha256).stat().st_nlink == 2
 
 
 def test_twenty_concurrent_publishes_get_a_number_each_and_readers_see_only_complete_versions(
@@ -587,6 +430,8 @@ def test_fault_before_any_step_of_a_change_leaves_the_store_intact(
 
         found = Registry(store)
         check_integrity(store, kept)
+        if isinstance(outcome, RegistryError):
+            assert "No space left on device; free space, or set paths.store" in str(outcome)
         if action == "publish new" and isinstance(outcome, Version):
             assert found.resolve("thing") == outcome
             registry.verify(outcome)
@@ -629,122 +474,6 @@ def test_fault_before_any_step_of_a_repair_is_repaired_by_publishing_again(
             break
     assert not fault_hit
     assert step >= 3
-
-
-@pytest.mark.long
-def test_fifty_kills_at_random_moments_of_publishing_lose_nothing(registry: Registry, store: Path, base: Path) -> None:
-    random = Random(7)
-    moments_s = [(index + random.random()) * 0.3 / 50 for index in range(50)]
-    random.shuffle(moments_s)
-    shared = [write(base / f"shared-{index}", random.randbytes(1 << (8 + 2 * index))) for index in range(6)]
-    finished: list[Version] = []
-    numbers: dict[str, str] = {}
-    for number, moment_s in enumerate(moments_s):
-        fresh = [write(base / f"fresh-{index}", random.randbytes(60_000 + index)) for index in range(20)]
-
-        def loop(report: Callable[[object], None], number: int = number, fresh: list[Path] = fresh) -> None:
-            here = Registry(store)
-            for index in range(10_000):  # every fourth is published a second time
-                unique = fresh[(index - index % 4 // 3) % len(fresh)]
-                contents = {"a": unique, "sub/b": shared[index % 6], "sub/c": shared[number % 6]}
-                if index % 4 == 3:
-                    contents["sub/b"] = shared[(index - 1) % 6]
-                report(here.publish(f"thing-{index % 3 if index % 4 < 3 else (index - 1) % 3}", "test", contents))
-
-        reported = processes.killed_after(moment_s, loop)
-        finished += [version for version in reported if version not in finished]
-        for version in finished:
-            assert numbers.setdefault(version.label, version.ref) == version.ref
-        check_integrity(store, finished)
-        finished.append(publish(Registry(store), f"after-{number}"))
-        assert leftovers_in_tmp(store) == []
-        check_integrity(store, finished[-1:])
-    assert len(finished) > 100
-
-
-@pytest.mark.long
-def test_twenty_kills_at_random_moments_of_alias_moves_leave_log_and_aliases_consistent(
-    registry: Registry, store: Path
-) -> None:
-    random = Random(11)
-    versions = [publish(registry, f"{index}") for index in range(6)]
-    finished: list[tuple[str, str]] = []
-    kills = 0
-    while kills < 20 or len(finished) <= 200:  # a slow machine needs more of them
-        kills += 1
-        moment_s, seed = random.uniform(0, 0.1), random.random()
-
-        def loop(report: Callable[[object], None], seed: float = seed) -> None:
-            here, choose = Registry(store), Random(seed)
-            for _ in range(10_000):
-                version = choose.choice(versions)
-                aliases = tuple(choose.sample(["best", "candidate", "production"], choose.randint(1, 3)))
-                here.link(version, "model", aliases, reason="ö" * choose.randint(0, 300))
-                report((aliases, version.ref))
-
-        table = registry.aliases("model")
-        lines_before = (store / "audit.jsonl").read_bytes() if finished else b""
-        reported = processes.killed_after(moment_s, loop)
-        finished += reported
-        log = (store / "audit.jsonl").read_bytes() if (store / "audit.jsonl").exists() else b""
-        assert log.startswith(lines_before)
-        entries = [json.loads(line) for line in log[: log.rfind(b"\n") + 1].splitlines()]  # only the last may be cut
-        here = Registry(store)
-        found = here.aliases("model")
-        assert here.history() == entries
-        assert found == {entry["alias"]: entry["to"] for entry in entries if entry["alias"]}
-        for aliases, ref in reported:
-            former = table.get("production")
-            table |= dict.fromkeys(aliases, ref)
-            if former not in (None, table.get("production")):
-                table["previous"] = former
-        last = {(entry["alias"], entry["to"]) for entry in entries[-4:]}  # one more link may have moved these
-        assert all(ref == found[alias] or (alias, found[alias]) in last for alias, ref in table.items())
-        for alias in found:
-            here.verify(here.resolve(f"model:{alias}"))
-        here.link(versions[0], "model", ("best",), reason="next")
-        assert here.aliases("model")["best"] == versions[0].ref
-    assert len(finished) > 200
-
-
-# -- large files -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-def test_publishing_a_large_file_takes_little_longer_than_copying_it_and_computing_its_digests(
-    store: Path, base: Path
-) -> None:
-    source = write(base / "large", os.urandom(180_000_000))
-
-    def copy_and_digest() -> None:
-        with source.open("rb") as reading, (base / "copy").open("wb") as writing:
-            shutil.copyfileobj(reading, writing, 1 << 20)
-            writing.flush()
-            os.fsync(writing.fileno())
-        for algorithm in ("sha256", "md5"):
-            with source.open("rb") as reading:
-                hashlib.file_digest(reading, algorithm)
-
-    published_s, parts_s = [], []
-    for _ in range(3):
-        published_s.append(seconds(lambda: Registry(store).publish("large", "test", {"file": source})))
-        shutil.rmtree(store)
-        parts_s.append(seconds(copy_and_digest))
-        (base / "copy").unlink()
-    assert statistics.median(published_s) / statistics.median(parts_s) <= 1.5, (published_s, parts_s)
-
-
-@pytest.mark.long
-def test_opening_a_large_version_reads_none_of_it(registry: Registry, base: Path) -> None:
-    counters = Path("/proc/self/io")
-    if not counters.exists():
-        pytest.skip("no /proc/self/io here")
-    version = registry.publish("large", "test", {"file": write(base / "large", os.urandom(180_000_000))})
-    before = bytes_read(counters)
-    opened_s = min(seconds(lambda: registry.open(version)) for _ in range(5))
-    assert bytes_read(counters) - before < 1_000_000
-    assert opened_s < seconds(lambda: registry.verify(version)) / 10
-    assert bytes_read(counters) - before > 180_000_000  # the counter counts
 
 
 # -- what the tests are made of --------------------------------------------------------------------------
@@ -824,22 +553,6 @@ def leftovers(store: Path) -> list[Path]:
         r"blobs/../[0-9a-f]{64}|versions/[^/]+/(latest|next|v\d+/(manifest\.json|verified\.json|files/.+))|writer\.(lock|pid)"
     )
     return [p for p in root.rglob("*") if p.is_file() and not known.fullmatch(p.relative_to(root).as_posix())]
-
-
-def close(store: Path) -> None:
-    """Take away every permission to write below a directory."""
-    for path in (store, *store.rglob("*")):
-        path.chmod(path.stat().st_mode & ~0o222)
-
-
-def fill(filler: Path, free_bytes: int) -> None:
-    """Take all the room of a file system but so much."""
-    with filler.open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while file.write(bytes(PAGE_BYTES)):
-                pass
-        assert shutil.disk_usage(filler.parent).free == 0
-        file.truncate(file.tell() - free_bytes)
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -943,15 +656,21 @@ def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
     return returned
 
 
-def seconds(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    action()
-    return time.perf_counter() - begun
+def test_publishing_reads_a_file_once_and_opening_reads_none(registry: Registry, base: Path) -> None:
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        pytest.skip("no /proc/self/io here")
+    size = 20_000_000
+    source = write(base / "large", os.urandom(size))
 
+    def bytes_read(action: Callable[[], Any]) -> int:
+        before, _, after = counters.read_text(), action(), counters.read_text()
+        return int(re.findall(r"rchar: (\d+)", after)[0]) - int(re.findall(r"rchar: (\d+)", before)[0])
 
-def bytes_read(counters: Path) -> int:
-    values: Mapping[str, str] = dict(line.split(": ") for line in counters.read_text().splitlines())
-    return int(values["rchar"])
+    assert size <= bytes_read(lambda: registry.publish("large", "test", {"file": source})) < 1.1 * size
+    version = registry.resolve("large")
+    assert bytes_read(lambda: registry.open(version)) < 0.1 * size
+    assert bytes_read(lambda: registry.verify(version)) >= size
 
 
 def test_an_index_finds_a_digest_among_many_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 import made_models
 import numpy as np
 import pytest
+import scripts
 
-from flywheel.data import dataset
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
-from flywheel.params import file as params_file
 from flywheel.registry import Registry, Version
 from flywheel.traffic import feedback
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES = (
     "data.image_size=8 tracking.wandb=disabled retrain.epochs=1 retrain.control=false "
     "recipe.optimizer=sgd recipe.learning_rate=0.05 recipe.momentum=0.9 recipe.warmup_fraction=0.2"
@@ -26,8 +24,7 @@ WRONG = (1, 3, 4, 5)  # the groups of images that production fails
 
 
 def load(root: Path, overrides: str = "") -> Params:
-    paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
-    return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
+    return scripts.load(root, f"{OVERRIDES} {overrides}")
 
 
 @pytest.fixture(scope="session")
@@ -51,23 +48,14 @@ def root(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(root: Path) -> Callable[[str], Params]:
-    return lambda overrides: load(root, overrides)
+def make_params(root: Path) -> Callable[..., Params]:
+    """Load the params of that copy with overrides; `params` and `registry` are of it, too."""
+    return lambda overrides="": load(root, overrides)
 
 
 @pytest.fixture
-def params(root: Path) -> Params:
-    return load(root)
-
-
-@pytest.fixture
-def registry(params: Params) -> Registry:
-    return Registry(params.store)
-
-
-@pytest.fixture
-def opened(registry: Registry) -> Dataset:
-    return dataset.open_directory(registry.open(registry.resolve("digits_dataset")))
+def make(make_params: Callable[..., Params]) -> Callable[..., Params]:
+    return make_params
 
 
 @pytest.fixture

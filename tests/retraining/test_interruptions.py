@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import scripts
 
 from flywheel import files
 from flywheel.params import Params
@@ -24,21 +21,8 @@ OVERRIDES = "data.image_size=8 tracking.wandb=disabled retrain.control=false"
 Collect = Callable[[Any], Version]
 
 
-def arguments(root: Path, extra: str) -> list[str]:
-    paths = f"paths.store={root}/store paths.reports={root}/reports"
-    return ["scripts/retrain.py", "--profile", "demo", "--set", f"{paths} {OVERRIDES} {extra}"]
-
-
 def run(root: Path, extra: str = "retrain.epochs=2") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments(root, extra)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def start(root: Path, extra: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments(root, extra)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    return scripts.run(root, "retrain", f"{OVERRIDES} {extra}")
 
 
 def run_until(root: Path, where: str, extra: str, number: int = signal.SIGKILL) -> subprocess.CompletedProcess[str]:
@@ -47,7 +31,7 @@ def run_until(root: Path, where: str, extra: str, number: int = signal.SIGKILL) 
     probe = (
         f"import os, runpy, signal, sys, {module}\n"
         f"assert hasattr({module}, {name!r})\n{module}.{name} = lambda *a, **k: os.kill(os.getpid(), {int(number)})\n"
-        f"sys.argv = {arguments(root, extra)!r}\n"
+        f"sys.argv = {scripts.command(root, 'retrain', f'{OVERRIDES} {extra}')[1:]!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     return subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -68,7 +52,7 @@ def test_ended_in_the_training_it_published_nothing_and_the_next_run_does_all(
     root: Path, registry: Registry, collect: Collect, failed: list[int], number: int, code: int
 ) -> None:
     collect(failed)
-    process = start(root, "retrain.epochs=500")
+    process = scripts.start(root, "retrain", f"{OVERRIDES} retrain.epochs=500", PYTHONUNBUFFERED="1")
     training(process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
@@ -136,56 +120,3 @@ def test_killed_after_the_promotion_it_is_not_judged_again(
     report = files.read_json(params.reports / "retrain.json")
     assert (report["decision"], report["promoted"]) == ("first", True)
     assert "nothing to do" in run(root).stdout
-
-
-@pytest.mark.long
-def test_a_second_retraining_at_once_exits_75_and_names_the_first(
-    root: Path, collect: Collect, failed: list[int]
-) -> None:
-    collect(failed)
-    process = start(root, "retrain.epochs=500")
-    try:
-        training(process)
-        second = run(root)
-        assert second.returncode == 75
-        assert second.stderr == f"error: another run holds retrain (pid {process.pid}); wait for it to end\n"
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.long
-def test_killed_at_random_moments_the_failures_are_used_exactly_once(
-    root: Path, collect: Collect, failed: list[int]
-) -> None:
-    """Five times from the same store: killed at a moment between its first import and its end, then run again."""
-    collect(failed)
-    draw = random.Random(0)
-
-    def fresh(name: str) -> Path:
-        shutil.copytree(root / "store", root / name / "store")
-        return root / name
-
-    started = time.monotonic()
-    assert run(fresh("whole"), "retrain.epochs=1").returncode == 0
-    duration_s = time.monotonic() - started
-    kills = 0
-    for turn in range(5):
-        copy = fresh(f"turn-{turn}")
-        registry, store = Registry(copy / "store" / "demo"), copy / "store" / "demo"
-        process = start(copy, "retrain.epochs=1")
-        time.sleep(draw.uniform(0.3, 1.0) * duration_s)
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-        assert len(registry.versions("retrained-model")) <= 1
-        assert registry.damaged() == []
-        assert run(copy, "retrain.epochs=1").returncode == 0
-        (made,) = registry.versions("retrained-model")
-        registry.verify(made)
-        assert files.read_json(store / "receipts" / "retrain.json")["outputs"] == [made.ref]
-        assert files.read_json(copy / "reports" / "demo" / "retrain.json")["candidate"] == made.ref
-        assert registry.aliases("digits-classifier")["candidate"] == made.ref
-        assert "was used already" in run(copy).stdout
-    assert kills >= 2

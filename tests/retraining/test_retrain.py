@@ -13,12 +13,14 @@ import made_models
 import numpy as np
 import parents
 import pytest
+import scripts
 
 from flywheel import files
 from flywheel.commands import housekeeping
 from flywheel.data import dataset
 from flywheel.data import stage as data_stage
 from flywheel.data.dataset import Dataset
+from flywheel.files import Locked
 from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
@@ -140,15 +142,6 @@ def test_new_failures_that_are_held_out_are_no_reason(
     assert "was used already" in said[-1]
 
 
-def test_force_trains_again_on_the_same_failures(
-    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
-) -> None:
-    collect(failed)
-    for weight in (1, 3):
-        run(make(f"retrain.weight={weight}"), force=True)
-    assert models(registry) == ["retrained-model:v0", "retrained-model:v1"]
-
-
 def test_it_continues_from_production_else_from_the_best(
     make: Make, params: Params, registry: Registry, collect: Collect, failed: list[int], run: Any, said: list[str]
 ) -> None:
@@ -160,15 +153,6 @@ def test_it_continues_from_production_else_from_the_best(
     assert report.parent == registry.resolve("model-1").ref
     assert (report.decision, report.promoted) == ("first", True)
     assert registry.aliases(params.registered_model)["production"] == report.candidate
-
-
-def test_without_a_model_or_data_it_is_one_sentence(
-    params: Params, collect: Collect, failed: list[int], run: Any
-) -> None:
-    collect(failed)
-    (params.store / "audit.jsonl").unlink()
-    with pytest.raises(RetrainError, match=r"^there is no model to continue from; run make evaluate PROFILE=demo$"):
-        run(params)
 
 
 def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, failed: list[int], run: Any) -> None:
@@ -183,6 +167,12 @@ def test_a_parent_of_other_images_is_refused(make: Make, registry: Registry, fai
 
 
 # -- what ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_retraining_at_once_is_refused(params: Params, collect: Collect, failed: list[int], run: Any) -> None:
+    collect(failed)
+    with files.lock(params.store_paths.lock("retrain")), pytest.raises(Locked, match="another run holds retrain"):
+        run(params)
 
 
 @pytest.mark.numerics
@@ -289,15 +279,6 @@ def test_planted_copies_of_test_images_are_dropped_and_said(
     assert f"retrain: 1 of {version.label} left out, a copy of a test image: image {planted.id}" in said
 
 
-def test_the_same_turn_gives_the_same_version(
-    make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
-) -> None:
-    params = make("promotion.auto=false")
-    collect(failed)
-    assert run(params).candidate == run(params, force=True).candidate
-    assert models(registry) == ["retrained-model:v0"]
-
-
 def test_a_control_arm_can_be_asked_for_afterwards(
     make: Make, registry: Registry, collect: Collect, failed: list[int], run: Any
 ) -> None:
@@ -307,6 +288,7 @@ def test_a_control_arm_can_be_asked_for_afterwards(
     assert (first.control, second.candidate) == (None, first.candidate)
     assert second.control.examples == second.hard_examples
     assert second.after.test == first.after.test
+    assert models(registry) == ["retrained-model:v0"]  # the same images and params give the same weights
 
 
 def test_an_ancestor_whose_failures_are_gone_is_said_and_leaves_unseen_empty(
@@ -342,12 +324,7 @@ def test_every_param_that_counts_as_identity_changes_the_candidate(
 def test_it_is_a_wandb_run(collect: Collect, failed: list[int], root: Path) -> None:
     """In a process of its own, since wandb reads its environment once a process."""
     collect(failed)
-    overrides = (
-        f"paths.store={root}/store paths.reports={root}/reports data.image_size=8 retrain.epochs=1 "
-        "tracking.wandb=offline"
-    )
-    command = [sys.executable, "scripts/retrain.py", "--profile", "demo", "--set", overrides]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    scripts.run(root, "retrain", "data.image_size=8 retrain.epochs=1 tracking.wandb=offline").check_returncode()
     (record,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
     content = record.read_bytes()
     for text in (b"retrain", b"all/accuracy", b"random/accuracy", b"retrained-model@"):

@@ -13,11 +13,11 @@ from typing import Any
 
 import made_models
 import pytest
+import scripts
 
-from flywheel.data import dataset, images
+from flywheel.data import images
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
-from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.registry import Registry, Version
@@ -25,7 +25,6 @@ from flywheel.traffic import keys, records
 from flywheel.traffic.capture import Answered, Recorder
 from flywheel.traffic.labels import LabelLog
 
-ROOT = Path(__file__).parents[2]
 MODEL_REF = "model-1@sha256:00"
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
@@ -159,8 +158,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(root: Path, overrides: str = "") -> Params:
-    paths = f"paths.store={root}/store paths.reports={root}/reports paths.cache={root}/cache"
-    return params_file.load(ROOT / "params.yaml", "demo", f"{paths} {OVERRIDES} {overrides}")
+    return scripts.load(root, f"{OVERRIDES} {overrides}")
 
 
 @pytest.fixture
@@ -171,28 +169,19 @@ def root(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def params(root: Path) -> Params:
-    return load(root)
+def make_params(root: Path) -> Callable[..., Params]:
+    """Load the params of that copy with overrides; `params` and `registry` are of it, too."""
+    return lambda overrides="": load(root, overrides)
 
 
 @pytest.fixture
-def make(root: Path) -> Callable[[str], Params]:
-    return lambda overrides: load(root, overrides)
-
-
-@pytest.fixture
-def registry(params: Params) -> Registry:
-    return Registry(params.store)
+def make(make_params: Callable[..., Params]) -> Callable[..., Params]:
+    return make_params
 
 
 @pytest.fixture
 def dataset_version(registry: Registry) -> Version:
     return registry.resolve("digits_dataset")
-
-
-@pytest.fixture
-def opened(registry: Registry, dataset_version: Version) -> Dataset:
-    return dataset.open_directory(registry.open(dataset_version))
 
 
 @pytest.fixture

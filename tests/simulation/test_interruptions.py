@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
+import scripts
 
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
 
-def command(root: Path) -> list[str]:
-    paths = f"paths.store={root}/store paths.reports={root}/reports"
-    return [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", f"{paths} {OVERRIDES}"]
-
-
 def run(root: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return scripts.run(root, "simulate", OVERRIDES)
 
 
 @contextlib.contextmanager
 def simulating(root: Path, server: Any) -> Iterator[subprocess.Popen[str]]:
     """A simulation in the middle of its traffic, which the server keeps from going on."""
     server.fault = lambda number, tries: (lambda handler: time.sleep(20)) if number > 100 else None
-    process = subprocess.Popen(
-        command(root), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while server.requests <= 100:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
+    process = scripts.start(root, "simulate", OVERRIDES, PYTHONUNBUFFERED="1")
+    with processes.once(process, lambda: server.requests > 100):
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-        server.fault = lambda number, tries: None
+    server.fault = lambda number, tries: None
 
 
 def published(params: Params, registry: Registry) -> list[str]:
@@ -90,14 +72,6 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
     assert published(params, registry) == [
         "digits-feedback:v0", "simulation.json", "feedback.jsonl", "simulation_latency.png",
     ]  # fmt: skip
-
-
-def test_a_second_simulation_at_once_exits_75_and_names_the_first(root: Path, server: Any) -> None:
-    with simulating(root, server) as process:
-        second = run(root)
-        assert second.returncode == 75
-        assert second.stderr == f"error: another run holds simulate (pid {process.pid}); wait for it to end\n"
-        assert process.poll() is None
 
 
 def test_without_a_server_the_script_says_one_sentence(root: Path) -> None:

@@ -6,8 +6,6 @@ import json
 import shutil
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +14,11 @@ from typing import Any
 import made_models
 import numpy as np
 import pytest
+import scripts
 
 from flywheel import files
 from flywheel.data.dataset import Dataset
+from flywheel.files import Locked
 from flywheel.metrics.classification import wilson_interval
 from flywheel.params import Params
 from flywheel.pipeline import server_record
@@ -33,7 +33,6 @@ from flywheel.traffic import feedback
 
 Make = Callable[[str], Params]
 Server = Any
-ROOT = Path(__file__).parents[2]
 
 
 def busy(after_s: float | None = 0.0) -> Callable[[Any], None]:
@@ -137,13 +136,8 @@ def test_each_version_that_answered_is_counted(make: Make, server: Server, run: 
 def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, root: Path) -> None:
     """In a process of its own, since wandb reads its environment once a process."""
     server.fail(opened, range(103))
-    overrides = (
-        f"paths.store={root}/store paths.reports={root}/reports data.image_size=8 tracking.wandb=offline "
-        "simulate.table_rows=7"
-    )
-    command = [sys.executable, "scripts/simulate.py", "--profile", "demo", "--set", overrides]
-    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert "W&B table of 7 of 47 right predictions" in shown
+    done = scripts.run(root, "simulate", "data.image_size=8 tracking.wandb=offline simulate.table_rows=7")
+    assert "W&B table of 7 of 47 right predictions" in done.stdout
     (table,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
@@ -371,6 +365,12 @@ def test_a_server_that_says_when_to_come_back_is_waited_for(make: Make, server: 
     server.fault = lambda number, tries: busy(1.0) if number == 1 and tries < 3 else None
     report = run(make("simulate.requests=2 simulate.max_attempts=1 simulate.concurrency=1"))
     assert (report.errors, report.n) == ({}, 2)
+
+
+def test_a_second_simulation_at_once_is_refused(params: Params, server: Server, run: Any) -> None:
+    with files.lock(params.store_paths.lock("simulate")), pytest.raises(Locked, match="another run holds simulate"):
+        run(params)
+    assert server.requests == 0
 
 
 def test_too_many_errors_end_it_early_and_publish_nothing(

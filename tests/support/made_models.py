@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from flywheel.data import build
 from flywheel.data import dataset as datasets
-from flywheel.data.dataset import Dataset, Images, Split
-from flywheel.data.sources import SourceImages
+from flywheel.data.dataset import Dataset, Images, SourceImages, Split
 from flywheel.models.classifier import Classifier
 from flywheel.params import Drift, Params
 from flywheel.registry import Registry, Version

@@ -6,13 +6,14 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flywheel.data import folder
-from flywheel.data.folder import FolderImages
+from flywheel.data.dataset import SourceImages
 from flywheel.params import Data
 from flywheel.params import file as params_file
 
@@ -22,11 +23,16 @@ DATA = params_file.load(PARAMS, "laptop", "data.source=folder data.path=/mine da
 
 
 def write(form: str, files: Mapping[str, bytes], path: Path) -> Path:
-    """Write files as a directory or an archive of exactly these names, in this order; return its path."""
+    """Write files as a directory or an archive of exactly these names, in this order; return its path.
+
+    A name that ends in / is an empty folder.
+    """
     if form == "directory":
         for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
+            below = path / name
+            (below if name.endswith("/") else below.parent).mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                below.write_bytes(data)
         return path
     path = path.with_name(f"{path.name}.{form}")
     if form == "zip":
@@ -37,7 +43,7 @@ def write(form: str, files: Mapping[str, bytes], path: Path) -> Path:
         with tarfile.open(path, "w:gz" if form == "tar.gz" else "w") as archive:
             for name, data in files.items():
                 member = tarfile.TarInfo(name)
-                member.size = len(data)
+                member.type, member.size = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE, len(data)
                 archive.addfile(member, io.BytesIO(data))
     return path
 
@@ -47,12 +53,13 @@ def data_of(**changes: Any) -> Data:
     return DATA.model_copy(update=changes)
 
 
-def read(path: Path, **changes: Any) -> FolderImages:
-    """Read a folder with 8 pixels, and with changes of the section `data`."""
-    return folder.read(path, data_of(**changes))
+def read(path: Path, **changes: Any) -> SourceImages:
+    """Read a folder with 8 pixels, and with changes of the section `data`; test images in the order of their names."""
+    found = folder.read(data_of(path=str(path), **changes))
+    return replace(found, test=found.test.take(np.argsort(found.test.ids)))
 
 
-def assert_same(one: FolderImages, other: FolderImages) -> None:
+def assert_same(one: SourceImages, other: SourceImages) -> None:
     """Assert that two folders were read alike."""
     assert one.class_names == other.class_names
     assert one.skipped == other.skipped

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -23,6 +21,24 @@ def of(store: Path) -> list[psutil.Process]:
             if process.environ().get(MARK) == str(store):
                 found.append(process)
     return found
+
+
+@contextlib.contextmanager
+def once(
+    process: subprocess.Popen[str], reached: Callable[[], object], timeout_s: float = 60
+) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process once it has reached something; kill it at the end if it still runs."""
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def gone(store: Path, timeout_s: float = 30) -> bool:
@@ -65,29 +81,3 @@ def wait_for_none_left(mark: str, seconds: float) -> None:
     while alive := left(mark):
         assert time.monotonic() < deadline, alive
         time.sleep(0.5)
-
-
-def killed_after(
-    moment_s: float, work: Callable[[Callable[[object], None]], object], reports_before: int = 0
-) -> list[Any]:
-    """Fork a child that works, kill it so long after its first reports, and return all that it reported."""
-    fork = multiprocessing.get_context("fork")
-    receiving, sending = fork.Pipe(duplex=False)
-
-    def run() -> None:
-        sending.send("begun")
-        work(sending.send)
-
-    child = fork.Process(target=run)
-    child.start()
-    sending.close()
-    assert receiving.recv() == "begun"
-    reported = [receiving.recv() for _ in range(reports_before)]
-    time.sleep(moment_s)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    with contextlib.suppress(EOFError):
-        while True:
-            reported.append(receiving.recv())
-    return reported

@@ -16,6 +16,7 @@ from flywheel.models import transfer
 from flywheel.training.batches import AugmentedBatches
 
 Pictures = NDArray[np.uint8]
+Draw = Callable[..., Pictures]
 Make = Callable[..., AugmentedBatches]
 CPU = torch.device("cpu")
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -41,7 +42,7 @@ def make(device: torch.device) -> Make:
 
 
 @pytest.fixture
-def noise(random: np.random.Generator) -> Callable[..., Pictures]:
+def noise(random: np.random.Generator) -> Draw:
     """Return a function that draws images (n, size, size, 3) without two equal crops."""
     return lambda count, size=8: random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
@@ -65,7 +66,7 @@ def crops(image: Pictures, padding: int, flip: bool) -> dict[bytes, tuple[int, i
     return found
 
 
-def test_an_epoch_is_every_image_once_with_its_label(device: torch.device, noise: Callable[..., Pictures]) -> None:
+def test_an_epoch_is_every_image_once_with_its_label(device: torch.device, noise: Draw) -> None:
     images, labels = noise(9), np.array([5, 0, 7, 7, 2, 9, 1, 3, 3])
     batches = AugmentedBatches(images, labels, 3, flip=False, translate=0, seed=0, device=device)
     shown = {image.tobytes(): label for image, label in seen(batches)}
@@ -75,7 +76,7 @@ def test_an_epoch_is_every_image_once_with_its_label(device: torch.device, noise
 
 @pytest.mark.parametrize(("flip", "translate"), [(False, 0), (True, 0), (False, 2), (True, 2)])
 def test_batches_have_the_shape_type_and_device_of_a_classifiers_input(
-    flip: bool, translate: int, make: Make, noise: Callable[..., Pictures], device: torch.device
+    flip: bool, translate: int, make: Make, noise: Draw, device: torch.device
 ) -> None:
     batches = make(noise(11, 10), 3, flip=flip, translate=translate)
     taken = list(batches.epoch(1))
@@ -86,9 +87,7 @@ def test_batches_have_the_shape_type_and_device_of_a_classifiers_input(
         assert images.device.type == labels.device.type == device.type
 
 
-def test_an_epoch_leaves_out_the_remainder_different_images_each_time(
-    make: Make, noise: Callable[..., Pictures]
-) -> None:
+def test_an_epoch_leaves_out_the_remainder_different_images_each_time(make: Make, noise: Draw) -> None:
     batches = make(noise(10), 4)
     epochs = [[label for _, label in seen(batches)] for _ in range(30)]
     assert {(len(epoch), len(set(epoch))) for epoch in epochs} == {(8, 8)}
@@ -97,15 +96,13 @@ def test_an_epoch_leaves_out_the_remainder_different_images_each_time(
     assert not frozenset.intersection(*left_out)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(make: Make, noise: Callable[..., Pictures]) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(make: Make, noise: Draw) -> None:
     batches = make(noise(5), 128)
     assert len(batches) == 1
     assert sorted(label for _, label in seen(batches)) == [0, 1, 2, 3, 4]
 
 
-def test_an_image_is_mirrored_in_every_other_epoch_a_random_half_at_a_time(
-    make: Make, noise: Callable[..., Pictures]
-) -> None:
+def test_an_image_is_mirrored_in_every_other_epoch_a_random_half_at_a_time(make: Make, noise: Draw) -> None:
     images = noise(400)
     batches = make(images, 10, flip=True)
     mirrored = []
@@ -121,7 +118,7 @@ def test_an_image_is_mirrored_in_every_other_epoch_a_random_half_at_a_time(
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("translate", [1, 2])
 def test_a_shift_gives_every_crop_of_the_reflected_image_and_no_other(
-    flip: bool, translate: int, make: Make, noise: Callable[..., Pictures]
+    flip: bool, translate: int, make: Make, noise: Draw
 ) -> None:
     images, epochs = noise(4), 1000
     allowed = [crops(image, translate, flip) for image in images]
@@ -133,7 +130,7 @@ def test_a_shift_gives_every_crop_of_the_reflected_image_and_no_other(
         assert max(count.values()) < 3 * epochs / len(crop)  # all crops alike
 
 
-def test_each_image_of_a_batch_has_its_own_shift_and_flip(make: Make, noise: Callable[..., Pictures]) -> None:
+def test_each_image_of_a_batch_has_its_own_shift_and_flip(make: Make, noise: Draw) -> None:
     images = noise(64)
     allowed = [crops(image, 2, flip=True) for image in images]
     draws = {allowed[label][image.tobytes()] for image, label in seen(make(images, 64, flip=True, translate=2))}
@@ -141,9 +138,7 @@ def test_each_image_of_a_batch_has_its_own_shift_and_flip(make: Make, noise: Cal
     assert len(draws) > 25  # rows, columns and mirroring are drawn independently
 
 
-def test_a_shift_beyond_the_image_is_limited_to_what_reflection_can_fill(
-    make: Make, noise: Callable[..., Pictures]
-) -> None:
+def test_a_shift_beyond_the_image_is_limited_to_what_reflection_can_fill(make: Make, noise: Draw) -> None:
     images = noise(4)
     allowed = [crops(image, 7, flip=False) for image in images]
     for image, label in seen(make(images, translate=64), *range(1, 26)):
@@ -152,7 +147,7 @@ def test_a_shift_beyond_the_image_is_limited_to_what_reflection_can_fill(
 
 @pytest.mark.parametrize(("flip", "translate"), [(False, 0), (True, 2)])
 def test_the_seed_decides_the_batches_and_torchs_global_generator_stays(
-    flip: bool, translate: int, make: Make, noise: Callable[..., Pictures]
+    flip: bool, translate: int, make: Make, noise: Draw
 ) -> None:
     images = noise(24)
 
@@ -169,7 +164,7 @@ def test_the_seed_decides_the_batches_and_torchs_global_generator_stays(
 
 
 @pytest.mark.parametrize("options", [{"flip": True, "translate": 1}, {}], ids=str)
-def test_batches_are_copies(options: dict[str, Any], make: Make, noise: Callable[..., Pictures]) -> None:
+def test_batches_are_copies(options: dict[str, Any], make: Make, noise: Draw) -> None:
     images = noise(8)
     original = images.copy()
     for batch, _ in make(images, **options).epoch(1):
@@ -177,7 +172,7 @@ def test_batches_are_copies(options: dict[str, Any], make: Make, noise: Callable
     np.testing.assert_array_equal(images, original)
 
 
-def test_on_the_cpu_read_only_images_are_shared_without_a_warning(noise: Callable[..., Pictures]) -> None:
+def test_on_the_cpu_read_only_images_are_shared_without_a_warning(noise: Draw) -> None:
     images = noise(4)
     images.flags.writeable = False
     always = torch.is_warn_always_enabled()
@@ -191,6 +186,6 @@ def test_on_the_cpu_read_only_images_are_shared_without_a_warning(noise: Callabl
     assert np.shares_memory(tensor.numpy(), images)
 
 
-def test_a_view_that_is_not_contiguous_keeps_its_values(device: torch.device, noise: Callable[..., Pictures]) -> None:
+def test_a_view_that_is_not_contiguous_keeps_its_values(device: torch.device, noise: Draw) -> None:
     images: Any = noise(6)[::2, :, ::-1]
     np.testing.assert_array_equal(transfer.tensor(images, device).cpu().numpy(), images)

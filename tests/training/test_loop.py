@@ -189,9 +189,3 @@ def test_every_optimizer_step_uses_the_scheduled_rate(few: TrainingData, recipe:
     np.testing.assert_allclose(rates["AdamW"], np.outer(expected, [1 / 10, 1 / 90, 1 / 10]))
     np.testing.assert_allclose(rates["Muon"], np.outer(expected, [1]))
     assert reported == pytest.approx(expected[per_epoch - 1 :: per_epoch])
-
-
-@pytest.mark.numerics
-def test_fewer_images_than_a_batch_are_one_batch(data: TrainingData, recipe: Recipe) -> None:
-    recipe = recipe.model_copy(update={"batch_size": 4096, "epochs": 1})
-    assert next(start(data, recipe).epochs()).epoch == 1

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from flywheel import params
 from flywheel.data import DataError, drift, splits
-from flywheel.data.dataset import Dataset, Images, Split, allocate, histogram, statistics
+from flywheel.data.dataset import Dataset, Images, SourceImages, Split, allocate, histogram, statistics
 from flywheel.data.images import Pixels, from_array
-from flywheel.data.sources import SourceImages
 from flywheel.machine import threads
 
 CHUNK_BYTES = 4_000_000  # of the images that a thread works on

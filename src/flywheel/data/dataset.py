@@ -122,6 +122,23 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SourceImages:
+    """The images of a source, of any size. An id is the index in the source's train or test images before shuffling.
+
+    The first `test_count` test images become the split `test`, the others `simulation`. The last `validation_count`
+    training images become `validation`; if there are none, some are drawn. `files` counts a folder's image files.
+    """
+
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    test_count: int
+    validation_count: int = 0
+    skipped: tuple[str, ...] = ()
+    files: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set, in memory or memory-mapped. `description` is the content of dataset.json."""
 

@@ -108,7 +108,8 @@ def extract(path: Path, folder: str) -> None:
             raise tarfile.TarError(f"it holds no directory {folder}")
         (temporary / folder).rename(path.parent / folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be extracted ({error}); remove it and run again") from None
+        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile tells it once for each compression
+        raise DataError(f"{path} cannot be extracted ({reason}); remove it and run again") from None
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be extracted ({reason}); free space or remove it, and run again") from None
@@ -149,11 +150,8 @@ def _fetch_rest(url: str, part: Path, deadline: float) -> None:
 
 
 def _md5(path: Path) -> str:
-    hasher = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as reading:
-        while chunk := reading.read(CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+        return hashlib.file_digest(reading, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _short(error: requests.RequestException | HTTPError) -> str:

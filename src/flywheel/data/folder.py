@@ -11,14 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from flywheel import params
 from flywheel.data import DataError, images, label_table, layout, source_files
-from flywheel.data.dataset import ImageRows, Split, allocate
+from flywheel.data.dataset import ImageRows, SourceImages, Split, allocate
 from flywheel.data.images import ImageError, Pixels
 from flywheel.files import human_size
 from flywheel.machine import threads
@@ -30,32 +29,20 @@ NAMED_SKIPPED = 3
 NOT_PRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, undecodable bytes, ends of lines
 HIDDEN = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")  # besides those with a dot
 CORRUPT = "not readable"
+UNEVEN = 3  # the largest class has this many times the images of the smallest
+NAMED_CLASSES = 5  # the largest and the smallest, where there are many
 KEPT_FOR_TRAINING = 2  # images of each class, however few there are: one of them is for validation
 
 
-@dataclass(frozen=True)
-class FolderImages:
-    """The images of a folder. `test_count` of the test images are for testing, or None if `test` is to be divided.
+def read(data: params.Data, scratch: Path | None = None) -> SourceImages:
+    """Decode every image below `data.path`, a directory or archive, into a file in `scratch` (None: memory).
 
-    The last `validation_count` training images are the folder's own validation images. `files` counts the image files:
-    {"used": n, "left_out": {reason: {"count": n, "example": name}}}.
+    Training images are in the order of their names, 2 before 10; test images are shuffled with the seed and split by
+    `test_fraction`. Without any, all images are divided by `folder_split`. Corrupt files are refused by name, or with
+    data.skip_corrupt left out. Raises DataError.
     """
-
-    class_names: tuple[str, ...]
-    train: Split
-    test: Split
-    test_count: int | None
-    validation_count: int
-    skipped: tuple[str, ...]
-    files: Mapping[str, Any]
-
-
-def read(path: Path, data: params.Data, scratch: Path | None = None) -> FolderImages:
-    """Decode every image below `path`, a directory or archive, into a file in `scratch` (None: memory).
-
-    Images are in the order of their names, 2 before 10. Corrupt files are refused by name, or with data.skip_corrupt
-    left out. Raises DataError.
-    """
+    assert data.path is not None
+    path = Path(data.path).expanduser()
     found = _list(path)
     try:
         laid_out = layout.infer(found.images, found.tables)
@@ -84,10 +71,13 @@ def read(path: Path, data: params.Data, scratch: Path | None = None) -> FolderIm
         sorted((name for name in part if name in decoded), key=natural)
         for part in (laid_out.train, laid_out.validation, laid_out.test)
     )
-    test_count = None
-    if not laid_out.test:
+    if laid_out.test:
+        order = np.random.default_rng(data.seed).permutation(len(test))
+        test_count = min(max(round(len(test) * data.test_fraction), 1), len(test) - 1)
+    else:
         train, test, simulation = _divided(train, named, data)
         test_count, test = len(test), test + simulation
+        order = np.arange(len(test))
     _check_classes(path, named, laid_out, found.empty_folders, train, validation, test)
     class_names = tuple(sorted({named[name] for name in train}, key=natural))
 
@@ -96,9 +86,11 @@ def read(path: Path, data: params.Data, scratch: Path | None = None) -> FolderIm
         rows = ImageRows(pixels, index=np.array([decoded[name] for name in names]))
         return Split(rows, labels, np.arange(len(names)))
 
+    training = split(train + validation)
+    _log_uneven(class_names, training)
     counted = {reason: {"count": len(names), "example": names[0]} for reason, names in left_out.items()}
-    return FolderImages(
-        class_names, split(train + validation), split(test), test_count, len(validation), _reasons(corrupt),
+    return SourceImages(
+        class_names, training, split(test).take(order), test_count, len(validation), _reasons(corrupt),
         {"used": len(decoded), "left_out": counted},
     )  # fmt: skip
 
@@ -265,6 +257,14 @@ def _check_classes(
         raise DataError(f"{path}: found {len(test)} test images; add some")
     if untested := sorted(classes - tested):
         log.info(f"data: no test image of {_first(untested, NAMED_SKIPPED)}: its accuracy will not be measured")
+
+
+def _log_uneven(class_names: Sequence[str], train: Split) -> None:
+    of_class = np.bincount(train.labels)
+    if of_class.max() >= UNEVEN * of_class.min():
+        counts = [f"{class_names[index]} {of_class[index]:,}" for index in np.argsort(-of_class, kind="stable")]
+        shown = counts if len(counts) <= 2 * NAMED_CLASSES else [*counts[:NAMED_CLASSES], "…", *counts[-NAMED_CLASSES:]]
+        log.info(f"data: the classes are uneven, so read the accuracy of each: {', '.join(shown)} training images")
 
 
 def _left_out_text(left_out: Mapping[str, Sequence[str]]) -> str:
