@@ -108,8 +108,8 @@ def extract(path: Path, folder: str) -> None:
             raise tarfile.TarError(f"it holds no directory {folder}")
         (temporary / folder).rename(path.parent / folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # tarfile tells it once for each compression
-        raise DataError(f"{path} cannot be extracted ({reason}); remove it and run again") from None
+        first = str(error).partition("\n")[0].rstrip(":")  # tarfile tells it once for each compression
+        raise DataError(f"{path} cannot be extracted ({first}); remove it and run again") from None
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be extracted ({reason}); free space or remove it, and run again") from None
