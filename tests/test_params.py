@@ -98,7 +98,6 @@ def test_set_takes_yaml_values_with_spaces(make_params: Make) -> None:
         ("sweep.initial_trials=3", "SET: sweep.initial_trials: must be a list (got 3)"),
         ("data.drift=3", "SET: data.drift: must be a mapping of keys to values (got 3)"),
         ("data={}", "SET: 'data={}' is not of the form section.key=value"),
-        ("trials", "SET: 'trials' is not of the form section.key=value"),
         ("sweep.space.learning_rate={uniform: [0, .inf]}", "sweep.space.learning_rate: uniform must be two numbers"),
         ("sweep.trials=*x", "SET: sweep.trials: '*x' is not a YAML value"),
         ("tracking.wandb=off", "SET: tracking.wandb: YAML reads off and on as false and true; write disabled, offline"),
@@ -113,6 +112,11 @@ def test_a_mistake_is_one_line_with_the_keys_path(make_params: Make, overrides: 
     text = str(caught.value)
     assert message in text
     assert "\n" not in text
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(ParamsError, match="'trials' is not of the form"):
+        params_file.load(ROOT / "params.yaml", "demo", "trials")
 
 
 def test_an_unknown_profile_names_those_there_are(make_params: Make) -> None:
