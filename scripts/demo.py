@@ -1,4 +1,4 @@
-"""Run the whole loop once: data, sweep, evaluate, serve, simulate, retrain, simulate, stop, report.
+"""Play the whole story: a model is found and served, production drifts, an alarm, labels, a retraining, a report.
 
     python scripts/demo.py --profile demo       (make demo)
 
@@ -6,19 +6,17 @@ Reads   params.yaml
 Writes  what these commands write; stops the server at the end, also after Ctrl-C
 """
 
-import sys
-
 from flywheel import cli
 
 
 def main() -> None:
-    """Run the commands and print the accuracy before and after."""
+    """Run the commands, then print the story as a table."""
     arguments = cli.parser(__doc__).parse_args()
     params = cli.load_params(arguments)
     from flywheel.commands import demo
 
     with cli.logged(params, "demo"):
-        demo.run(params, sys.argv[1:])
+        demo.run(params, ["--profile", params.profile, "--params", arguments.params], cli.overrides(arguments))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -212,7 +213,6 @@ def test_versions_named_on_the_pages_are_those_of_the_lock() -> None:
 NOT_RUN = {
     "make test": "it would run this test again",
     "make data sweep evaluate PROFILE=laptop": "fetches CIFAR-10 from the internet",
-    'make sweep SET="sweep.gpus_per_trial=0.5"': "needs a GPU; tests/e2e/test_gpus.py has Ray's logical ones",
     'RAY_ADDRESS=host:6379 make sweep SET="paths.checkpoints=/shared/checkpoints sweep.gpus_per_trial=0.5"': (
         "needs a cluster; tests/e2e/test_cluster.py has one"
     ),
@@ -290,25 +290,35 @@ def test_the_commands_of_the_readme_run_in_a_fresh_clone(checkout: Path, tmp_pat
         return Registry(checkout / "store" / "demo").resolve("digits-classifier:best").label
 
     readme = (checkout / "README.md").read_text()
-    images = flowers(tmp_path / "flowers")
+    images, photo = flowers(tmp_path / "flowers"), tmp_path / "flowers" / "test" / "rose" / "0.png"
+    profiles = yaml.safe_load((checkout / "params.yaml").read_text())["profiles"]
+    ports = {name: profile["serve"]["port"] for name, profile in profiles.items()}
     try:
         for line in commands_in(readme):
             if line in NOT_RUN:
                 continue
             if "model-1a2b3c" in line or "name:v" in line:
                 line = re.sub(r"(?:model-1a2b3c|name):v\d", model(), line)
-            line = line.replace("/path/to/flowers.zip", str(images)).replace("sweep.trials=40", "sweep.trials=3")
+            for written, here in (
+                ("path/to/pets.zip", str(images)), ("sweep.trials=40", "sweep.trials=3"), ("@photo.jpg", f"@{photo}"),
+                ("http://127.0.0.1:8000/", f"http://127.0.0.1:{ports['laptop']}/"),
+            ):  # fmt: skip
+                line = line.replace(written, here)
             run(line, **(double.environment if line == "make sync" else {}))
+            if line.startswith("curl"):
+                run("make stop PROFILE=laptop")
         (cron,) = (line for block in blocks(readme, "") for line in CRON.findall(block))
         cron = cron.replace("cd /srv/flywheel", f"cd '{checkout}'").replace("PROFILE=cifar10", "PROFILE=demo")
         run(cron, PATH="/usr/bin:/bin")
     finally:
         run("make stop")
-    assert "accuracy" in said["make demo"]
+        run("make stop PROFILE=laptop")
+    assert "drifted, after retraining" in said["make demo"]
     assert said["make data sweep evaluate"].count("up to date") >= 3
     assert "answers at http://127.0.0.1:" in said["make serve simulate"]
     assert "retrain: " in said["make retrain"]
-    assert "flowers" in next(text for line, text in said.items() if "flowers" in line)
+    (answer,) = re.findall(r"{.*}", next(text for line, text in said.items() if line.startswith("curl")))
+    assert json.loads(answer)["label"] in ("rose", "tulip")
     assert "sync: all is on W&B" in said["make sync"]
     assert said[cron] == ""
     for profile in ("demo", "laptop"):

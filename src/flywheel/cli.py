@@ -62,11 +62,15 @@ def stage_parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def overrides(arguments: argparse.Namespace) -> str:
+    """Return the overrides of the command line or else of the environment."""
+    return os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
+
+
 def load_params(arguments: argparse.Namespace) -> Params:
     """Return the params for the command line and the environment. Raises ParamsError, FlywheelError."""
     profile = arguments.profile or os.environ.get("PROFILE") or "cifar10"
-    overrides = os.environ.get("SET", "") if arguments.set is None else " ".join(arguments.set)
-    params = params_file.load(arguments.params, profile, overrides)
+    params = params_file.load(arguments.params, profile, overrides(arguments))
     environment.bypass_proxies(params.serve.host)
     for name in ("store", "reports", "cache"):
         directory: Path = getattr(params, name)

@@ -1,4 +1,4 @@
-"""Run the whole loop once with the commands that people type, then print the accuracies and write the report."""
+"""Play the whole story with the commands that people type: drift, alarm, labels, retraining; then tell it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,61 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import requests
-from pydantic import BaseModel
 
 from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import server_record
 from flywheel.registry import Registry
 from flywheel.retraining.report import RetrainReport
-from flywheel.simulation.report import SimulationReport
+
+if TYPE_CHECKING:
+    from flywheel.commands.demo_story import Part
 
 log = logging.getLogger(__name__)
-Model = TypeVar("Model", bound=BaseModel)
 
-COMMANDS = ("data", "sweep", "evaluate", "serve", "simulate", "retrain", "simulate")
 LOAD_S = 30  # beyond serve.poll_s, for the server to load the promoted model
+PAUSE_S = 0.2  # between the requests that are sent while production changes
+NEXT = """
+what to type next:
+  make serve PROFILE=demo                   # then open http://127.0.0.1:8000 and send it a picture of a digit
+  make label collect retrain PROFILE=demo   # label some of the images that the server kept, and train on them
+  make evaluate PROFILE=laptop SET="data.name=pets data.source=folder data.path=path/to/pets"   # use your own images"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the demo. A `part` is the title of the traffic that a simulation sends."""
+
+    name: str
+    about: str
+    overrides: str = ""
+    part: str = ""
+
+
+STEPS = (
+    Step("data", "split 1,797 handwritten digits"),
+    Step("sweep", "search for the best model"),
+    Step("evaluate", "judge it on test images; promote it to production"),
+    Step("serve", "answer requests in the background"),
+    Step("simulate", "traffic like the training images; nobody labels it", "simulate.truth=none simulate.drift=none",
+         "as in training"),
+    Step("monitor", "compare production with the test images; this reads no label"),
+    Step("simulate", "production drifts: rotated, noisy images", "simulate.truth=none", "drifted"),
+    Step("monitor", "again"),
+    Step("simulate", "an application learns the truth of 300 requests and sends it to the server",
+         "simulate.truth=api simulate.requests=300"),
+    Step("collect", "publish these labels as feedback"),
+    Step("retrain", "train on them; the gate decides whether the result replaces the production model"),
+    Step("simulate", "the same drifted traffic", part="drifted, after retraining"),
+    Step("monitor", "once more"),
+)  # fmt: skip
 
 
 class Terminated(KeyboardInterrupt):
@@ -37,52 +72,74 @@ class DemoError(FlywheelError):
     """A command of the demo failed; its own message is above."""
 
 
-def run(params: Params, arguments: Sequence[str]) -> None:
-    """Run every command once, and stop the server in any case. `arguments` go to every script.
+def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
+    """Run every command once, and stop the server in any case.
 
-    Raises DemoError when a command fails, KeyboardInterrupt at Ctrl-C and SIGTERM.
+    `arguments` go to every script, `overrides` are those of the user. Raises DemoError when a command fails,
+    KeyboardInterrupt at Ctrl-C and SIGTERM.
     """
+    from flywheel.commands import demo_story
+
     seconds: list[tuple[str, float]] = []
-    before = _report(params, "retrain", RetrainReport)
+    parts: list[Part] = []
+    registry, sent = Registry(params.store), Requests(params)
+    before, between, part = _retrained(params), (0.0, 0.0), ""
     with _sigterm_interrupts():
         try:
-            for number, name in enumerate(COMMANDS):
-                if number == len(COMMANDS) - 1:
-                    _wait_for_production(params)
-                log.info(f"\n$ make {name} PROFILE={params.profile}")
-                started = time.monotonic()
-                _script(name, arguments)
-                seconds.append((name, time.monotonic() - started))
+            for step in STEPS:
+                shown = f' SET="{step.overrides}"' if step.overrides else ""
+                log.info(f"\n# {step.about}\n$ make {step.name} PROFILE={params.profile}{shown}")
+                started = time.time()
+                with sent if step.name == "retrain" else contextlib.nullcontext():
+                    _script(step.name, [*arguments, "--set", f"{step.overrides} {overrides}"])
+                    if step.name == "retrain":
+                        _wait_for_production(params)
+                seconds.append((step.name, time.time() - started))
+                if step.part:
+                    part, between = step.part, (started, time.time())
+                elif step.name == "monitor":
+                    parts.append(demo_story.measure(params, registry, part, between))
         finally:
-            _script("stop", arguments)
-    log.info("\n" + "   ".join(f"{name} {s:.0f} s" for name, s in seconds))
-    retrained, simulated = _report(params, "retrain", RetrainReport), _report(params, "simulation", SimulationReport)
-    if retrained and simulated and (before is None or before.candidate != retrained.candidate):
-        for line in table(Registry(params.store), retrained, simulated):
-            log.info(line)
-    log.info("")
-    _script("report", arguments)
+            _script("stop", [*arguments, "--set", overrides])
+    log.info("\n" + "   ".join(f"{name} {s:.0f} s" for name, s in seconds) + "\n")
+    retrained = _retrained(params)
+    new = retrained if retrained and (before is None or before.candidate != retrained.candidate) else None
+    for line in demo_story.table(parts, new):
+        log.info(line)
+    log.info(f"requests while make retrain ran and production changed: {sent.count}, failed: {sent.failed}")
+    log.info(f"\npicture: {demo_story.draw(parts, new, params.reports / 'demo.png')}")
+    _script("report", [*arguments, "--set", overrides])
+    log.info(NEXT)
 
 
-def table(registry: Registry, retrained: RetrainReport, simulated: SimulationReport) -> Iterator[str]:
-    """Yield the accuracy before and after retraining and of other arms, with the labels that each needs."""
-    candidate = registry.label(retrained.candidate)
-    yield ""
-    yield f"{'accuracy':<42}{'labels':>8}{'test':>10}{'holdout':>10}"
-    for (name, labels, scores), model in zip_longest(retrained.rows(), (registry.label(retrained.parent), candidate)):
-        accuracies = (scores.test.accuracy, scores.holdout.accuracy)
-        title = f"{name:<19}{model or 'instead, in as many steps'}"
-        yield f"{title:<42}{'–' if labels is None else labels:>8}" + "".join(
-            f"{'–' if value is None else f'{value:.1%}':>10}" for value in accuracies
-        )
-    decision = "in production" if retrained.promoted else "not promoted"
-    yield f"{candidate} is {decision}: {'; '.join(retrained.reasons)}"
-    models = ", ".join(simulated.models)
-    yield f"served last: {simulated.accuracy:.1%} of {simulated.n:,} simulated requests, by {models}"
-    yield (
-        f"holdout: production images that no model trains on; {retrained.hard_examples:,} of the labelled images were "
-        "answered wrongly, and to know which, all must be labelled"
-    )
+class Requests:
+    """A client that sends one request after another while the context is open, and counts the failures."""
+
+    def __init__(self, params: Params):
+        self._params, self._done = params, threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self.count = self.failed = 0
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _send(self) -> None:
+        from flywheel.data import dataset
+        from flywheel.pipeline import stage
+        from flywheel.simulation.client import Client, NoAnswer
+
+        served, registry = server_record.read(self._params), Registry(self._params.store)
+        assert served is not None
+        opened = dataset.open_directory(registry.open(stage.dataset_of(self._params, registry)))
+        client = Client(served.url, self._params.simulate.model_copy(update={"max_attempts": 1}))
+        index = int(opened.traffic("data")[0])
+        while not self._done.wait(PAUSE_S):
+            self.failed += isinstance(client.predict(index, opened.images[index], opened.class_names), NoAnswer)
+            self.count += 1
 
 
 def _script(name: str, arguments: Sequence[str]) -> None:
@@ -125,7 +182,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(params: Params, name: str, model: type[Model]) -> Model | None:
+def _retrained(params: Params) -> RetrainReport | None:
     with contextlib.suppress(OSError, ValueError):
-        return model.model_validate(files.read_json(params.reports / f"{name}.json"))
+        return RetrainReport.model_validate(files.read_json(params.reports / "retrain.json"))
     return None

@@ -203,7 +203,7 @@ def _watched(
             break
     alarm = Alarm(
         state="alarm" if seen.since_ms is not None else "quiet" if seen.predictions else "none",
-        since=None if seen.since_ms is None else _time(seen.since_ms / 1000),
+        since=None if seen.since_ms is None else _time(seen.since_ms / 1000, "milliseconds"),
         evidence=_rounded(max(seen.level, 0.0)),
         limit=_rounded(alarm_level(params.monitor.false_alarm_every)),
         presumed_accuracy=_rounded(right / newest) if newest else None,
@@ -284,8 +284,8 @@ def _log_counts(before: Mapping[str, int], now: Mapping[str, int]) -> None:
     log.info(f"monitor: {sum(new.values()):,} new predictions{f': {parts}' if parts else ''}")
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _time(seconds: float, precision: str = "seconds") -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision)
 
 
 def _rounded(value: Any) -> float:

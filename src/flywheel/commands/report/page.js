@@ -127,14 +127,18 @@
       };
     },
 
-    monitor({models, samples, promotions}) {
+    monitor({models, samples, promotions}, width) {
+      const legendRows = Math.ceil((2 * models.length + 1) * 240 / width);
+      const times = models.flatMap(({rows}) => rows.map(row => Date.parse(row[0])));
+      const seconds = Math.max(...times) - Math.min(...times) < 600_000 ? {formatter: '{HH}:{mm}:{ss}'} : {};
       const hues = [colour.blue, colour.orange, colour.soft];
       const dashed = {width: 1, type: 'dashed'};
       return {
         ...base('item', ({value, data}) => told(`${value[0].slice(0, 16).replace('T', ' ')} UTC`, data.rows ||
           [`presumed accuracy ${percent(value[1])}`, `${value[2].toLocaleString('en')} predictions`])),
         useUTC: true,
-        xAxis: axis('', {type: 'time', splitLine: {show: false}}),
+        grid: {left: 8, right: 16, top: 14 + 20 * legendRows, bottom: 30, containLabel: true},
+        xAxis: axis('time (UTC)', {type: 'time', splitLine: {show: false}, axisLabel: {...label(), hideOverlap: true, ...seconds}}),
         yAxis: axis('', {type: 'value', scale: true, max: 1, axisLabel: {...label(), formatter: v => percent(v, 0)}}),
         series: [
           ...models.flatMap(({name, rows, lowest}, i) => [
@@ -175,25 +179,27 @@
   const pythonText = value => typeof value === 'boolean' ? (value ? 'True' : 'False') : String(value);
   const ends = values => ({min: Math.min(...values), max: Math.max(...values)});
 
-  function drawAll() {
+  function drawAll(width) {
     readColours();
     for (const figure of document.querySelectorAll('figure.plot')) {
       const place = figure.querySelector('.chart');
       const {kind, ...data} = JSON.parse(figure.querySelector('script').textContent);
       place.chart?.dispose();
-      place.chart = echarts.init(place, null, {renderer: 'svg'});
-      place.chart.setOption(KINDS[kind](data, place.clientWidth));
+      place.chart = echarts.init(place, null, {renderer: 'svg', width});
+      place.chart.setOption(KINDS[kind](data, width ?? place.clientWidth));
     }
     document.documentElement.dataset.drawn = String(1 + Number(document.documentElement.dataset.drawn || 0));
   }
 
   let width = innerWidth, waiting;
   drawAll();
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawAll);
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => drawAll());
+  addEventListener('beforeprint', () => drawAll(640));  // pixels, of a sheet of A4 or letter
+  addEventListener('afterprint', () => drawAll());
   addEventListener('resize', () => {
     if (innerWidth === width) return;  // a phone's address bar comes and goes
     width = innerWidth;
     clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 100);
+    waiting = setTimeout(() => drawAll(), 100);
   });
 })();

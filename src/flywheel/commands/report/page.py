@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 NAME = "index.html"
 FILTERS = (
     formats.percent, formats.interval, formats.points, formats.thousands, formats.value, formats.minutes, formats.when,
-    formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph, monitor.story, notes,
-    reported, sweep.trials,
+    files.human_size, formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph,
+    monitor.story, notes, reported, sweep.trials,
 )  # fmt: skip
 
 
