@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
@@ -24,6 +23,7 @@ from ray.cluster_utils import Cluster
 from scripts import ROOT
 
 from flywheel import files
+from flywheel.sweep import nodes
 
 OVERRIDES = (
     "data.image_size=16 sweep.trials=3 sweep.epochs=2 sweep.space.architecture=compact gate.floor_accuracy=0.1 "
@@ -160,7 +160,8 @@ def test_a_node_with_another_version_is_refused_and_named(started: Cluster, clus
     finally:
         started.remove_node(node)
     assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    line = result.stderr
     assert "torch 2.13.0 there, 2.14.1 here; install requirements.lock on every node" in line
     assert node.node_id[:6] in line
 
@@ -203,20 +204,30 @@ def bytes_made(nodes: list[Any]) -> list[int]:
     ]
 
 
-def test_the_data_is_sent_once_to_each_node(started: Cluster, cluster: str, tmp_path: Path) -> None:
+def test_each_node_but_the_drivers_copies_the_images_once_and_drops_them(
+    started: Cluster, cluster: str, tmp_path: Path
+) -> None:
     overrides = f"{OVERRIDES} data.image_size=64 sweep.trials=8 sweep.epochs=1 sweep.max_concurrent_trials=2"
-    nodes = started.list_all_nodes()
-    before = bytes_made(nodes)
-    result = run(tmp_path, cluster, "data", "sweep", overrides=overrides)
-    assert result.returncode == 0, result.stdout + result.stderr
+    by_node = {node.node_id: node for node in started.list_all_nodes()}
+    before = dict(zip(by_node, bytes_made(list(by_node.values())), strict=True))
+    assert run(tmp_path, cluster, "data", overrides=overrides).returncode == 0
+    process, copies = scripts.start(tmp_path, "sweep", overrides, RAY_ADDRESS=cluster), dict[str, set[int]]()
+    while process.poll() is None:
+        for path in nodes._root().glob("*/images.npy"):
+            copies.setdefault(path.parent.name.rpartition("-")[2], set()).add(path.stat().st_ino)
+        time.sleep(0.05)
+    assert process.returncode == 0, process.communicate()
+    after = dict(zip(by_node, bytes_made(list(by_node.values())), strict=True))
     (array,) = (tmp_path / "store/demo").rglob("images.npy")
-    images = sum(len(np.load(array.with_name(f"{name}.npy"))) for name in ("train", "validation"))
-    needed = images * 64 * 64 * 3
-    taken = [after - earlier for after, earlier in zip(bytes_made(nodes), before, strict=True)]
     ran = Counter(event["node"] for event in epochs(tmp_path))
     assert sum(ran.values()) == 8
-    assert max(ran.values()) > 2  # so that data sent once a trial would show
-    assert needed <= max(taken) < 1.5 * needed, (taken, needed)
+    assert max(ran.values()) > 2  # so that a copy for each trial would show
+    assert set(copies) <= set(ran)
+    assert len(set(ran) - set(copies)) <= 1  # the driver's node
+    for node, files_seen in copies.items():
+        assert len(files_seen) == 1
+        assert array.stat().st_size <= after[node] - before[node] < 1.5 * array.stat().st_size
+    assert not list(nodes._root().glob("*/"))
 
 
 def test_trials_of_a_dead_node_continue_from_their_checkpoints_and_a_new_node_is_used(

@@ -42,6 +42,7 @@ logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
 def around(config, data, store, interval_s):
     import torch
+    from types import SimpleNamespace
     from flywheel.sweep import trial
     store.subfolder("../seen").write(config["trial"], os.environ.get("CUDA_VISIBLE_DEVICES", "none").encode())
     real = trial.follow
@@ -53,7 +54,7 @@ def around(config, data, store, interval_s):
                     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 16.00 GiB")
     trial.follow = follow
     try:
-        trial.train(config, data, store, interval_s)
+        trial.train(config, SimpleNamespace(open=lambda: data), store, interval_s)
     finally:
         trial.follow = real
 

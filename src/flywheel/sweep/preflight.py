@@ -13,7 +13,7 @@ from typing import Any
 
 from flywheel import files
 from flywheel.pipeline import fingerprint
-from flywheel.sweep import SweepError
+from flywheel.sweep import SweepError, nodes
 from flywheel.sweep.checkpoints import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -40,31 +40,29 @@ def check_code(package: Path = fingerprint.PACKAGE) -> int:
     return total
 
 
-def check_nodes(store: CheckpointStore, gpus: float) -> None:
-    """Check that every node of the connected cluster has our versions and shares the checkpoint store.
+def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int) -> None:
+    """Check that every node of the connected cluster has our versions, shares the checkpoint store, and has room.
 
-    Raises SweepError with one line for each fault.
+    Every node but this one will hold a copy of the images. Raises SweepError with one line for each fault.
     """
-    import ray
-
     started = time.monotonic()
     token = f"preflight-{secrets.token_hex(4)}"
     shared = store.subfolder(token)
     _check_writable(store, token)
     try:
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        answers = _probe_nodes(list(nodes), shared, token)
+        alive, here = nodes.alive(), nodes.here()
+        answers = nodes.ask(_probe, {node: (shared, node, token) for node in alive}, TIMEOUT_S)
         faults = []
-        for node_id, answer in answers.items():
-            name = f"node {nodes[node_id]['NodeManagerAddress']} ({node_id[:6]})"
-            faults += [f"{name}: {fault}" for fault in _faults(answer, shared, node_id, gpus)]
+        for node, answer in answers.items():
+            name, needed = f"node {alive[node]['NodeManagerAddress']} ({node[:6]})", images_bytes * (node != here)
+            faults += [f"{name}: {fault}" for fault in _faults(answer, shared, node, gpus, needed)]
     finally:
         store.remove(token)
     if faults:
         many = f"{len(faults)} faults of the cluster, no trial was started:\n  " if len(faults) > 1 else ""
         raise SweepError(many + "\n  ".join(faults))
     seconds = time.monotonic() - started
-    log.info(f"sweep: {len(nodes)} nodes checked in {seconds:.1f} s: versions equal, {store.uri} shared")
+    log.info(f"sweep: {len(alive)} nodes checked in {seconds:.1f} s: versions equal, {store.uri} shared")
 
 
 def check_store(store: CheckpointStore) -> None:
@@ -105,44 +103,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _probe_nodes(node_ids: list[str], shared: CheckpointStore, token: str) -> dict[str, Any]:
-    """Return the answer of each node, its error, or None (no answer in time)."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
-    asked = {
-        node_id: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            shared, node_id, token
-        )
-        for node_id in node_ids
-    }
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=TIMEOUT_S, fetch_local=True)
-    answers: dict[str, Any] = {}
-    for node_id, reference in asked.items():
-        if reference not in ready:
-            answers[node_id] = None
-            ray.cancel(reference, force=True)
-            continue
-        try:
-            answers[node_id] = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            answers[node_id] = error
-    return answers
-
-
 def _probe(shared: CheckpointStore, node_id: str, token: str) -> dict[str, Any]:
-    """On a node: read the file of the driver, write one beside it, and return the versions."""
+    """On a node: read the file of the driver, write one beside it, and return versions and free disk space."""
     seen = shared.read("driver") == token.encode()
     error = None
     try:
         shared.write(node_id, token.encode())
     except (OSError, ImportError) as raised:
         error = str(raised)
-    return {"seen": seen, "error": error, "versions": versions()}
+    nodes.remove_unused()
+    return {"seen": seen, "error": error, "versions": versions(), "free": nodes.free_bytes()}
 
 
-def _faults(answer: Any, shared: CheckpointStore, node_id: str, gpus: float) -> list[str]:
+def _faults(answer: Any, shared: CheckpointStore, node_id: str, gpus: float, copy_bytes: int) -> list[str]:
     if answer is None:
         return [f"no answer within {TIMEOUT_S} s; see ray status and the node's raylet log"]
     if isinstance(answer, Exception):
@@ -157,6 +130,9 @@ def _faults(answer: Any, shared: CheckpointStore, node_id: str, gpus: float) -> 
     ]
     if gpus and "+cpu" in answer["versions"]["torch"]:
         faults.append("torch there is a CPU build; install the CUDA build or set sweep.gpus_per_trial=0")
+    if answer["free"] < copy_bytes:
+        has, needed = files.human_size(answer["free"]), files.human_size(copy_bytes)
+        faults.append(f"{has} free for temporary files and its copy of the images needs {needed}; free space there")
     if not answer["seen"] or answer["error"] or shared.read(node_id) is None:
         why = answer["error"] or "it does not see what this machine writes there"
         folder = shared.uri.rpartition("/")[0]

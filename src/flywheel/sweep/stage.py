@@ -24,11 +24,9 @@ from flywheel.sweep.resume import Resumed, resume
 from flywheel.sweep.signals import interruptible
 
 if TYPE_CHECKING:
-    from flywheel.data.dataset import Dataset
     from flywheel.sweep.checkpoints import CheckpointStore
     from flywheel.sweep.progress import Recorder
     from flywheel.sweep.state import SweepState
-    from flywheel.training.loop import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -87,17 +85,15 @@ def _identity(defined: Stage) -> dict[str, Any]:
 
 @interruptible()
 def _search(defined: Stage, force: bool) -> Outcome:
-    from flywheel.data import dataset
     from flywheel.sweep import cluster
     from flywheel.sweep.checkpoints import CheckpointStore
     from flywheel.sweep.progress import Recorder
     from flywheel.sweep.state import SweepState
     from flywheel.tracking.runs import Tracker
-    from flywheel.training.loop import TrainingData
 
     params, registry, began = defined.params, defined.registry, time.monotonic()
     version = registry.resolve(defined.reads["dataset"])
-    opened = dataset.open_directory(registry.open(version))
+    dataset = registry.open(version)
     resumed = _resume(defined, force)
     journal = resumed.journal
     if resumed.record:
@@ -110,16 +106,14 @@ def _search(defined: Stage, force: bool) -> Outcome:
             f"{len(state.queued)} go on from their last checkpoints"
         )
     store = CheckpointStore(params.checkpoints).subfolder(journal.sweep_id)
-    data, config = TrainingData.of(opened), {**defined.identity, "dataset": version.ref}
-    if ray_address.wanted() is not None:
-        data = data.in_memory()  # Ray sends it to every node; a Ray of its own maps the files of this store
+    config = {**defined.identity, "dataset": version.ref}
     tracker = Tracker(params, registry)
     with tracker.run("sweep", journal.sweep_id, config, used=(version,)) as run:
         recorder = Recorder(state, store, tracker)
         try:
             if not state.is_complete:
                 with cluster.connected():
-                    _run_trials(state, data, opened, recorder, began)
+                    _run_trials(state, dataset, recorder, began)
         except KeyboardInterrupt:
             log.info(
                 f"sweep: interrupted after {state.ended} of {params.sweep.trials} trials; "
@@ -128,7 +122,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
             raise
         finally:
             recorder.close()
-        best = _best(state, registry, store, data)
+        best = _best(state, registry, store, dataset)
         if not best:
             raise SweepError(_nothing_to_publish(state))
         metrics = {
@@ -160,22 +154,24 @@ def _nothing_to_publish(state: SweepState) -> str:
     )
 
 
-def _run_trials(state: SweepState, data: TrainingData, dataset: Dataset, recorder: Recorder, began: float) -> None:
+def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: float) -> None:
     """Check the nodes of the connected Ray, estimate time and disk space, and run the remaining trials."""
-    from flywheel.sweep import cluster, preflight, tune_runner
+    from flywheel.data import dataset
+    from flywheel.sweep import cluster, nodes, preflight, tune_runner
     from flywheel.sweep.estimate import estimate, human_time
 
+    opened = dataset.open_directory(directory)
     params, store, budget_s = state.params, recorder.store, state.params.sweep.time_budget_s
     slots = cluster.Slots(params.sweep)
     resources = slots.resources
     if ray_address.wanted() is not None:
-        preflight.check_nodes(store, resources.gpus)
+        preflight.check_nodes(store, resources.gpus, opened.images.nbytes)
     else:
         preflight.check_store(store)
     if line := preflight.idle_share(resources.gpus):
         log.info(f"sweep: {line}")
     left = params.sweep.trials - state.ended
-    expected = estimate(params, resources, dataset.description["splits"], len(data.class_names), left)
+    expected = estimate(params, resources, opened.description["splits"], len(opened.class_names), left)
     log.info(
         f"sweep: {left} trials of {params.sweep.epochs} epochs, "
         f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
@@ -191,7 +187,9 @@ def _run_trials(state: SweepState, data: TrainingData, dataset: Dataset, recorde
                 f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
             )
     until = None if budget_s is None else began + budget_s
-    if not tune_runner.run(state, data, recorder, slots, until=until):
+    with nodes.NodeData.shared(directory, state.journal.sweep_id) as data:
+        complete = tune_runner.run(state, data, recorder, slots, until=until)
+    if not complete:
         log.info(
             f"sweep: the time budget of {human_time(budget_s or 0)} is over after {state.ended} of "
             f"{params.sweep.trials} trials; raise sweep.time_budget_s to go on"
@@ -199,13 +197,13 @@ def _run_trials(state: SweepState, data: TrainingData, dataset: Dataset, recorde
 
 
 def _best(
-    state: SweepState, registry: Registry, store: CheckpointStore, data: TrainingData
+    state: SweepState, registry: Registry, store: CheckpointStore, dataset: Path
 ) -> list[tuple[Trial, Path | Version]]:
     """Return the best trials, the best first, each with the folder of its weights or the version published before.
 
     If the weights of the best trial are lost, it is trained again from its record; other trials are left out then.
     """
-    from flywheel.sweep import cluster, trial
+    from flywheel.sweep import cluster, nodes, trial
     from flywheel.sweep.checkpoints import Checkpoints
 
     params, found = state.params, list[tuple[Trial, Path | Version]]()
@@ -222,7 +220,7 @@ def _best(
             found.append((one, published))
         elif not found:
             log.info(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
-            with cluster.connected():
+            with cluster.connected(), nodes.NodeData.shared(dataset, state.journal.sweep_id) as data:
                 accuracy = cluster.run_as_trial(params.sweep, trial.retrain, one.config, epoch, data, checkpoints)
             if accuracy != one.accuracy:
                 log.info(f"sweep: it has {accuracy:.2%} this time, {one.accuracy:.2%} the first")

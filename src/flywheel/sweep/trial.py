@@ -12,8 +12,9 @@ import torch
 
 from flywheel.models import device as devices
 from flywheel.params import Recipe
-from flywheel.sweep import SweepError
+from flywheel.sweep import SweepError, nodes
 from flywheel.sweep.checkpoints import Checkpoints, CheckpointStore
+from flywheel.sweep.nodes import NodeData
 from flywheel.training.loop import EpochResult, Training, TrainingData
 
 
@@ -40,14 +41,13 @@ def follow(training: Training, best: float = -1.0) -> Iterator[tuple[EpochResult
         yield result, improved
 
 
-def train(config: Mapping[str, Any], data: TrainingData, store: CheckpointStore, interval_s: float) -> None:
+def train(config: Mapping[str, Any], data: NodeData, store: CheckpointStore, interval_s: float) -> None:
     """Run a trial inside Ray Tune.
 
     `config` has the trial's id, its recipe, and the number of epochs in the journal. The trial continues from its last
     saved state and first reports the epochs that the journal lacks. The state is saved at the end of an epoch if
     `interval_s` seconds passed since the last time.
     """
-    import ray
     from ray import tune
 
     recipe = Recipe.model_validate(dict(config["recipe"]))
@@ -56,8 +56,8 @@ def train(config: Mapping[str, Any], data: TrainingData, store: CheckpointStore,
     device = devices.pick(cuda=resources.get("GPU", 0) > 0)  # Ray does not hide GPUs from a trial without one
     checkpoints = Checkpoints(store, config["trial"])
     try:
-        training, results, best_epoch = restore(checkpoints, recipe, data, threads, device)
-        node = ray.get_runtime_context().get_node_id()
+        training, results, best_epoch = restore(checkpoints, recipe, data.open(), threads, device)
+        node = nodes.here()
         machine = {"device": device.type, "precision": training.classifier.precision, "threads": threads}
         for result in results[config["known"] :]:
             tune.report({**result, "machine": machine, "node": node})
@@ -97,11 +97,11 @@ def restore(
 
 
 def retrain(
-    config: Mapping[str, Any], epoch: int, data: TrainingData, checkpoints: Checkpoints, threads: int, cuda: bool
+    config: Mapping[str, Any], epoch: int, data: NodeData, checkpoints: Checkpoints, threads: int, cuda: bool
 ) -> float:
     """Train a trial again up to an epoch, save its weights, and return its accuracy."""
     recipe = Recipe.model_validate(dict(config))
-    training = start(recipe, data, threads, devices.pick(cuda))
+    training = start(recipe, data.open(), threads, devices.pick(cuda))
     for result, _ in follow(training):
         if result.epoch == epoch:
             checkpoints.save_weights(epoch, training.classifier.contents(recipe.model_dump()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,6 @@ class TrainingData:
         train, validation = dataset.split("train"), dataset.split("validation")
         images = (train.images, train.labels, validation.images, validation.labels)
         return cls(*images, dataset.class_names, dataset.mean, dataset.std)
-
-    def in_memory(self) -> TrainingData:
-        """Return a copy that needs no file, for nodes that have none of this store's."""
-        images, validation_images = np.asarray(self.images), np.asarray(self.validation_images)
-        return replace(self, images=images, validation_images=validation_images)
 
     def classifier(self, recipe: Recipe) -> Classifier:
         """Return an untrained classifier for these images, its weights drawn with the recipe's seed."""
