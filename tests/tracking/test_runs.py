@@ -198,6 +198,30 @@ def test_failure_during_a_run_is_logged_once_and_costs_under_20_s(
     assert sweep.used
 
 
+def test_trials_whose_end_w_and_b_does_not_take_delay_no_other(tmp_path: Path, double: WandbDouble) -> None:
+    """The driver goes on at once, and W&B's runs of later trials start while those of earlier ones are finishing."""
+    code = """
+import threading
+tracker = Tracker(params, Registry(params.store))
+run = tracker.start("sweep", "the sweep", {})
+for number in range(3):
+    trial = tracker.start("trial", f"compact-00{number}", {}, id=f"trial{number}")
+    trial.log({"accuracy": 0.5}, step=1)
+    trial.end("finished")
+tracker.enqueue(lambda: print(sum(one.name == "W&B run" for one in threading.enumerate()), "finish", flush=True))
+print("the driver goes on", flush=True)
+input()
+os._exit(0)
+"""
+    double.fail("file_stream", "hang")
+    process = start(tmp_path, code, **double.environment)
+    assert process.stdout is not None
+    printed = [process.stdout.readline() for _ in range(3)]
+    assert printed[1:] == ["the driver goes on\n", "3 finish\n"]
+    assert [run.state for run in double.runs(PROJECT)] == ["running"] * 4
+    assert end(process, "\n").code == 0
+
+
 @pytest.mark.long
 def test_death_of_w_and_bs_process_is_logged_once_and_fails_nothing(tmp_path: Path, double: WandbDouble) -> None:
     kill = (
