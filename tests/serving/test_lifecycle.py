@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,28 @@ def test_more_cpus_than_the_machine_has_are_refused(fresh: Server) -> None:
 
 def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
     assert fresh.run("stop").startswith("stop: nothing was running")
+
+
+@pytest.mark.long
+def test_it_serves_where_neither_temporary_files_nor_the_store_may_be_executed(fresh: Server) -> None:
+    serving = fresh.params.store_paths.serving
+    serving.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="fw-") as temporary:  # a short path, as Ray needs it
+        mount = 'mount -t tmpfs -o noexec,size=300m none "$0" && mount -t tmpfs -o noexec none "$TMPDIR" && exec "$@"'
+        prefix = ["unshare", "--mount", "sh", "-c", mount, str(serving)]
+        environment = {**os.environ, "TMPDIR": temporary}
+        tried = 'cp /bin/true "$TMPDIR" && ! "$TMPDIR/true" 2>&1'
+        if subprocess.run([*prefix, "sh", "-c", tried], env=environment, capture_output=True).returncode:
+            pytest.skip("this machine cannot mount a folder without execution (root is needed)")
+        done = subprocess.run(
+            [*prefix, *fresh.command("serve")], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert "answers at" in done.stdout, done.stdout + done.stderr
+        assert fresh.predict(png()).status_code == 200
+        served = server_record.read(fresh.params)
+        assert served is not None
+        assert list(Path(f"/proc/{served.pid}/root{temporary}").iterdir())  # Ray's folder is in there
+        assert "stopped" in fresh.run("stop")
 
 
 @pytest.mark.long
