@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from made_traffic import OPTIONS, record, write_records
 
 from flywheel.commands import doctor
 from flywheel.commands.doctor import Finding
@@ -39,8 +42,8 @@ def test_a_working_machine_has_no_problem_and_nothing_is_written(make_params: Ma
     with listening() as taken:
         free = taken.getsockname()[1]
     found = findings(make_params(f"serve.port={free}"))
-    names = ["python", "packages", "machine", "device", "store disk", "cache disk", "registry", "port", "ray", "wandb"]
-    assert list(found) == names
+    names = ["python", "packages", "machine", "device", "store disk", "cache disk", "registry", "port", "traffic"]
+    assert list(found) == [*names, "ray", "wandb"]
     assert {name: finding.fix for name, finding in found.items() if finding.fix} == {}
     assert "torch 2.14.1" in found["packages"].text
     assert "trains in " in found["device"].text
@@ -55,9 +58,31 @@ class Usage(NamedTuple):
 
 def test_little_space_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**10, 10**10 - 10**9, 10**9))
-    found = findings(params)["store disk"]
-    assert "1.0 GB free" in found.text
-    assert found.fix == "free space, or set paths.store to another disk"
+    found = findings(params.model_copy(update={"traffic": OPTIONS.model_copy(update={"min_free_fraction": 0.2})}))
+    assert "1.0 GB free" in found["store disk"].text
+    assert found["store disk"].fix == "free space, or set paths.store to another disk"
+    assert found["traffic"].fix.startswith("free space: no image is kept while less than traffic.min_free_fraction=0.2")
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'flywheel_traffic{what="dropped",replica="1"} 7\n')
+
+
+def test_what_is_kept_of_traffic_and_what_was_lost_is_said(params: Params) -> None:
+    assert doctor._traffic(params).text == "nothing recorded, make serve records what it answers"
+    write_records(params.store_paths, [record("m", [0.4, 0.6], datetime(2026, 11, 28, 15, tzinfo=UTC), "ab")])
+    found = doctor._traffic(params)
+    assert found.text.startswith("0 images kept, ")
+    assert (found.text.endswith(" since 2026-11-28 15:00 UTC"), found.fix) == (True, "")
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as answering:
+        threading.Thread(target=answering.handle_request).start()
+        server_record.write(params, Served(f"http://127.0.0.1:{answering.server_port}", os.getpid(), "now", "m", "d"))
+        found = doctor._traffic(params)
+    assert found.text.endswith(", 7 answers not recorded")
+    assert found.fix == "make logs shows why"
 
 
 def test_a_store_that_cannot_be_written_is_a_problem(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from flywheel.traffic import feedback, keys, records, samples
 
 SMALL = (
     "data.image_size=8 retrain.epochs=1 retrain.min_failures=1 traffic.keep_images=1.0 label.budget=5 "
-    "tracking.wandb=disabled"
+    "tracking.wandb=offline"
 )
 pytestmark = pytest.mark.long
 
@@ -66,3 +66,6 @@ def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> Non
     assert trained == {one.hash for one in listed if one.side == "train"}
     assert candidate.metadata["metrics"]["examples"]["wrong"] > 0
     assert "every labelled image" in server.run("retrain")
+    token, kept = paths.token.read_bytes(), [path for path in server.folder.rglob("*") if path.is_file()]
+    assert [path for path in kept if path.suffix == ".wandb"]  # runs are recorded
+    assert [path for path in kept if token in path.read_bytes()] == [paths.token]

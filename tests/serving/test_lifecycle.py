@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import torch
 from served import CLASSES, ROOT, Server, png, publish
 
 from flywheel.models.classifier import Classifier
+from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
+from flywheel.serving import settings
 
 
 def test_serving_again_changes_nothing_and_prints_url_and_commands(server: Server) -> None:
@@ -32,6 +35,11 @@ def test_serving_again_changes_nothing_and_prints_url_and_commands(server: Serve
     assert f"model-1:v0 answers at {server.url}" in printed
     assert f"curl --data-binary @image.png {server.url}/predict" in printed
     assert "make stop PROFILE=demo" in printed
+
+
+def test_every_change_of_what_is_kept_of_traffic_starts_another_server(make_params: Callable[..., Params]) -> None:
+    changes = ["", "traffic.keep_images=0.5", "traffic.max_bytes=5000000", "traffic.max_age_days=3", "serve.poll_s=9"]
+    assert len({settings.digest(make_params(change)) for change in changes}) == len(changes)
 
 
 def test_batches_exceed_the_five_requests_that_serve_allows_by_default(server: Server) -> None:

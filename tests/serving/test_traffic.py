@@ -10,8 +10,9 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import processes
 import psutil
 import pytest
 import requests
-from made_traffic import id_of_age, wait_until
+from made_traffic import id_of_age, record, wait_until, write_records
 from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, ROOT, Server, png
 
@@ -89,12 +90,28 @@ def test_labels_without_the_token_are_refused(server: Server, token: str) -> Non
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
+def test_of_a_thousand_rows_three_bad_ones_are_named_and_the_rest_is_on_disk(server: Server) -> None:
+    at, paths = datetime.now(UTC) - timedelta(hours=1), server.params.store_paths
+    known = [record("m", [1.0], at, f"{number:064x}", number) for number in range(997)]
+    write_records(paths, known)
+    rows: list[object] = [{"prediction_id": row["prediction_id"], "label": CLASSES[0]} for row in known]
+    for place, bad in ((0, 5), (500, {"label": CLASSES[0]}), (999, {**known[0], "label": "unicorn"})):
+        rows.insert(place, bad)
+    answer = send(server, rows)
+    assert (answer.status_code, answer.json()["counts"]) == (200, {"invalid": 3, "accepted": 997})
+    invalid = [number for number, row in enumerate(answer.json()["results"]) if row["status"] == "invalid"]
+    assert invalid == [0, 500, 999]
+    assert {row["prediction_id"] for row in known} <= {made for _, by_id in labels.read(paths) for made in by_id}
+
+
 def test_the_token_is_only_in_its_file(server: Server) -> None:
     paths = server.params.store_paths
     assert stat.S_IMODE(paths.token.stat().st_mode) == 0o600
     token = keys.token(paths).encode()
     found = [path for path in paths.root.rglob("*") if path.is_file() and token in path.read_bytes()]
     assert found == [paths.token]
+    lines = [line for process in psutil.process_iter(["cmdline"]) for line in process.info["cmdline"] or ()]
+    assert not [line for line in lines if token.decode() in line]
 
 
 @pytest.mark.parametrize(
@@ -141,17 +158,34 @@ def traffic(server: Server, what: str) -> float:
     return sum(float(line.split()[-1]) for line in found)
 
 
+def fill(disk: Path) -> None:
+    (disk / "other").write_bytes(bytes(250_000))
+
+
+def mounted(options: str) -> Callable[[Path], object]:
+    return lambda disk: subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
 @pytest.mark.long
-def test_a_full_disk_fails_no_prediction_and_recording_resumes(fresh: Server, small_disk: Path) -> None:
-    (small_disk / "other").write_bytes(bytes(250_000))
+@pytest.mark.parametrize(
+    ("break_it", "mend"),
+    [
+        pytest.param(fill, lambda disk: (disk / "other").unlink(), id="full"),
+        pytest.param(mounted("ro"), mounted("rw"), id="not permitted"),
+    ],
+)
+def test_a_disk_that_refuses_fails_no_prediction_and_recording_resumes(
+    fresh: Server, small_disk: Path, break_it: Callable[[Path], object], mend: Callable[[Path], object]
+) -> None:
     assert "[exit 0]" in fresh.run("serve", extra="traffic.keep_images=1.0 traffic.min_free_fraction=0.0")
+    break_it(small_disk)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda seed: fresh.predict(png(seed)).status_code, range(400)))
     assert set(answers) == {200}
     wait_until(lambda: traffic(fresh, "dropped") > 0, "the loss is counted")
     log = fresh.params.store_paths.log("serve")
     assert log.read_text().count("predictions are not recorded") == 1
-    (small_disk / "other").unlink()
+    mend(small_disk)
     before = traffic(fresh, "recorded")
     fresh.predict(png(1)).raise_for_status()
     wait_until(lambda: traffic(fresh, "recorded") > before, "recording again")

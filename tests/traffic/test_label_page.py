@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import io
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import browser
@@ -261,6 +265,26 @@ def test_the_keyboard_alone_labels(page: Served) -> None:
         named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in roles if "role" in node}
         assert ("image", "the image to label") in named
         assert any(role == "button" and name and "dog" in name for role, name in named)
+
+
+@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
+def test_a_browser_with_the_cookie_sends_no_label_from_another_page(page: Served, tmp_path: Path) -> None:
+    """The other page is on another port of this machine, for which SameSite=Strict sends the cookie."""
+    (tmp_path / "index.html").write_text("<title>other</title>")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other, browser.chromium() as tab:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        tab.open(f"{page.url}/?token={page.app.token}")
+        tab.wait(lambda: tab.value("state?.image"))
+        body = json.dumps({"prediction_id": tab.value("state.image"), "label": "cat"})
+        post = f"{{method: 'POST', headers: {{'Content-Type': 'TYPE'}}, body: {body!r}, credentials: 'include'}}"
+        for origin in (f"http://127.0.0.1:{other.server_port}", page.url):
+            tab.open(f"{origin}/")
+            for kind in ("text/plain", "application/json"):
+                script = f"fetch('{page.url}/label', {post.replace('TYPE', kind)}).catch(error => error)"
+                tab.ask("Runtime.evaluate", expression=script, awaitPromise=True)
+            assert len(page.held()) == (origin == page.url)
+        other.shutdown()
 
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -131,9 +133,32 @@ def test_unknown_and_expired_predictions_are_answered_and_not_stored(paths: Stor
     assert held(paths) == {}
 
 
+def test_labels_for_predictions_of_another_profile_are_unknown_and_never_joined(
+    paths: StorePaths, tmp_path: Path
+) -> None:
+    other = StorePaths(tmp_path / "other")
+    old, young = predicted(other), predicted(other, 1)
+    assert statuses(log_of(paths), row(old, "cat"), row(young, "cat")) == ["unknown", "pending"]
+    assert labels.join(paths) == ({}, 1)
+
+
 def test_a_clock_that_was_set_back_loses_no_label(paths: StorePaths) -> None:
     made = predicted(paths, age_s=-3600)  # the server answered an hour ahead of the present clock
     assert statuses(log_of(paths), row(made, "cat")) == ["accepted"]
+    (written,) = paths.traffic_labels.iterdir()
+    ahead = {"at": "2999-01-01T00:00:00Z"}  # so was the clock of who labelled first
+    written.write_text(json.dumps({**json.loads(written.read_text()), **ahead}) + "\n")
+    assert held(paths) == {made: ("cat",)}
+    assert statuses(log_of(paths), row(made, "dog")) == ["replaced"]
+    assert held(paths) == {made: ("dog",)}
+
+
+def test_of_ten_megabytes_of_rows_the_good_ones_are_taken(paths: StorePaths) -> None:
+    made = predicted(paths)
+    wrong = [row(made, "x" * 10_000), row(made, None, "x" * 10_000), row("x" * 10_000, "cat"), "x" * 10_000] * 249
+    answers = log_of(paths).add([*wrong, *(row(made, "cat", f"labeller {number}") for number in range(4))])
+    assert [answer.status for answer in answers] == ["invalid"] * 996 + ["accepted"] * 4
+    assert max(len(answer.reason) for answer in answers) < 200
     assert held(paths) == {made: ("cat",)}
 
 

@@ -52,6 +52,7 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
         yield from _disk(params)
         yield _store(params, registry)
         yield _port(params)
+        yield _traffic(params)
         yield ray.result()
         yield wandb.result()
 
@@ -72,6 +73,19 @@ def _port(params: Params) -> Finding:
             "set serve.port (or serve.host) to another, or end the process that uses it",
         )  # fmt: skip
     return Finding("port", f"{number} is free")
+
+
+def _traffic(params: Params) -> Finding:
+    from flywheel.commands import status
+
+    kept, text = status.traffic(params)
+    disk, least = shutil.disk_usage(_existing(params.store)), params.traffic.min_free_fraction
+    fix = ""
+    if params.traffic.keep_images and disk.free < least * disk.total:
+        fix = f"free space: no image is kept while less than traffic.min_free_fraction={least:g} of the disk is free"
+    elif "not recorded" in text:
+        fix = "make logs shows why"
+    return Finding("traffic", f"{kept}, {text}", fix)
 
 
 def _python() -> Finding:
@@ -119,7 +133,7 @@ def _machine() -> Iterator[Finding]:
 
 def _disk(params: Params) -> Iterator[Finding]:
     for name, path in (("store", params.store), ("cache", params.cache)):
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        existing = _existing(path)
         free = shutil.disk_usage(existing).free
         writable = os.access(existing, os.W_OK)
         fix = "" if writable else f"make {existing} writable or set paths.{name}"
@@ -127,6 +141,10 @@ def _disk(params: Params) -> Iterator[Finding]:
             fix = f"free space, or set paths.{name} to another disk"
         text = f"{path}: {human_size(free)} free{'' if writable else ', not writable'}"
         yield Finding(f"{name} disk", text, fix)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _store(params: Params, registry: Registry) -> Finding:

@@ -52,7 +52,7 @@ def states(params: Params, registry: Registry) -> Iterator[tuple[str, str, str]]
             first = first or name
         yield name, state, reason
     yield "serve", *_server(params)
-    yield "traffic", *_traffic(params)
+    yield "traffic", *traffic(params)
     yield "monitor", *_monitor(params)
     yield "retrain", *_retraining(params, registry)
 
@@ -142,7 +142,7 @@ def _server(params: Params) -> tuple[str, str]:
     return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
 
 
-def _traffic(params: Params) -> tuple[str, str]:
+def traffic(params: Params) -> tuple[str, str]:
     """Return what the server recorded, from the files; the server knows what it could not record."""
     from flywheel.pipeline import server_record
     from flywheel.traffic import retention
