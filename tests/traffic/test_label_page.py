@@ -119,7 +119,8 @@ def test_labels_are_given_undone_and_finished(page: Served) -> None:
     assert len(page.held()) == 2
     assert page.held()[first] == ("cat", "")
     assert client.get(f"{page.url}/state", timeout=30).json() == undone  # a reload shows the same image
-    assert client.post(f"{page.url}/finish", json={}, timeout=30).json()["finished"]
+    ended = client.post(f"{page.url}/finish", json={}, timeout=30).json()
+    assert (ended["finished"], ended["image"]) == (True, None)
     assert page.finished.wait(30)
     assert not any(page.paths.traffic_claims.iterdir())
 

@@ -64,7 +64,7 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows; the next image if none is shown."""
-        if self.shown is None:
+        if self.shown is None and not self.finished:
             self.shown = self._next()
         return {
             "image": self.shown,
@@ -108,10 +108,10 @@ class Session:
             self._claim(self.shown)
 
     def finish(self) -> None:
-        """Release the image that is shown."""
+        """Release the image that is shown, and show no other."""
         if self.shown is not None:
             self._release(self.shown)
-        self.finished = True
+        self.shown, self.finished = None, True
 
     def _next(self) -> str | None:
         for _ in range(len(self._waiting)):
