@@ -27,13 +27,12 @@ import harness
 import numpy as np
 import psutil
 import requests
+import serving
 from PIL import Image
 
 from flywheel import cli
-from flywheel.models.classifier import Classifier
 from flywheel.params import Params
 from flywheel.pipeline import server_record
-from flywheel.registry import Registry
 from flywheel.serving.backend import MARK, RAY
 
 # What is killed -> a part of its command line.
@@ -69,10 +68,10 @@ def main() -> None:
                 f"serve.cpus_per_replica=0.5 {harness.scratch(folder)}"
             )
             rows += measure(Path(folder), overrides, replicas, options.repeats, options.parts)
-    harness.publish("kills", "serving.md", {"kills": rows, **harness.stamp("ray")}, rows_of, commit=options.publish)
+    harness.publish("kills", "serving.md", {"kills": rows, **harness.stamp("ray")}, table, commit=options.publish)
 
 
-def rows_of(result: Mapping[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     rows = [
         (
@@ -92,11 +91,7 @@ def rows_of(result: Mapping[str, Any]) -> str:
 def measure(folder: Path, overrides: str, replicas: int, repeats: int, parts: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each part."""
     params = harness.params("demo", overrides)
-    registry = Registry(params.store)
-    classes = [str(number) for number in range(10)]
-    Classifier("standard", classes, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 32).save(folder / "model", {})
-    version = registry.publish("model-kills", "model", folder / "model", metadata={}, inputs={})
-    registry.link(version, params.registered_model, ("production",), reason="benchmark")
+    serving._publish(params, folder / "model")
     rows = []
     with harness.serving("demo", overrides) as url:
         for part in parts:

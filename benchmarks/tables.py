@@ -30,10 +30,11 @@ def main() -> None:
 
 
 def updated(page: Path) -> str:
-    """Return the text of a page with each of its tables made from the result file of the same name."""
+    """Return the text of a page with each of its tables made from the result file of the same name, if it is there."""
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"^<!-- (\w[\w-]*) -->$", text, re.M):
-        text = harness.with_table(text, name, headlines() if name == "headlines" else table(name))
+        if name == "headlines" or (harness.RESULTS / f"{name}.json").exists():
+            text = harness.with_table(text, name, headlines() if name == "headlines" else table(name))
     return text
 
 
