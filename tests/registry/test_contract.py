@@ -137,6 +137,7 @@ def test_alias_that_moved_meanwhile_is_not_moved(registry: Registry, tmp_path: P
         with pytest.raises(RegistryError, match="model:production was moved meanwhile to thing@"):
             registry.link(three, "model", ("best", "production"), reason="late", expected={"production": expected})
     assert registry.aliases("model") == {"production": two.ref, "previous": one.ref}
+    assert registry.resolve("model") == registry.resolve("model:v1") == two  # the last that was linked
     with pytest.raises(RegistryError, match="model has no candidate yet"):
         registry.resolve("model:candidate")
 

@@ -275,6 +275,12 @@ def test_failing_write_publishes_nothing(registry: Registry, store: Path) -> Non
 # -- no permission, read-only, moved -------------------------------------------------------------------
 
 
+def test_store_that_cannot_be_created_is_refused_in_one_sentence(store: Path) -> None:
+    store.write_text("")
+    message = refusal(lambda: Registry(store).publish("thing", "test", content("one")))
+    assert message.startswith(f"cannot change {store}/registry: ")
+
+
 def test_unreadable_source_is_not_reported_as_an_error_of_the_store(registry: Registry, store: Path) -> None:
     store.mkdir(mode=0o777)
     store.chmod(0o777)

@@ -139,14 +139,13 @@ def _fetch_rest(url: str, part: Path, deadline: float) -> None:
                 unit="B", unit_scale=True, mininterval=0.5, disable=None,
             ) as bar,
         ):  # fmt: skip
-            # read1 returns as soon as bytes arrive; read and iter_content wait for a full chunk, past the deadline.
+            # read1 returns as soon as bytes arrive; read and iter_content wait for a full chunk, past the deadline. It
+            # raises ProtocolError if the connection closes before the end.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 writing.write(chunk)
                 bar.update(len(chunk))
                 if time.monotonic() > deadline:
                     raise _GiveUpError(f"not done after {TOTAL_TIMEOUT_S} s; run again to resume")
-        if length and part.stat().st_size < start + length:
-            raise _TryAgainError("the connection closed before the end")
 
 
 def _md5(path: Path) -> str:
