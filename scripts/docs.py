@@ -14,14 +14,12 @@ from flywheel import cli, files
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
-    parser.add_argument("--out", type=Path, default=Path("docs/params.md"), help="the page")
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     from flywheel.params import reference
 
-    files.write_text(arguments.out, reference.page(arguments.params))
-    print(f"docs: {arguments.out}")
+    page = Path("docs/params.md")
+    files.write_text(page, reference.page(Path("params.yaml")))
+    print(f"docs: {page}")
 
 
 if __name__ == "__main__":
