@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from flywheel.params import Params
-from flywheel.sweep.searcher import Proposal, Searcher, startup_trials
+from flywheel.sweep.searcher import Proposal, Searcher, make_sampler, startup_trials
 
 Make = Callable[..., Params]
 
@@ -82,6 +82,21 @@ def test_only_the_startup_trials_are_random(make_params: Make, kind: str) -> Non
     searcher = Searcher(make_params(f"sweep.trials=9 sweep.epochs=3 sweep.searcher={kind} sweep.early_stopping=false"))
     assert startup_trials(searcher.params, 1) == 3
     assert [proposal.bayesian for proposal in run_sequentially(searcher, 9)] == [False] * 3 + [True] * 6
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_optuna_gets_the_space_that_it_would_gather_from_all_trials(
+    make_params: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    searcher = Searcher(make_params(f"sweep.trials=9 sweep.epochs=3 sweep.searcher={kind} sweep.early_stopping=false"))
+    last = run_sequentially(searcher, 4)[-1].number
+    gathered = make_sampler(searcher.params, 1, last).infer_relative_search_space(
+        searcher.study, searcher.study.trials[last]
+    )
+    monkeypatch.delattr("optuna.search_space.intersection._calculate")
+    given = searcher.study.sampler.infer_relative_search_space(searcher.study, searcher.study.trials[last])
+    assert list(given.items()) == list(gathered.items())
+    assert searcher.propose().bayesian
 
 
 def test_random_search_is_not_bayesian_and_repeats_no_point(make_params: Make) -> None:
