@@ -17,6 +17,7 @@ import processes
 import pytest
 import requests
 import torch
+from made_traffic import wait_until
 from served import CLASSES, ROOT, Server, png, publish
 
 from flywheel.models.classifier import Classifier
@@ -24,6 +25,7 @@ from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.pipeline import server_record
 from flywheel.serving import settings
+from flywheel.traffic import keys, records
 
 
 def test_serving_again_changes_nothing_and_prints_url_and_commands(server: Server) -> None:
@@ -252,16 +254,31 @@ def test_load_starts_a_second_replica(fresh: Server) -> None:
 
 
 @pytest.mark.long
-def test_on_a_cluster_the_application_is_deployed_and_deleted(fresh: Server) -> None:
+def test_on_two_nodes_the_application_is_deployed_records_and_takes_labels_and_is_deleted(fresh: Server) -> None:
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    paths, two = fresh.params.store_paths, "serve.min_replicas=2 serve.max_replicas=2"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
+        cluster.add_node(num_cpus=1)  # so that each has a replica
         env = {"RAY_ADDRESS": cluster.address}
-        printed = fresh.run("serve", env=env)
+        printed = fresh.run("serve", extra=two, env=env)
         assert "answers at" in printed, printed
         assert fresh.predict(png()).json()["model"] == "model-1:v0"
-        assert "nothing changed" in fresh.run("serve", env=env)
+        assert "nothing changed" in fresh.run("serve", extra=two, env=env)
+        made = [fresh.predict(png(seed)).json()["prediction_id"] for seed in range(40)]
+        wait_until(lambda: {row["prediction_id"] for row in records.read(paths)} >= set(made), "the records")
+        assert len({path.name.rpartition("-")[0] for path in paths.traffic_records.iterdir()}) == 2
+        statuses: list[str] = []
+        for one in made * 3:  # whichever replica takes it
+            rows, bearer = (
+                [{"prediction_id": one, "label": CLASSES[0]}],
+                {"Authorization": f"Bearer {keys.token(paths)}"},
+            )
+            answer = requests.post(f"{fresh.url}/feedback", json=rows, headers=bearer, timeout=60)
+            statuses += [row["status"] for row in answer.json()["results"]]
+        assert statuses == ["accepted"] * 40 + ["duplicate"] * 80
+        assert len({path.name.rpartition("-")[0] for path in paths.traffic_labels.iterdir()}) == 2
         printed = fresh.run("stop")
         assert f"deleted from the cluster at {cluster.address}" in printed
         with pytest.raises(requests.RequestException):
