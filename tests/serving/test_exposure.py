@@ -12,6 +12,10 @@ import pytest
 import requests
 from served import Server, png
 
+from flywheel.pipeline import server_record
+from flywheel.serving import haproxy
+
+PARTS = ("haproxy", "raylet", "ServeController", "ServeReplica", "ProxyActor", "dashboard.py", "monitor.py")
 LOOPBACK = ("127.0.0.1", "::1")
 # Ray's own processes. Their RPC needs the token; over HTTP they answer metrics at most.
 RAYS_OWN = ("gcs_server", "raylet", "ray::", "ray/dashboard", "ray/autoscale", "python")
@@ -23,6 +27,14 @@ def test_only_serve_port_and_the_ports_of_ray_are_open(server: Server) -> None:
     assert [entry for entry in sockets if "haproxy" in entry[2] and entry[1] != server.params.serve.port] == []
     open_to_all = [entry for entry in sockets if entry[0] not in LOOPBACK]
     assert [entry for entry in open_to_all if not any(own in entry[2] for own in RAYS_OWN)] == []
+
+
+@pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy here; Serve's own proxy is used")
+def test_no_process_runs_that_nothing_uses(server: Server) -> None:
+    served = server_record.read(server.params)
+    assert served is not None
+    running = [" ".join(process.cmdline()) for process in psutil.Process(served.pid).children(recursive=True)]
+    assert {part for part in PARTS if any(part in line for line in running)} == set(PARTS[:4])
 
 
 def test_open_ports_refuse_predictions_and_jobs(server: Server) -> None:

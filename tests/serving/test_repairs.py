@@ -248,6 +248,12 @@ def test_the_host_is_small(server: Server) -> None:
     assert not [entry.path for entry in process.memory_maps() if "torch" in entry.path]
 
 
+def test_no_process_of_serve_imports_pandas(server: Server) -> None:
+    serves = [process for process in processes.of(server.params.store) if "Serve" in process.name()]
+    assert len(serves) == 2  # controller and replica
+    assert not [entry.path for process in serves for entry in process.memory_maps() if "pandas" in entry.path]
+
+
 def test_a_proxy_in_the_environment_does_not_matter(server: Server) -> None:
     before = server_record.read(server.params)
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")

@@ -131,6 +131,7 @@ def serving(server: Server) -> Iterator[Server]:
     """Serve for the duration of the block."""
     printed = server.run("serve")
     assert "answers at" in printed, printed
+    assert "waiting for the replicas to load the model" in printed or "nothing changed" in printed
     try:
         yield server
     finally:

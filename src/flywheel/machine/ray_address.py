@@ -60,6 +60,7 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
         return
     if address is None:
         environment: dict[str, Any] = local_python()
+        _start_less()
         options = {"include_dashboard": False, **_local_options(), **options}
     else:
         check(address)
@@ -88,6 +89,19 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _start_less() -> None:
+    """Keep a local Ray from starting three processes: 1.9 of the 5 CPU seconds of its start, 0.9 % of a core idle.
+
+    They are for the dashboard, the autoscaler and the printing of workers' output, none of which is used. Ray has no
+    option for all of them.
+    """
+    from ray._private.node import Node
+
+    replaced: Any = Node
+    replaced.start_api_server = lambda node, **_: setattr(node, "_webui_url", None)
+    replaced.start_monitor = replaced.start_log_monitor = lambda _: None
 
 
 def _local_options() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flywheel.params import Params
@@ -19,10 +20,11 @@ def name(params: Params) -> str:
     return f"flywheel-{params.profile}"
 
 
-def deploy(params: Params, backend: str | None = None) -> None:
-    """Deploy and wait until all replicas are ready. Raises ServingError at a failure or after serve.start_timeout_s.
+def deploy(params: Params, backend: str | None = None, ready: Callable[[], bool] | None = None) -> None:
+    """Deploy and wait until Serve, or `ready`, says that all replicas are ready.
 
-    Serve's own proxy listens on serve.host:serve.port, unless replicas listen themselves and tell the `backend`.
+    Raises ServingError at a failure or after serve.start_timeout_s. Serve's own proxy listens on serve.host:serve.port,
+    unless replicas listen themselves and tell the `backend`.
     """
     import ray
     from ray import serve
@@ -46,7 +48,7 @@ def deploy(params: Params, backend: str | None = None) -> None:
     target = serve.RunTarget(bind(params, gpus, backend), name=name(params), route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     until = time.monotonic() + settings.start_timeout_s
-    while (status := _status(params)) is None or status.status != "RUNNING":
+    while not ((status := _status(params)) and status.status == "RUNNING") and not (ready and ready()):
         if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ServingError(f"the server did not start: {_reason(status)}")
         if time.monotonic() > until:

@@ -8,7 +8,10 @@ that start later.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import logging
+import math
 import os
 import pickle
 import secrets
@@ -30,6 +33,8 @@ from flywheel.params import Params
 from flywheel.serving import ServingError, application
 from flywheel.serving.listener import Listeners
 
+log = logging.getLogger(__name__)
+
 MARK = "FLYWHEEL_SERVER"  # in the environment of all processes of a server: the store's path
 RUN = "FLYWHEEL_SERVER_RUN"  # of all processes of one host
 RAY = "FLYWHEEL_SERVER_RAY"  # of all processes of one backend
@@ -39,6 +44,8 @@ SILENT_S = 30  # a process that reported and then does not for so long hangs
 NO_CONTROLLER_S = 8  # Serve restarts its controller in less, if Ray works
 LONGEST_PARENT = limits.SOCKET_FOLDER_CHARACTERS - len("/fw-12345678") + len("/ray")
 KILL_S = 10
+PRELOAD = "flywheel.serving.preload"
+WAITING = "serve: waiting for "  # lines of the host's output that start so are shown
 COMMAND = "from flywheel.serving import backend; backend.main()"
 
 
@@ -97,6 +104,8 @@ class Backend:
             report = json.loads(line)
             self._seen = time.monotonic()
             self._error = report.get("error", self._error)
+            if "waits_for" in report:
+                log.info(f"{WAITING}{report['waits_for']}")
             self.ports = report.get("ports", self.ports)
         self._error = self._error or f"Ray's driver (pid {self._process.pid}) ended"
 
@@ -111,6 +120,8 @@ def variables(own_proxy: bool) -> dict[str, str]:
         "RAY_SERVE_COLLECT_AUTOSCALING_METRICS_ON_HANDLE": str(int(own_proxy)),  # the replicas count their requests
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # the default of 0.1 uses 2.5 % of a core
+        "RAY_preload_python_modules": PRELOAD,
     }
 
 
@@ -151,8 +162,11 @@ def main() -> None:
     def report(**values: object) -> None:
         print(json.dumps(values), file=reports)
 
+    report(waits_for="Ray to start")
     try:
-        with ray_address.connect(None, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder):
+        cpus = _cpus(params)
+        threading.Thread(target=importlib.import_module, args=(PRELOAD,)).start()  # while Ray starts
+        with ray_address.connect(None, num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder):
             try:
                 _serve(params, own_proxy, draining, report)
             except FlywheelError as error:
@@ -160,6 +174,14 @@ def main() -> None:
                 threading.Event().wait()  # its replicas answer until the host has another backend
     except FlywheelError as error:
         report(error=str(error))
+
+
+def _cpus(params: Params) -> int:
+    """Return the CPUs that Ray is told of: it starts a process for each at once. One is for Serve's controller."""
+    from ray._private.utils import get_num_cpus
+
+    needed = math.ceil(params.serve.max_replicas * params.serve.cpus_per_replica)
+    return min(int(get_num_cpus()), needed + 1)
 
 
 def _obey(draining: threading.Event) -> None:
@@ -179,7 +201,11 @@ def _serve(params: Params, own_proxy: bool, draining: threading.Event, report: C
     node: Any = worker._global_node
     path = Path(sys.argv[1]) / "replicas"
     listeners = Listeners(path)
-    application.deploy(params, None if own_proxy else str(path))
+    report(waits_for="the replicas to load the model")
+    if own_proxy:
+        application.deploy(params)
+    else:
+        application.deploy(params, str(path), lambda: len(listeners.ports) >= params.serve.min_replicas)
     client: Any = context._get_global_client()
     answered = had_replica = time.monotonic()
     while not draining.is_set():

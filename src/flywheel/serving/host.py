@@ -27,7 +27,7 @@ from flywheel.params import Params
 from flywheel.pipeline import fingerprint, server_record
 from flywheel.pipeline.server_record import Served
 from flywheel.serving import ServingError, haproxy, health, settings
-from flywheel.serving.backend import MARK, RUN, Backend, end_marked
+from flywheel.serving.backend import MARK, RUN, WAITING, Backend, end_marked
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
             start_new_session=True,
         )
     try:
-        until = time.monotonic() + params.serve.start_timeout_s
+        until, shown = time.monotonic() + params.serve.start_timeout_s, 0
         while (served := server_record.read(params)) is None or served.pid != process.pid:
             if process.poll() is not None:
                 raise ServingError(_last_error(printed))
@@ -222,6 +222,11 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
                 raise ServingError(
                     f"no answer within serve.start_timeout_s={params.serve.start_timeout_s:g} s; {printed} has more"
                 )
+            lines = printed.read_text(errors="replace").splitlines()
+            for line in lines[shown:]:
+                if line.startswith(WAITING):
+                    print(line, flush=True)
+            shown = len(lines)
             time.sleep(POLL_S)
     except BaseException:
         end_marked(RUN, run_id, grace_s=KILL_AFTER_S)
