@@ -58,3 +58,12 @@ def test_the_checkpoint_store_is_tried_before_the_first_trial(tmp_path: Path) ->
 def test_the_idle_share_of_a_gpu_is_reported(gpus: float, line: str | None) -> None:
     said = preflight.idle_share(gpus)
     assert said == (line and f"sweep.gpus_per_trial={gpus:g} {line}")
+
+
+def test_a_node_without_room_for_its_copy_of_the_images_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.write("here", b"token")
+    answer = {"seen": True, "error": None, "versions": preflight.versions(), "free": 1_000_000}
+    assert preflight._faults(answer, store, "here", 0, 1_000_000) == []
+    (fault,) = preflight._faults(answer, store, "here", 0, 2_500_000)
+    assert fault == "1.0 MB free for temporary files and its copy of the images needs 2.5 MB; free space there"
