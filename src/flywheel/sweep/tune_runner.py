@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from flywheel.machine import ray_address
 from flywheel.sweep import trial
 from flywheel.sweep.cluster import Slots
 from flywheel.sweep.journal import METRIC, Trial
@@ -148,9 +149,9 @@ class _Callback(tune.Callback):
             self.recorder.log(f"sweep: {running} at a time, {now - self._began:.1f} s after the start")
         if not self._logged_slow and not self._most_running and now - self._began > SLOW_START_S:
             self._logged_slow = True
-            self.recorder.log(
-                f"sweep: {running} of {wanted} trials run after {SLOW_START_S} s; ray status shows what they wait for"
-            )
+            of_cluster = ray_address.wanted() is not None
+            hint = "ray status shows what they wait for" if of_cluster else "the processes of the others are starting"
+            self.recorder.log(f"sweep: {running} of {wanted} trials run after {SLOW_START_S} s; {hint}")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial started."""
