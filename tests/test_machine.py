@@ -163,7 +163,7 @@ def test_a_folder_for_rays_sockets_is_short_and_can_be_written(tmp_path: Path, m
 
 READ_ONLY = "mount -t tmpfs -o ro none /dev/shm"
 MISSING = (
-    "new=$(mktemp -d) && mount -t tmpfs none $new && for name in null zero full random urandom; do "
+    "mount -t tmpfs none $new && for name in null zero full random urandom; do "
     "touch $new/$name && mount --bind /dev/$name $new/$name || exit 1; done && mount --rbind $new /dev"
 )
 
@@ -176,7 +176,8 @@ def test_ray_needs_no_home_and_no_shared_memory(nobody: list[str], tmp_path: Pat
     (tmp_path / "home").mkdir(mode=0o555)
     (tmp_path / ("a" * 80)).mkdir()
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
-    hidden = ["unshare", "-m", "sh", "-c", f'{shm} && exec "$@"', "sh"]
+    (tmp_path / "dev").mkdir()
+    hidden = ["unshare", "-m", "sh", "-c", f'new={tmp_path}/dev && {shm} && exec "$@"', "sh"]
     if subprocess.run([*hidden, "true"], capture_output=True).returncode:
         hidden = []  # nothing can be mounted here: the rest is tried
     variables = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / ("a" * 80)), "PYTHONOPTIMIZE": "2", **proxies}

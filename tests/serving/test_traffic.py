@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
 import stat
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from made_traffic import id_of_age, record, wait_until, write_records
 from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, ROOT, Server, png
 
+from flywheel.data import images
 from flywheel.traffic import keys, labels, records
 
 
@@ -140,6 +143,35 @@ def test_the_metrics_count_records_and_labels(server: Server) -> None:
     assert value("flywheel_labels_total") >= 1
 
 
+def test_a_store_that_hangs_delays_no_prediction_and_loses_none(server: Server) -> None:
+    paths, sent = server.params.store_paths, []
+
+    def median_s(seeds: range) -> float:
+        answers = [server.predict(png(seed)) for seed in seeds]
+        assert {answer.status_code for answer in answers} == {200}
+        sent[:] = [answer.json()["prediction_id"] for answer in answers]
+        return statistics.median(answer.elapsed.total_seconds() for answer in answers)
+
+    before = median_s(range(7000, 7050))
+    wait_until(lambda: recorded(server, sent[-1]) is not None, "the record")
+    written = next(path for path in paths.traffic_records.iterdir() if sent[-1] in path.read_text())
+    content = hashlib.sha256(images.decode(png(7999), 32).tobytes()).hexdigest()
+    kept = records.image_path(paths, content)
+    blocked = kept.with_name(f".{content[:16]}-{written.name.rpartition('-')[0]}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(blocked)  # writing to it blocks until someone reads
+    try:
+        server.predict(png(7999)).raise_for_status()
+        during = median_s(range(7100, 7150))
+        assert recorded(server, sent[-1]) is None
+        assert during < 5 * before
+    finally:
+        with blocked.open("rb") as reader:
+            reader.read()
+    wait_until(lambda: {row["prediction_id"] for row in records.read(paths)} >= set(sent), "the records")
+    kept.unlink()  # the pipe, by its new name
+
+
 @pytest.fixture
 def small_disk(fresh: Server) -> Iterator[Path]:
     """A disk of 300 kB where the server keeps its traffic."""
@@ -203,7 +235,10 @@ def test_killed_processes_lose_only_the_queue_and_labels_stay(fresh: Server, vic
     assert send(fresh, rows).json()["counts"] == {"accepted": 20}
     found = [process for process in processes.of(paths.root) if "ServeReplica" in " ".join(process.cmdline())]
     host = json.loads(paths.server.read_text())["pid"]
-    os.kill(found[0].pid if victim == "replica" else host, signal.SIGKILL)
+    with ThreadPoolExecutor(4) as pool:  # killed while it answers and writes
+        load = [pool.submit(fresh.predict, png(seed)) for seed in range(100, 300)]
+        wait_until(lambda: sum(one.done() for one in load) > 50, "answers")
+        os.kill(found[0].pid if victim == "replica" else host, signal.SIGKILL)
     if victim == "host":
         wait_until(lambda: not psutil.pid_exists(host), "the host is gone")
         assert "[exit 0]" in fresh.run("serve", extra="traffic.keep_images=1.0")
