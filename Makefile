@@ -157,7 +157,7 @@ test-cpus: $(READY) ## run the tests that train as other CPUs would (settings on
 test-all: lint ## run make test and the long tests (an hour and a half)
 	@exec $(VENV_PYTHON) -m pytest -n 3 $(ARGS)
 
-BENCHES := training serving traffic records label_page sweep_overhead start_up
+BENCHES := training serving traffic records label_page sweep_overhead start_up idle
 STUDIES := loop memory monitor labelling kills gate_power precision concurrency compact searcher_table
 BENCH ?= $(BENCHES)
 BENCH_LONG ?= loop

@@ -1,8 +1,10 @@
-"""Requests per second and latency: this server against FastAPI with the same network, and while models are swapped.
+"""Requests per second and latency: this server against others with the same network, and while models are swapped.
 
-    python benchmarks/serving.py [--seconds 5] [--rounds 3]        (make bench BENCH=serving)
+    python benchmarks/serving.py [--seconds 5] [--rounds 3] [--before ec2013f]        (make bench BENCH=serving)
 
 The servers run at the same time and are measured in turn, so that other load on the machine affects all of them.
+LitServe is installed into an environment of its own that is removed at the end. `--before` adds this server as it was
+at a commit.
 
 Reads   params.yaml; needs wrk (Debian: apt install wrk)
 Writes  reports/bench.json; with --publish also benchmarks/results/serving.json and its tables in docs/serving.md
@@ -10,15 +12,20 @@ Writes  reports/bench.json; with --publish also benchmarks/results/serving.json 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,12 +46,30 @@ from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.serving import replica
 
-SERVERS = ("textbook", "batched", "ours")
+SERVERS = {
+    "textbook": "textbook FastAPI",
+    "batched": "FastAPI with a batching queue",
+    "litserve": "LitServe",
+    "before": "this server before",
+    "ours": "this server",
+}
+LITSERVE = "litserve==0.2.19"
+PUBLISH_BEFORE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import serving
+file = getattr(serving, "params_file", None) or serving.harness.params_file
+serving._publish(file.load(Path("params.yaml"), "cifar10", sys.argv[1]), Path(sys.argv[2]))
+"""
 CONNECTIONS = (1, 16, 64)
 SWAPS, SWAP_RUN_S = 10, 22
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 Measurement = dict[str, float]  # requests_per_s, p50_ms, p99_ms, failed
 POST = 'wrk.method = "POST"; local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close()\n'
+PARTS, BOUNDARY = 64, "parts"
+MULTIPART = f'wrk.headers["Content-Type"] = "multipart/form-data; boundary={BOUNDARY}"\n'
+JSON = 'wrk.headers["Content-Type"] = "application/json"\n'  # LitServe takes no image as the body, but one in base64
 REPORT = """
 function done(summary, latency)
   local e = summary.errors
@@ -62,12 +87,13 @@ def main() -> None:
         __doc__,
         seconds=(5, "seconds of one measurement"),
         rounds=(3, "measurements of each server"),
+        before=("", "commit whose server is measured, too"),
         publish=harness.PUBLISH,
     )
     if shutil.which("wrk") is None:
         sys.exit("error: wrk is missing; apt install wrk")
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
-        figures = measure(Path(folder), options.seconds, options.rounds)
+        figures = measure(Path(folder), options.seconds, options.rounds, options.before)
     result = {**figures, **harness.stamp("torch", "ray")}
     harness.publish("serving", "serving.md", result, table, commit=options.publish)
 
@@ -76,18 +102,21 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the figures in Markdown."""
     rates = []
     for row in result["serving"]:
+        names = [name for name in SERVERS if name in row["requests_per_s"]]
         cells = [
             f"{rate['median']:.0f}/s ({rate['least']:.0f} to {rate['most']:.0f}), "
             f"p50 {row['p50_ms'][name]:.1f}, p99 {row['p99_ms'][name]:.1f} ms"
-            for name, rate in row["requests_per_s"].items()
+            for name in names
+            for rate in (row["requests_per_s"][name],)
         ]
-        rates.append((row["connections"], *cells, f"{row['ratio']:.2f} and {row['ratio_batched']:.2f}"))
+        ratios = [row["ours"] / row["requests_per_s"][name]["median"] for name in names[:-1]]
+        rates.append((row["connections"], *cells, ", ".join(f"{ratio:.2f}" for ratio in ratios)))
     swaps = [
         (name, f"{row['requests_per_s']:.0f}", row["p50_ms"], row["p99_ms"], row["failed"])
         for name, row in zip(("no swap", f"{SWAPS} swaps"), result["serving_swaps"].values(), strict=True)
     ]
     parts = [(name, f"{value:.3f}") for name, value in result["serving_parts"].items()]
-    servers = ("textbook FastAPI", "FastAPI with a batching queue", "this server")
+    servers = [SERVERS[name] for name in names]
     latency = ("requests/s", "p50, ms", "p99, ms", "failed requests")
     tables = (
         harness.markdown(("connections", *servers, "speedups"), rates),
@@ -97,7 +126,7 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n\n".join(tables) + harness.note(result, "Medians (lowest to highest).")
 
 
-def measure(folder: Path, seconds: int, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[str, Any]:
     """Return a row for each number of connections, latencies with and without swaps, and the parts of a request."""
     overrides = f"serve.port={harness.free_port()} {harness.scratch(str(folder))}"
     params = harness.params("cifar10", overrides)
@@ -107,19 +136,26 @@ def measure(folder: Path, seconds: int, rounds: int) -> dict[str, Any]:
     (folder / "image.png").write_bytes(body.getvalue())
     (folder / "get.lua").write_text(REPORT)
     (folder / "predict.lua").write_text(POST.format(body=folder / "image.png") + REPORT)
+    (folder / "image.json").write_text(json.dumps({"image": base64.b64encode(body.getvalue()).decode()}))
+    (folder / "litserve.lua").write_text(JSON + POST.format(body=folder / "image.json") + REPORT)
+    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
+    (folder / "parts").write_bytes((part + body.getvalue() + b"\r\n") * PARTS + f"--{BOUNDARY}--\r\n".encode())
+    (folder / "parts.lua").write_text(MULTIPART + POST.format(body=folder / "parts") + REPORT)
     found: dict[tuple[str, int], list[Measurement]] = {}
     with contextlib.ExitStack() as stack:
         urls = {
             "textbook": stack.enter_context(_fastapi("textbook", model)),
             "batched": stack.enter_context(_fastapi("batched", model)),
+            "litserve": stack.enter_context(_fastapi("litserve", model, _litserve_python(folder / "environment"))),
+            **({"before": stack.enter_context(_before(before, folder / "before"))} if before else {}),
             "ours": stack.enter_context(harness.serving("cifar10", overrides)),
         }
-        for url in urls.values():
-            _wrk(f"{url}/predict", 8, 2, folder)  # warm up
+        for name, url in urls.items():
+            _wrk(f"{url}/predict", 8, 2, folder, name)  # warm up
         for number in range(rounds):
             for connections in CONNECTIONS:
                 for name, url in urls.items():
-                    result = _wrk(f"{url}/predict", connections, seconds, folder)
+                    result = _wrk(f"{url}/predict", connections, seconds, folder, name)
                     found.setdefault((name, connections), []).append(result)
                     print(f"round {number + 1}, {connections:>2} connections, {name:<9}{result}", flush=True)
     rows = [_row(found, connections) for connections in CONNECTIONS]
@@ -129,8 +165,10 @@ def measure(folder: Path, seconds: int, rounds: int) -> dict[str, Any]:
             swapping = pool.submit(_swap, params, model, folder)
             swaps["swapping"] = _wrk(f"{url}/predict", 16, SWAP_RUN_S, folder)
             swapping.result()
-        http = _wrk(f"{url}/healthz", 64, seconds, folder)
+        http = _wrk(f"{url}/healthz", 64, seconds, folder, "get")
+        many = _wrk(f"{url}/predict", 2, seconds, folder, "parts")
     parts = _parts(model, body.getvalue(), http, rows[-1]["ours"])
+    parts[f"total, in requests with {PARTS} images, 2 connections"] = 1000 / (PARTS * many["requests_per_s"])
     return {"serving": rows, "serving_swaps": swaps, "serving_parts": parts}
 
 
@@ -170,20 +208,16 @@ def _parts(model: Path, body: bytes, http: Measurement, ours: float) -> dict[str
 
 
 def _row(found: dict[tuple[str, int], list[Measurement]], connections: int) -> dict[str, Any]:
-    measured = {name: found[name, connections] for name in SERVERS}
+    measured = {name: found[name, connections] for name in SERVERS if (name, connections) in found}
     rates = {name: harness.extent([m["requests_per_s"] for m in own]) for name, own in measured.items()}
-    textbook, batched, ours = (rates[name]["median"] for name in SERVERS)
     latencies = {
         key: {name: statistics.median(m[key] for m in own) for name, own in measured.items()}
         for key in ("p50_ms", "p99_ms")
     }
     return {
         "connections": connections,
-        "ours": ours,
-        "fastapi": textbook,
-        "fastapi_batched": batched,
-        "ratio": round(ours / textbook, 3),
-        "ratio_batched": round(ours / batched, 3),
+        "ours": rates["ours"]["median"],
+        "ratio": round(rates["ours"]["median"] / rates["textbook"]["median"], 3),
         "requests_per_s": rates,
         **latencies,
         "failed": {name: sum(m["failed"] for m in own) for name, own in measured.items()},
@@ -202,24 +236,58 @@ def _publish(params: Params, directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _fastapi(kind: str, model: Path) -> Iterator[str]:
+def _before(commit: str, folder: Path) -> Iterator[str]:
+    """Run the server of a commit, with a model that its own code publishes."""
+    folder.mkdir()
+    overrides = f"serve.port={harness.free_port()} {harness.scratch(str(folder))}"
+    with harness.checkout(commit, folder / "code") as code:
+        words = [sys.executable, "-c", PUBLISH_BEFORE, overrides, str(folder / "model")]
+        subprocess.run(words, cwd=code, env={**os.environ, "PYTHONPATH": str(code / "src")}, check=True)
+        with harness.serving("cifar10", overrides, code) as url:
+            yield url
+
+
+def _litserve_python(folder: Path) -> str:
+    """Make an environment with LitServe and all packages of this one; return its Python."""
+    venv.create(folder, with_pip=True)
+    packages = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    (packages / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    subprocess.run([folder / "bin" / "pip", "install", "--quiet", LITSERVE], check=True)
+    return str(folder / "bin" / "python")
+
+
+@contextlib.contextmanager
+def _fastapi(kind: str, model: Path, python: str = sys.executable) -> Iterator[str]:
     port = harness.free_port()
-    script = str(Path(__file__).with_name("fastapi_servers.py"))
-    process = subprocess.Popen([sys.executable, script, kind, str(model), str(port)])
+    script = str(Path(__file__).with_name("litserve_server.py" if kind == "litserve" else "fastapi_servers.py"))
+    process = subprocess.Popen([python, script, kind, str(model), str(port)], start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         with requests.Session() as session:
-            session.mount(url, HTTPAdapter(max_retries=Retry(60, backoff_factor=0.2, backoff_max=1)))
-            session.get(f"{url}/openapi.json", timeout=3).raise_for_status()
+            retry = Retry(60, backoff_factor=0.2, backoff_max=1, status_forcelist=[503])
+            session.mount(url, HTTPAdapter(max_retries=retry))
+            path = "health" if kind == "litserve" else "openapi.json"
+            session.get(f"{url}/{path}", timeout=3).raise_for_status()
         yield url
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers, too
         process.wait()
 
 
-def _wrk(url: str, connections: int, seconds: int, folder: Path) -> Measurement:
-    script = folder / ("predict.lua" if url.endswith("/predict") else "get.lua")
-    words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
+def _wrk(url: str, connections: int, seconds: int, folder: Path, script: str = "predict") -> Measurement:
+    """Run wrk with a script of the folder, or with `predict`, which most servers share."""
+    path = folder / f"{script}.lua"
+    words = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--timeout",
+        "30s",
+        "-s",
+        str(path if path.exists() else folder / "predict.lua"),
+        url,
+    ]
     output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
 

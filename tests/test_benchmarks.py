@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import compact
 import concurrency
 import harness
+import idle
 import labelling
 import made_models
 import monitor
@@ -45,6 +47,16 @@ def measured() -> dict[str, Any]:
         accuracy = [best * epoch / searcher_table.EPOCHS for epoch in range(1, searcher_table.EPOCHS + 1)]
         rows.append({**recipe, "accuracy": accuracy, "epoch_s": 1.0 + index[0]})
     return {"rows": rows, "epochs": searcher_table.EPOCHS, "images": 2000}
+
+
+def test_the_table_of_an_idle_server_has_its_processes_and_their_sum() -> None:
+    found = idle.cpu_seconds(os.getpid())
+    assert found[next(key for key in found if key[1] == os.getpid())] > 0
+    rows = [{"process": "a", "percent": 0.5}, {"process": "b", "percent": 2.0}]
+    start = {"seconds": [8.0, 9.0, 7.0], "cpu_seconds": [8.5]}
+    text = idle.table({"idle": rows, "start": start, "n": 3, "command": "c", "versions": {}})
+    assert text.splitlines()[2:5] == ["| b | 2.0 |", "| a | 0.5 |", "| all 2 | 2.5 |"]
+    assert "first answer: 8.0 (7.0 to 9.0) s, 8.5 (8.5 to 8.5) CPU seconds" in text
 
 
 def test_curves_between_two_rates_are_their_mean_weighted_by_the_logarithm(measured: dict[str, Any]) -> None:
