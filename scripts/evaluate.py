@@ -9,6 +9,7 @@ Writes  evaluation.json, gate.json, confusion_matrix.png, reliability.png, worst
 
 from flywheel import cli
 from flywheel.evaluation import stage as evaluation_stage
+from flywheel.gate import promotion
 from flywheel.tracking.mirror import mirrored
 
 
@@ -20,18 +21,16 @@ def main() -> None:
         registry = mirrored(params)
         receipt = evaluation_stage.run(params, registry, force=arguments.force)
         metrics = receipt["metrics"]
+        model = registry.resolve(receipt["inputs"]["model"][0])
         low, high = metrics["interval"]
         cli.log.info(
-            f"evaluate: {registry.resolve(receipt['inputs']['model'][0]).label}: {metrics['accuracy']:.2%} of "
-            f"{metrics['n']:,} test images (95 % interval {low:.2%} to {high:.2%})"
+            f"evaluate: {model.label}: {metrics['accuracy']:.2%} of {metrics['n']:,} test images "
+            f"(95 % interval {low:.2%} to {high:.2%})"
         )
-        outcome = "promoted to production" if metrics["promoted"] else "production unchanged"
-        if metrics["decision"] != "keep" and not metrics["promoted"]:
-            outcome += " (promotion.auto is off)"
-        cli.log.info(f"gate: {metrics['decision']}, {outcome}: {'; '.join(metrics['reasons'])}")
-        production = registry.aliases(params.registered_model).get("production")
-        if metrics["promoted"] and production != receipt["inputs"]["model"][0]:
-            cli.log.info("gate: since then production was moved; make history shows by whom and why")
+        for line in promotion.outcome(
+            params, registry, model, metrics["decision"], metrics["reasons"], promoted=metrics["promoted"]
+        ):
+            cli.log.info(f"gate: {line}")
         cli.log.info(f"reports: {params.reports}")
 
 

@@ -8,6 +8,7 @@ Writes  the artifact retrained-model, linked as candidate; retrain.json, gate.js
 """
 
 from flywheel import cli
+from flywheel.gate import promotion
 from flywheel.retraining import stage as retraining_stage
 from flywheel.tracking.mirror import mirrored
 
@@ -28,9 +29,10 @@ def main() -> None:
             flips = f" (fixed {last.fixed}, broken {last.broken})" if last.fixed is not None else ""
             cost = "" if labels is None else f" ({labels:,} labels)"
             cli.log.info(f"retrain: {f'{name}{cost}':<30}{shown}{flips}")
-        outcome = "promoted to production" if report.promoted else "production unchanged"
-        candidate = registry.label(report.candidate)
-        cli.log.info(f"gate: {candidate}: {report.decision}, {outcome}: {'; '.join(report.reasons)}")
+        candidate = registry.resolve(report.candidate)
+        told = promotion.outcome(params, registry, candidate, report.decision, report.reasons, promoted=report.promoted)
+        for line in told:
+            cli.log.info(f"gate: {candidate.label}: {line}")
         cli.log.info(f"reports: {params.reports}")
 
 

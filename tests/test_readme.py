@@ -200,6 +200,12 @@ def test_the_systemd_service_and_the_workflow_are_valid() -> None:
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"]) for step in steps(workflow) if "uses" in step)
 
 
+def test_a_profile_of_your_own_needs_the_lines_of_the_page_only(tmp_path: Path) -> None:
+    (lines,) = blocks((ROOT / "docs" / "own-images.md").read_text(), "yaml")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text() + lines)
+    assert params_file.load(tmp_path / "params.yaml", "flowers", "").registered_model == "flowers-classifier"
+
+
 def test_versions_named_on_the_pages_are_those_of_the_lock() -> None:
     locked = (ROOT / "requirements.lock").read_text().splitlines()
     named = [pin for page in PAGES for pin in re.findall(r"\b(torch(?:vision)?==[\d.]+\d)", page.read_text())]

@@ -85,6 +85,8 @@ def test_nothing_is_pruned_while_a_stage_runs(params: Params, registry: Registry
     ):
         housekeeping.prune(params, registry)
     assert registry.resolve(versions["loser"].ref) == versions["loser"]
+    with files.lock(params.store / "locks" / "serve.lock"):  # of a server, which runs for months
+        assert versions["loser"] in housekeeping.prune(params, registry)[0]
 
 
 def test_clean_keeps_receipts_and_versions(params: Params, registry: Registry, versions: dict[str, Version]) -> None:

@@ -107,6 +107,24 @@ def test_a_first_model_above_the_floor_goes_into_production(store: Store) -> Non
     assert not entry["forced"]
 
 
+def test_what_became_of_a_decision_is_said_with_what_to_do(store: Store) -> None:
+    """Where nothing is in production, and where production was moved since."""
+
+    def told(version: Version, decision: str, promoted: bool) -> list[str]:
+        return list(promotion.outcome(store.params, store.registry, version, decision, ["why"], promoted=promoted))
+
+    bad = store.settle("chance")
+    refused, hint = told(bad, "keep", False)
+    assert refused == "keep, production unchanged: why"
+    assert hint.endswith('make promote MODEL=model-chance:v0 PROFILE=demo FORCE=1 REASON="why"')
+    first = store.settle("good")
+    assert told(bad, "keep", False) == [refused]
+    assert told(first, "first", True) == ["first, promoted to production: why"]
+    assert told(first, "first", False) == ["first, production unchanged (promotion.auto is off): why"]
+    store.settle("better")
+    assert told(first, "first", True)[1:] == ["since then production was moved; make history shows by whom and why"]
+
+
 def test_as_good_a_model_takes_over_and_a_bad_one_does_not(store: Store) -> None:
     first, second = store.settle("good"), store.settle("better")
     assert store.registry.aliases(MODEL) == {"production": second.ref, "previous": first.ref}

@@ -38,10 +38,11 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
 def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
     """Remove the versions that `unneeded` names. Returns them and the bytes freed.
 
-    Raises files.Locked while a stage runs, because its result may need a version that nothing else needs.
+    Raises files.Locked while a stage runs, because its result may need a version that nothing else needs. A server
+    needs only the production model.
     """
     with contextlib.ExitStack() as held:
-        for path in sorted(params.store_paths.locks.glob("*.lock")):
+        for path in sorted({*params.store_paths.locks.glob("*.lock")} - {params.store_paths.lock("serve")}):
             held.enter_context(files.lock(path))
         versions = unneeded(params, registry)
         return versions, registry.remove(versions)

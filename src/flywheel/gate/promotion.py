@@ -7,6 +7,7 @@ changed since the decision. Each move is one write to the audit log.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,22 @@ def report(params: Params, decision: GateReport, run: Run | None = None) -> tupl
         run.summarize(decision.numbers())
         run.log_pictures(written[1:])
     return tuple(written)
+
+
+def outcome(
+    params: Params, registry: Registry, candidate: Version, decision: str, reasons: Sequence[str], *, promoted: bool
+) -> Iterator[str]:
+    """Yield what became of a decision, for people: one line, and a second one where production is not as it says."""
+    production = registry.aliases(params.registered_model).get("production")
+    done = "promoted to production" if promoted else "production unchanged"
+    if decision != "keep" and not promoted:
+        done += " (promotion.auto is off)"
+    yield f"{decision}, {done}: {'; '.join(reasons)}"
+    if promoted and production != candidate.ref:
+        yield "since then production was moved; make history shows by whom and why"
+    if decision == "keep" and production is None:
+        force = f'{_command(params, candidate)} FORCE=1 REASON="why"'
+        yield f"nothing is in production; docs/own-images.md#few-images has params to try; or, in any case, {force}"
 
 
 def promote(params: Params, registry: Registry, reference: str, *, force: bool = False, reason: str = "") -> GateReport:

@@ -52,7 +52,10 @@ def production(params: Params, *, ask_wandb: bool = True) -> Version:
     ref = registry.aliases(params.registered_model).get("production")
     profile = f"PROFILE={params.profile}"
     if ref is None:
-        raise ServingError(f"{params.registered_model} has no production model; run make data sweep evaluate {profile}")
+        raise ServingError(
+            f"{params.registered_model} has no production model; run make data sweep evaluate {profile}, which "
+            "says why if the gate refuses one"
+        )
     try:
         version = registry.resolve(ref)
         registry.open(version)

@@ -36,7 +36,7 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
     data = stage.dataset_of(params, registry)
     ref = registry.aliases(params.registered_model).get("production")
     if ref is None:
-        raise LabelError(f"there is no production model; run make serve PROFILE={params.profile}")
+        raise LabelError(f"there is no production model; run make evaluate serve PROFILE={params.profile}")
     sample = (None if new else sampling.unfinished(params.store_paths, ref)) or _draw(params, registry, ref)
     opened = dataset.open_directory(registry.open(data))
     try:
