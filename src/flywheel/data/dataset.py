@@ -248,7 +248,7 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
     reason = error.strerror or "No space left on device"  # numpy's message names neither file nor reason
     free = files.human_size(shutil.disk_usage(path.parent).free)
     return DataError(
-        f"cannot write {path} ({reason}, {free} are free); free space or set paths.store to another disk, and run again"
+        f"cannot write {path} ({reason}, {free} are free); free space there and run again"
     )
 
 
