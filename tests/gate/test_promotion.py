@@ -114,6 +114,8 @@ def test_what_became_of_a_decision_is_said_with_what_to_do(store: Store) -> None
         return list(promotion.outcome(store.params, store.registry, version, decision, ["why"], promoted=promoted))
 
     bad = store.settle("chance")
+    (shown,) = (line for line in status.status(store.params, store.registry) if line.startswith("production"))
+    assert shown.endswith("make evaluate promotes the best model or says why not")
     refused, hint = told(bad, "keep", False)
     assert refused == "keep, production unchanged: why"
     assert hint.endswith('make promote MODEL=model-chance:v0 PROFILE=demo FORCE=1 REASON="why"')

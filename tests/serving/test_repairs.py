@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -292,6 +293,8 @@ def test_parts_that_are_killed_under_load_are_repaired(fresh: Server) -> None:
     assert served.pid is not None
     os.kill(served.pid, signal.SIGKILL)
     assert processes.gone(fresh.params.store, 15)
+    assert re.search(r"serve +crashed +make serve starts it again\n", fresh.run("status"))
+    assert "answers at" in fresh.run("serve")
 
 
 @pytest.mark.long

@@ -30,8 +30,10 @@ def status(params: Params, registry: Registry) -> Iterator[str]:
     aliases = registry.aliases(params.registered_model)
     for alias in ("best", "candidate", "production", "previous"):
         if alias not in aliases:
-            if alias in ("best", "production"):
+            if alias == "best":
                 yield f"{alias:<12}none"
+            elif alias == "production":
+                yield f"{alias:<12}{'none':<20} make evaluate promotes the best model or says why not"
         elif registry.has(aliases[alias]):
             yield f"{alias:<12}{registry.resolve(aliases[alias]).label}"
         else:
@@ -139,7 +141,7 @@ def _server(params: Params) -> tuple[str, str]:
         if served.answers():
             return "running", where
         return "running, does not answer", f"{where}; make logs shows why, make serve replaces it"
-    return ("crashed", "make stop ends its processes") if served else ("stopped", "make serve starts it")
+    return ("crashed", "make serve starts it again") if served else ("stopped", "make serve starts it")
 
 
 def traffic(params: Params) -> tuple[str, str]:
