@@ -165,7 +165,7 @@ def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[s
             swapping = pool.submit(_swap, params, model, folder)
             swaps["swapping"] = _wrk(f"{url}/predict", 16, SWAP_RUN_S, folder)
             swapping.result()
-        http = _wrk(f"{url}/healthz", 64, seconds, folder, "get")
+        http = _wrk(f"{url}/model", 64, seconds, folder, "get")
         many = _wrk(f"{url}/predict", 2, seconds, folder, "parts")
     parts = _parts(model, body.getvalue(), http, rows[-1]["ours"])
     parts[f"total, in requests with {PARTS} images, 2 connections"] = 1000 / (PARTS * many["requests_per_s"])
@@ -202,7 +202,7 @@ def _parts(model: Path, body: bytes, http: Measurement, ours: float) -> dict[str
     return {
         "model, batches of 64, one thread": cost(lambda: infer(images), 64),
         "decoding": cost(lambda: decode(body, 32), 1),
-        "HTTP (GET /healthz)": 1000 / http["requests_per_s"],
+        "HTTP (GET /model)": 1000 / http["requests_per_s"],
         "total, as served": 1000 / ours,
     }
 

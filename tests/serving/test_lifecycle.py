@@ -117,6 +117,15 @@ def test_more_cpus_than_the_machine_has_are_refused(fresh: Server) -> None:
     assert server_record.read(fresh.params) is None
 
 
+@pytest.mark.long
+def test_a_reader_of_the_output_that_has_enough_ends_no_start(fresh: Server) -> None:
+    with subprocess.Popen(fresh.command("serve"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serve: waiting for")
+        process.stdout.close()
+    assert fresh.predict(png()).status_code == 200
+
+
 def test_stop_without_a_server_is_no_error(fresh: Server) -> None:
     assert fresh.run("stop").startswith("stop: nothing was running")
 

@@ -225,7 +225,8 @@ def _start(params: Params, host_command: Sequence[str]) -> Served:
             lines = printed.read_text(errors="replace").splitlines()
             for line in lines[shown:]:
                 if line.startswith(WAITING):
-                    print(line, flush=True)
+                    with contextlib.suppress(BrokenPipeError):  # a reader such as head that has enough ends no server
+                        print(line, flush=True)
             shown = len(lines)
             time.sleep(POLL_S)
     except BaseException:
