@@ -146,6 +146,23 @@ def test_a_backend_that_ends_is_replaced_and_logged(small: tuple[host._Server, s
 
 
 @needs_haproxy
+def test_nothing_that_a_backend_started_outlives_it_whatever_its_environment(
+    small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray's agents, which erase it when they name themselves."""
+    server, url = small
+    child = "import subprocess\nsubprocess.Popen(['/bin/sleep', '600'], env={}, stdin=-3, stdout=-3)\n"
+    monkeypatch.setattr(backend, "COMMAND", child + SMALL_BACKEND)
+    server.step()
+    wait_for(server.ready, server.step)
+    first = requests.get(f"{url}/predict", timeout=60).json()["pid"]
+    (started,) = psutil.Process(first).children()
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE, server.step)
+    assert server._repairs
+
+
+@needs_haproxy
 def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
     small: tuple[host._Server, str], said: list[str]
 ) -> None:

@@ -93,8 +93,8 @@ class Backend:
     def close(self) -> None:
         """Kill the process and everything that it started."""
         self._process.kill()
-        end_marked(RAY, self._mark, grace_s=0)
         self._process.wait()
+        end_session(self._process.pid)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._link.unlink(missing_ok=True)
 
@@ -139,6 +139,29 @@ def end_marked(name: str, value: str, *, grace_s: float) -> list[int]:
             ended.add(process.pid)
         psutil.wait_procs(found, timeout=0.2)
     return sorted(ended)
+
+
+def end_session(leader: int) -> None:
+    """Kill the other processes of a session. Ray's agents erase their environment, so no mark tells that they are ours.
+
+    They would end by themselves, but only after two minutes.
+    """
+    until = time.monotonic() + KILL_S
+    while (found := _of_session(leader)) and time.monotonic() < until:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=0.2)
+
+
+def _of_session(leader: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if process.pid != os.getpid() and os.getsid(process.pid) == leader and not ended:
+                found.append(process)
+    return found
 
 
 def _marked(name: str, value: str) -> list[psutil.Process]:
@@ -189,6 +212,7 @@ def _obey(draining: threading.Event) -> None:
     if sys.stdin.readline():
         draining.set()
     sys.stdin.read()
+    end_session(os.getpid())
     os._exit(1)
 
 
