@@ -26,6 +26,7 @@ import searcher_table
 import sweep_overhead
 import torch
 import workers
+from ray import cloudpickle
 from scipy import stats
 from shades import two_shades
 
@@ -93,6 +94,7 @@ def test_replayed_sweeps_are_compared_with_tpe_with_asha(measured: dict[str, Any
 
 @pytest.mark.long
 def test_the_overhead_is_measured_with_a_real_sweep() -> None:
+    cloudpickle.register_pickle_by_value(sweep_overhead)  # run as a script it is, too; workers cannot import it
     with ray_address.connect(None, num_cpus=2):
         row = sweep_overhead.measure(3)
     assert row["trials"] == 3
