@@ -6,10 +6,8 @@ another wait in that socket, so none is refused. Without the binary (macOS) Serv
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import re
 import resource
 import signal
 import socket
@@ -35,17 +33,16 @@ MAX_STARTS, STARTS_WINDOW_S = 5, 10  # a HAProxy that ends as often in that time
 POLL_S = 0.05
 
 ERRORS = {
-    400: ("Bad Request", "not HTTP that can be read, or a header of more than 100 lines or 64 kB"),
+    400: ("Bad Request", "not HTTP that can be read"),
     405: ("Method Not Allowed", "nothing here has this method; POST an image to /predict"),
     408: ("Request Timeout", "the request did not arrive in time (serve.header_timeout_s, serve.request_timeout_s)"),
-    413: ("Payload Too Large", "this method has no body in HTTP/1.0; use HTTP/1.1"),
-    422: ("Unprocessable Content", "of transfer encodings only chunked is supported"),
     500: ("Internal Server Error", "the server failed; its log has the reason"),
     502: ("Bad Gateway", "the server lost this request; send it again"),
     503: ("Service Unavailable", "the server cannot answer now: it starts, stops or has too many requests; try again"),
     504: ("Gateway Timeout", "the model did not answer in time (serve.request_timeout_s)"),
 }
 
+# A header that HAProxy cannot read at all, or not in time, is answered by HAProxy's own page with 400, 408, 413 or 422.
 # With abortonclose, a client that closes its sending side would get no answer, so it is off.
 CONFIG = """\
 global
@@ -113,8 +110,6 @@ class HAProxy:
     def __init__(self, params: Params, folder: Path, host_port: int, ports: Sequence[int] = ()):
         self._params, self._folder, self._host_port = params, folder, host_port
         self._ports = ports
-        folder.mkdir(parents=True, exist_ok=True)
-        self._binary = _with_answers(Path(str(binary())), folder)
         self._starts: deque[float] = deque(maxlen=MAX_STARTS)
         self._process: subprocess.Popen[bytes] | None = None
         self._old: list[subprocess.Popen[bytes]] = []
@@ -165,13 +160,14 @@ class HAProxy:
 
     def _start(self) -> None:
         """Write the configuration and start a HAProxy that replaces the present one."""
-        for status in ERRORS:
-            (self._folder / f"{status}.http").write_bytes(_answer(status))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for status, (name, reason) in ERRORS.items():
+            (self._folder / f"{status}.http").write_bytes(_answer(status, name, reason))
         (self._folder / "haproxy.cfg").write_text(self._config())
         if self._process is not None:
             self._old.append(self._process)
         replaced = [] if self.settled() else ["-sf", *(str(process.pid) for process in self._old)]
-        command = [str(self._binary), "-db", "-f", "haproxy.cfg", *replaced]
+        command = [str(binary()), "-db", "-f", "haproxy.cfg", *replaced]
         self._process = subprocess.Popen(
             [sys.executable, "-ISc", START, *command],
             cwd=self._folder,  # so that the configuration needs no path
@@ -207,34 +203,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024, reuse_port=True, dualstack_ipv6=host == "::")
 
 
-def _answer(status: int, length: int = 0) -> bytes:
-    """Return the answer of a status in JSON, at least `length` long: blanks at the end of a header mean nothing."""
-    name, reason = ERRORS[status]
+def _answer(status: int, name: str, reason: str) -> bytes:
     body = json.dumps({"error": reason}) + "\n"
     retry = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
     head = f"HTTP/1.1 {status} {name}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{retry}"
-    end = f"\r\n\r\n{body}"
-    return (f"{head}Connection: close".ljust(length - len(end)) + end).encode()
-
-
-def _with_answers(source: Path, folder: Path) -> Path:
-    """Copy HAProxy with our answers in the place of those compiled in, of the same length; return the path.
-
-    HAProxy sends `errorfile` only when it could read the header of a request, otherwise an HTML page. If the copy does
-    not run (a store that is mounted noexec), return `source`: then such requests get that page.
-    """
-
-    def ours(found: re.Match[bytes]) -> bytes:
-        status, length = int(found[1]), len(found[0])
-        answer = _answer(status, length) if status in ERRORS else found[0]
-        return answer if len(answer) == length else found[0]
-
-    copy = folder / "haproxy"
-    copy.write_bytes(re.sub(rb"HTTP/1\.1 (\d{3}) [^\0]*</html>\n(?=\0)", ours, source.read_bytes()))
-    copy.chmod(0o700)
-    with contextlib.suppress(FileExistsError):
-        (folder / "lib").symlink_to(source.parent / "lib")  # where it looks for libraries, relative to itself
-    with contextlib.suppress(OSError):
-        if subprocess.run([copy, "-v"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
-            return copy
-    return source
+    return f"{head}Connection: close\r\n\r\n{body}".encode()
