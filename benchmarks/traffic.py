@@ -2,8 +2,8 @@
 
     python benchmarks/traffic.py [--rounds 10] [--seconds 3]        (make bench BENCH=traffic)
 
-Three servers of the same network run at the same time and are measured in turn: that of the commit before records, this
-one, and this one keeping every image.
+Three servers of the same network run at the same time and are measured in turn: one whose recorder drops everything,
+this one, and this one keeping every image.
 
 Reads   params.yaml; needs wrk (Debian: apt install wrk)
 Writes  reports/bench.json; with --publish also benchmarks/results/traffic.json and its tables in docs/traffic.md
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +27,6 @@ from PIL import Image
 
 from flywheel import cli
 
-BASELINE = "5794a39"  # the last commit whose server recorded nothing
 SERVERS = ("records nothing", "records", "records and keeps images")
 KEEP = "traffic.keep_images={}"
 
@@ -35,13 +35,12 @@ def main() -> None:
     """Measure and write the tables."""
     options = harness.options(
         __doc__,
-        baseline=(BASELINE, "commit whose server is the baseline"),
         rounds=(10, "measurements of each server"),
         seconds=(3, "seconds of one measurement"),
         publish=harness.PUBLISH,
     )
     with tempfile.TemporaryDirectory(prefix="fw-traffic-") as folder:
-        rows = measure(Path(folder), options.baseline, options.seconds, options.rounds)
+        rows = measure(Path(folder), options.seconds, options.rounds)
     result = {"traffic": rows, **harness.stamp("torch", "ray")}
     harness.publish("traffic", "traffic.md", result, table, commit=options.publish)
 
@@ -60,7 +59,17 @@ def table(result: Mapping[str, Any]) -> str:
 RATIOS = ("rate_records", "p99_records", "rate_images", "p99_images")
 
 
-def measure(folder: Path, baseline: str, seconds: int, rounds: int) -> list[dict[str, Any]]:
+def without_records(folder: Path) -> Path:
+    """Return a copy of this code whose recorder drops everything."""
+    for name in ("src", "scripts"):
+        shutil.copytree(harness.ROOT / name, folder / name)
+    shutil.copy(harness.ROOT / "params.yaml", folder)
+    with (folder / "src/flywheel/traffic/capture.py").open("a") as code:
+        code.write("\nRecorder.add = lambda self, answered: None\n")
+    return folder
+
+
+def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
     """Return for each number of connections the median ratios to the server that records nothing."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     body = io.BytesIO()
@@ -68,9 +77,12 @@ def measure(folder: Path, baseline: str, seconds: int, rounds: int) -> list[dict
     (folder / "image.png").write_bytes(body.getvalue())
     (folder / "predict.lua").write_text(serving.POST.format(body=folder / "image.png") + serving.REPORT)
     with contextlib.ExitStack() as stack:
-        old = stack.enter_context(harness.checkout(baseline, folder / "code"))
         urls = {}
-        variants = ((old, ""), (harness.ROOT, KEEP.format(0.0)), (harness.ROOT, KEEP.format(1.0)))
+        variants = (
+            (without_records(folder / "code"), KEEP.format(0.0)),
+            (harness.ROOT, KEEP.format(0.0)),
+            (harness.ROOT, KEEP.format(1.0)),
+        )
         for name, (code, extra) in zip(SERVERS, variants, strict=True):
             own = folder / name.replace(" ", "-")
             own.mkdir()
