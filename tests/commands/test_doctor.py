@@ -77,6 +77,8 @@ def test_what_is_kept_of_traffic_and_what_was_lost_is_said(params: Params) -> No
     found = doctor._traffic(params)
     assert found.text.startswith("0 images kept, ")
     assert (found.text.endswith(" since 2026-11-28 15:00 UTC"), found.fix) == (True, "")
+    (params.store_paths.traffic_records / "r2-20261128T15.jsonl").write_text('{"prediction_id": "01')
+    assert doctor._traffic(params).text.endswith(", 1 lines cut off by killed processes are skipped")
     with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as answering:
         threading.Thread(target=answering.handle_request).start()
         server_record.write(params, Served(f"http://127.0.0.1:{answering.server_port}", os.getpid(), "now", "m", "d"))

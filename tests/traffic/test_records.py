@@ -51,3 +51,4 @@ def test_records_are_read_hour_by_hour_without_torn_and_foreign_lines(paths: Sto
     (paths.traffic_records / "notes.jsonl").write_text('{"prediction_id": "x"}\n')
     found = [(row["prediction_id"], row["hash"]) for row in records.read(paths)]
     assert found == [(old, "a"), (old, "b"), (new, "b")]
+    assert records.cut_off(paths) == 3

@@ -147,7 +147,7 @@ def _server(params: Params) -> tuple[str, str]:
 def traffic(params: Params) -> tuple[str, str]:
     """Return what the server recorded, from the files; the server knows what it could not record."""
     from flywheel.pipeline import server_record
-    from flywheel.traffic import retention
+    from flywheel.traffic import records, retention
 
     kept = retention.measure(params.store_paths)
     if kept.oldest is None:
@@ -155,6 +155,8 @@ def traffic(params: Params) -> tuple[str, str]:
     served = server_record.read(params)
     dropped = served.dropped() if served else None
     lost = f", {dropped:,} answers not recorded" if dropped else ""
+    if cut_off := records.cut_off(params.store_paths):
+        lost = f", {cut_off:,} lines cut off by killed processes are skipped{lost}"
     return f"{kept.images:,} images kept", f"{human_size(kept.size_bytes)} since {kept.oldest:%Y-%m-%d %H:%M} UTC{lost}"
 
 

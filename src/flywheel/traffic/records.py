@@ -135,3 +135,13 @@ def read_file(path: Path, wanted: Collection[str] | None = None) -> Iterator[dic
                 row = json.loads(line)
                 if isinstance(row, dict) and isinstance(row.get("prediction_id"), str):
                     yield row
+
+
+def cut_off(paths: StorePaths) -> int:
+    """Return how many files of records and labels end in a line that a killed process cut off; readers skip it."""
+    count = 0
+    for path in (*paths.traffic_records.glob("*.jsonl"), *paths.traffic_labels.glob("*.jsonl")):
+        with contextlib.suppress(OSError), path.open("rb") as file:  # empty or gone
+            file.seek(-1, os.SEEK_END)
+            count += file.read() != b"\n"
+    return count
