@@ -224,9 +224,6 @@ NOT_RUN = {
     ),
     ".venv/bin/wandb login": "asks for an account",
     "make label collect retrain": "waits for a person; tests/traffic/test_label_page.py plays one",
-    'make sweep SET="sweep.space.batch_size={per_architecture: {upsample: [32, 64], others: [128, 256]}}"': (
-        "upsample takes long without a GPU"
-    ),
 }
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"image_size": 16},
