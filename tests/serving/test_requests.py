@@ -242,7 +242,6 @@ def test_wrong_paths_and_methods_are_answered_in_json(server: Server) -> None:
 @pytest.mark.parametrize(
     ("line", "status"),
     [
-        ("CONNECT x:1 HTTP/1.1", 400),
         ("OPTIONS * HTTP/1.1", 405),
         ("DELETE /healthz HTTP/1.1", 501),
         ("HEAD /healthz HTTP/1.1", 200),
