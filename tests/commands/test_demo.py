@@ -22,7 +22,7 @@ from made_traffic import record, write_records
 from PIL import Image
 from served import free_port
 
-from flywheel import files
+from flywheel import FlywheelError, files
 from flywheel.commands import demo_story
 from flywheel.commands.demo_story import Part
 from flywheel.registry import Registry
@@ -71,6 +71,11 @@ def test_a_table_without_a_new_retraining_or_another_arm_names_none() -> None:
     assert len(list(demo_story.table(PARTS, None))) == 5
 
 
+def test_an_alarm_that_was_up_before_is_no_new_one() -> None:
+    still = part("drifted, after retraining", [True] * 4, (0, 0))
+    assert list(demo_story.table([*PARTS[:2], still], None))[3].endswith("ALARM, still")
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     with Image.open(demo_story.draw(PARTS, retrained(), tmp_path / "demo.png")) as picture:
         assert picture.size == (1440, 570)
@@ -101,6 +106,8 @@ def test_a_part_counts_what_was_answered_meanwhile_for_images_that_no_model_trai
     assert found.right.tolist() == (np.arange(20, 100) % 5 > 0)[held].tolist()
     assert found.alarm_after == (40, held[:40].sum())
     assert found.model == "model-1@sha256:00"
+    with pytest.raises(FlywheelError, match="the server recorded no answer"):
+        demo_story.measure(params, registry, "later", (at + 1000, at + 2000))
 
 
 def start(place: Path) -> tuple[subprocess.Popen[str], Path]:

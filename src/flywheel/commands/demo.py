@@ -30,8 +30,8 @@ LOAD_S = 30  # beyond serve.poll_s, for the server to load the promoted model
 PAUSE_S = 0.2  # between the requests that are sent while production changes
 NEXT = """
 what to type next:
-  make serve PROFILE=demo                   # then open http://127.0.0.1:8000 and send it a picture of a digit
-  make label collect retrain PROFILE=demo   # label some of the images that the server kept, and train on them
+  make serve PROFILE={profile}                   # then open http://127.0.0.1:8000 and send it a picture of a digit
+  make label collect retrain PROFILE={profile}   # label some of the images that the server kept, and train on them
   make evaluate PROFILE=laptop SET="data.name=pets data.source=folder data.path=path/to/pets"   # use your own images"""
 
 
@@ -46,7 +46,7 @@ class Step:
 
 
 STEPS = (
-    Step("data", "split 1,797 handwritten digits"),
+    Step("data", "build the data set and its splits"),
     Step("sweep", "search for the best model"),
     Step("evaluate", "judge it on test images; promote it to production"),
     Step("serve", "answer requests in the background"),
@@ -109,7 +109,7 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
     log.info(f"requests while make retrain ran and production changed: {sent.count}, failed: {sent.failed}")
     log.info(f"\npicture: {demo_story.draw(parts, new, params.reports / 'demo.png')}")
     _script("report", [*arguments, "--set", overrides])
-    log.info(NEXT)
+    log.info(NEXT.format(profile=params.profile))
 
 
 class Requests:

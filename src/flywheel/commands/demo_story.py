@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flywheel import FlywheelError
 from flywheel.data import dataset, splits
 from flywheel.params import Params
 from flywheel.pipeline import stage
@@ -28,7 +29,8 @@ class Part:
     """A part of the traffic, one after another, and what `make monitor` said after it.
 
     `right` tells for each answer in turn whether it was right: only for the images on which no model ever trains.
-    `alarm_after` counts the answers until the alarm, all and those in `right`; None without an alarm.
+    `alarm_after` counts the answers until the alarm, all and those in `right`: none if it was up before, None without
+    an alarm.
     """
 
     title: str
@@ -43,15 +45,18 @@ class Part:
 
 
 def measure(params: Params, registry: Registry, title: str, between: tuple[float, float]) -> Part:
-    """Return what the server answered in a span of time (seconds since 1970), compared with the truth."""
+    """Return what the server answered in a span of time (seconds since 1970), compared with the truth.
+
+    Raises FlywheelError if it recorded nothing.
+    """
     opened = dataset.open_directory(registry.open(stage.dataset_of(params, registry)))
     rows = sorted(
         (row for row in records.read(params.store_paths) if between[0] <= _seconds(row) <= between[1]), key=_seconds
     )
-    models = Counter(row["model"] for row in rows)
-    answers = [
-        row for row in rows if row["model"] == models.most_common(1)[0][0] and row["hash"] in opened.simulation_rows
-    ]
+    if not rows:
+        raise FlywheelError("the server recorded no answer; make logs shows why")
+    model = Counter(row["model"] for row in rows).most_common(1)[0][0]
+    answers = [row for row in rows if row["model"] == model and row["hash"] in opened.simulation_rows]
     index = [opened.simulation_rows[row["hash"]] for row in answers]
     held = splits.is_holdout(opened.hashes[index])
     right = np.array([row["prediction"] for row in answers]) == np.array(opened.class_names)[opened.labels[index]]
@@ -59,7 +64,7 @@ def measure(params: Params, registry: Registry, title: str, between: tuple[float
     if report is not None and report.alarm.since is not None:
         before = np.array([_seconds(row) for row in answers]) <= datetime.fromisoformat(report.alarm.since).timestamp()
         alarm_after = (int(before.sum()), int((before & held).sum()))
-    return Part(title, registry.label(models.most_common(1)[0][0]), right[held], alarm_after)
+    return Part(title, registry.label(model), right[held], alarm_after)
 
 
 def table(parts: Sequence[Part], retrained: RetrainReport | None) -> Iterator[str]:
@@ -67,7 +72,7 @@ def table(parts: Sequence[Part], retrained: RetrainReport | None) -> Iterator[st
     yield ROW.format("production traffic", "answered by", "labels", "right", "make monitor, without labels")
     for part in parts:
         labels = retrained.labels if retrained and part is parts[-1] else None
-        state = f"ALARM after {part.alarm_after[0]} answers" if part.alarm_after else "quiet"
+        state = _alarm(part)
         yield ROW.format(part.title, part.model, "–" if labels is None else labels, f"{part.accuracy:.1%}", state)
     if retrained and retrained.control and retrained.control.holdout.accuracy is not None:
         arm = retrained.control
@@ -78,6 +83,12 @@ def table(parts: Sequence[Part], retrained: RetrainReport | None) -> Iterator[st
     if retrained:
         decision = "promoted" if retrained.promoted else "not promoted"
         yield f"the gate: {decision}, {'; '.join(retrained.reasons)}"
+
+
+def _alarm(part: Part) -> str:
+    if part.alarm_after is None:
+        return "quiet"
+    return f"ALARM after {part.alarm_after[0]} answers" if part.alarm_after[0] else "ALARM, still"
 
 
 def draw(parts: Sequence[Part], retrained: RetrainReport | None, path: Path) -> Path:
@@ -98,7 +109,7 @@ def draw(parts: Sequence[Part], retrained: RetrainReport | None, path: Path) -> 
             if part.alarm_after:
                 axis.axvline(start + part.alarm_after[1], color=BAD, linewidth=2)
                 axis.text(
-                    start + part.alarm_after[1] + 2, 3, f"alarm after {part.alarm_after[0]} answers,\nwithout a label",
+                    start + part.alarm_after[1] + 2, 3, f"{_alarm(part).replace('ALARM', 'alarm')},\nwithout a label",
                     color=BAD, va="bottom", fontsize=9,
                 )  # fmt: skip
             else:
