@@ -54,17 +54,8 @@ def sweeping(folder: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterato
     assert run(folder, "data", overrides).returncode == 0
     before = count()
     process = scripts.start(folder, "sweep", overrides, PYTHONUNBUFFERED="1", FLYWHEEL_TEST_FOLDER=str(folder))
-    try:
-        deadline = time.monotonic() + 300
-        while count() < before + epochs:
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+    with processes.once(process, lambda: count() >= before + epochs, timeout_s=300):
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def wait_for_none_left(folder: Path, seconds: float) -> None:
