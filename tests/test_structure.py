@@ -78,6 +78,17 @@ def test_only_tracking_imports_wandb_and_none_scripts_or_tests() -> None:
     assert not {"scripts", "tests"} & importers.keys()
 
 
+def test_what_a_client_sends_is_compared_with_a_secret_in_constant_time() -> None:
+    called = 0
+    for package in ("serving", "traffic"):
+        for path in (SOURCE / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                called += isinstance(node, ast.Attribute) and node.attr == "compare_digest"
+                if isinstance(node, ast.Compare):
+                    assert not re.search("token|secret|cookie", ast.unparse(node)), (path, node.lineno)
+    assert called == 3  # the token of /feedback, that of the label page, and its cookie
+
+
 def test_fingerprints_leave_out_packages_and_no_single_modules() -> None:
     assert set(fingerprint.EXCLUDED) == {"cli", "commands", "files", "params", "pipeline", "registry", "tracking"}
 

@@ -33,8 +33,10 @@ def test_only_serve_port_and_the_ports_of_ray_are_open(server: Server) -> None:
 def test_no_process_runs_that_nothing_uses(server: Server) -> None:
     served = server_record.read(server.params)
     assert served is not None
-    running = [" ".join(process.cmdline()) for process in psutil.Process(served.pid).children(recursive=True)]
+    children = psutil.Process(served.pid).children(recursive=True)
+    running = [" ".join(process.cmdline()) for process in children]
     assert {part for part in PARTS if any(part in line for line in running)} == set(PARTS[:4])
+    assert set(children) <= set(processes.of(server.params.store))  # `make stop` finds all of them by their mark
 
 
 def test_open_ports_refuse_predictions_and_jobs(server: Server) -> None:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import processes
-import psutil
 import pytest
 import requests
 import torch
@@ -160,13 +159,9 @@ def test_after_a_crash_stop_leaves_no_process_and_serve_starts_again(fresh: Serv
         served = server_record.read(fresh.params)
         assert served is not None
         assert served.pid is not None
-        agents = [process for process in psutil.process_iter() if "Agent" in process.name()]
-        ours = [agent for agent in agents if psutil.Process(served.pid) in agent.parents()]
-        assert ours
         os.kill(served.pid, signal.SIGKILL)
         if victims == "host":
             assert "[exit 0]" in fresh.run("stop")  # mostly, all have ended by themselves
-            assert psutil.wait_procs(ours, timeout=5)[1] == []
             assert processes.gone(fresh.params.store, 5)
             assert not Path(str(served.folder)).exists()
             assert server_record.read(fresh.params) is None

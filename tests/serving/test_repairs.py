@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,12 +134,11 @@ def test_a_backend_that_ends_is_replaced_and_logged(small: tuple[host._Server, s
 
 
 @needs_haproxy
-def test_nothing_that_a_backend_started_outlives_it_whatever_its_environment(
+def test_nothing_that_a_backend_started_outlives_it(
     small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Ray's agents, which erase it when they name themselves."""
     server, url = small
-    child = "import subprocess\nsubprocess.Popen(['/bin/sleep', '600'], env={}, stdin=-3, stdout=-3)\n"
+    child = "import subprocess\nsubprocess.Popen(['/bin/sleep', '600'], stdin=-3, stdout=-3)\n"
     monkeypatch.setattr(backend, "COMMAND", child + SMALL_BACKEND)
     server.step()
     wait_for(server.ready, server.step)
@@ -309,6 +309,17 @@ def test_a_restart_for_changed_settings_keeps_answering(fresh: Server) -> None:
     assert set(load.statuses) == {"200"}
     assert not fresh.run("serve", extra="serve.cpus_per_replica=1000").endswith("[exit 0]")  # cannot start
     assert fresh.predict(png()).status_code == 200  # so the one before stays
+
+
+def test_a_client_that_closes_the_connection_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    answers = health.HostAnswers(list, lambda: 0)
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", answers.port)) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\n")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    with pytest.raises(http.client.HTTPException, match="503"):
+        health.get(answers.port, "/healthz", 10)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_metrics_of_several_replicas_have_each_series_once() -> None:

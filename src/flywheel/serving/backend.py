@@ -94,7 +94,7 @@ class Backend:
         """Kill the process and everything that it started."""
         self._process.kill()
         self._process.wait()
-        end_session(self._process.pid)
+        end_marked(RAY, self._mark, grace_s=0)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._link.unlink(missing_ok=True)
 
@@ -122,6 +122,7 @@ def variables(own_proxy: bool) -> dict[str, str]:
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # the default of 0.1 uses 2.5 % of a core
         "RAY_preload_python_modules": PRELOAD,
+        "SPT_NOENV": "1",  # a Ray process that names itself keeps its environment, and with it the mark
     }
 
 
@@ -139,29 +140,6 @@ def end_marked(name: str, value: str, *, grace_s: float) -> list[int]:
             ended.add(process.pid)
         psutil.wait_procs(found, timeout=0.2)
     return sorted(ended)
-
-
-def end_session(leader: int) -> None:
-    """Kill the other processes of a session. Ray's agents erase their environment, so no mark tells that they are ours.
-
-    They would end by themselves, but only after two minutes.
-    """
-    until = time.monotonic() + KILL_S
-    while (found := _of_session(leader)) and time.monotonic() < until:
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(found, timeout=0.2)
-
-
-def _of_session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            if process.pid != os.getpid() and os.getsid(process.pid) == leader and not ended:
-                found.append(process)
-    return found
 
 
 def _marked(name: str, value: str) -> list[psutil.Process]:
@@ -212,7 +190,7 @@ def _obey(draining: threading.Event) -> None:
     if sys.stdin.readline():
         draining.set()
     sys.stdin.read()
-    end_session(os.getpid())
+    end_marked(RAY, os.environ[RAY], grace_s=0)
     os._exit(1)
 
 

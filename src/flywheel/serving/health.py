@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 HEALTH_TIMEOUT_S = 0.5  # a busy replica answers later
 BUSY_S = 30  # a replica that did not answer for so long is not only busy
@@ -43,7 +45,7 @@ class HostAnswers:
             def log_message(_self, *_: object) -> None:  # noqa: N805
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -72,6 +74,13 @@ class HostAnswers:
         own = _metric("flywheel_replicas", "gauge", "Replicas that answer.", len(texts))
         own += _metric("flywheel_repairs_total", "counter", "Parts of the server started again.", self._repairs())
         return 200, "text/plain; version=0.0.4; charset=utf-8", merge([own, *texts]).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *arguments: Any) -> None:
+        """Print an error, unless the client closed the connection, as HAProxy does when it ends."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*arguments)
 
 
 def get(port: int, path: str, timeout_s: float, host: str = "127.0.0.1") -> bytes:
