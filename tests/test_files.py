@@ -84,6 +84,12 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+def test_a_reused_pid_does_not_count_as_a_holder(tmp_path: Path) -> None:
+    for text in ("", "nothing", "99999999999999999999", str(os.getpid())):
+        (tmp_path / "data.pid").write_text(text)
+        assert files.holder(tmp_path / "data.lock") is None
+
+
 def test_any_text_is_read_back_from_one_line(tmp_path: Path) -> None:
     text = "a\u2028b\x85c\x0cd\ne"
     files.append_json_lines(tmp_path / "log", {"text": text})

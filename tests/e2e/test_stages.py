@@ -20,7 +20,6 @@ import processes
 import pytest
 from PIL import Image
 
-from flywheel import files
 from flywheel.registry import Registry
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +39,8 @@ class Checkout:
         """Copy code, params and, if there are any, store and reports."""
         for name in ("src", "scripts", "store", "reports"):
             if (source / name).exists() and (name in ("src", "scripts") or source != ROOT):
-                shutil.copytree(
-                    source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-                )
+                # With the compiled code, but without the files of a process that compiles just now.
+                shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*"))
         shutil.copy2(source / "params.yaml", folder / "params.yaml")
         return cls(folder)
 
@@ -158,19 +156,17 @@ def test_a_folder_may_move_and_one_byte_of_it_may_not_change(
 
 def test_a_removed_output_is_made_again(checkout: Checkout) -> None:
     """What of it is missing and why it runs, tests/pipeline/test_stage.py asserts; a report, the stage draws itself."""
-    version = checkout.store / "registry" / "versions" / "digits_dataset" / "v0"
-    (version / "files" / "labels.npy").unlink()
-    assert checkout.says().startswith("data: running (an output is damaged: ")
     report = checkout.folder / "reports" / "demo" / "samples_test.png"
     before = report.read_bytes()
     report.unlink()
     assert checkout.says() == f"data: up to date ({report} is missing and is made again from digits_dataset:v0)"
     assert report.read_bytes() == before
-    shutil.rmtree(version)
-    assert checkout.says().startswith("data: running (an output is missing: no artifact digits_dataset@")
+    (checkout.store / "registry" / "versions" / "digits_dataset" / "v0" / "files" / "labels.npy").unlink()
+    assert checkout.status()["data"].startswith("to run an output is damaged")
+    assert checkout.says().startswith("data: running (an output is damaged: ")
+    registry = Registry(checkout.store)
+    registry.verify(registry.resolve("digits_dataset:v0"))
     assert checkout.says().startswith(DONE)
-    verified = checkout.run("artifacts", "", "--verify")
-    assert (verified.returncode, verified.stdout.count("intact")) == (0, 1)
 
 
 # Kills, and two at once
@@ -243,15 +239,3 @@ def test_status_shows_each_stage_after_one_that_must_run_as_waiting(checkout: Ch
     assert (stages["sweep"], stages["evaluate"]) == ("to run never run", "waiting for sweep")
     stages = checkout.status("data.seed=1")
     assert (stages["data"], stages["sweep"]) == ("to run data.seed changed: 0 -> 1", "waiting for data")
-    (checkout.store / "registry/versions/digits_dataset/v0/files/labels.npy").unlink()
-    stages = checkout.status()
-    assert stages["data"].startswith("to run an output is damaged")
-    assert stages["sweep"] == "waiting for data"
-
-
-def test_a_reused_pid_does_not_count_as_running(checkout: Checkout) -> None:
-    pid = checkout.store / "locks" / "data.pid"
-    for text in ("", "nothing", "99999999999999999999", str(os.getpid())):
-        pid.write_text(text)
-        assert files.holder(pid.with_suffix(".lock")) is None
-    assert checkout.status()["data"].startswith("up to date")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import time
@@ -17,12 +18,13 @@ import scripts
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry
+from flywheel.tracking import run_files
 
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
 
-def run(root: Path) -> subprocess.CompletedProcess[str]:
-    return scripts.run(root, "simulate", OVERRIDES)
+def run(root: Path, more: str = "") -> subprocess.CompletedProcess[str]:
+    return scripts.run(root, "simulate", f"{OVERRIDES} {more}")
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def published(params: Params, registry: Registry) -> list[str]:
 def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everything(
     root: Path, params: Params, registry: Registry, opened: Dataset, server: Any, number: int, code: int
 ) -> None:
-    server.fail(opened, range(0, 150, 3))
+    server.fail(opened, range(103))
     with simulating(root, server) as process:
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)  # it does not wait for the answers that hang
@@ -63,15 +65,31 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
     if number == signal.SIGINT:
         assert errors == "interrupted: finished work is kept; run the same command again\n"
     assert published(params, registry) == []
-    again = run(root)
+    again = run(root, "tracking.wandb=offline simulate.table_rows=7")
     assert again.returncode == 0, again.stderr
     assert (
-        "feedback: 150 labelled images (50 failures), 150 new; digits-feedback:v0 lists 150 of all rounds"
+        "feedback: 150 labelled images (103 failures), 150 new; digits-feedback:v0 lists 150 of all rounds"
         in again.stdout
     )
     assert published(params, registry) == [
         "digits-feedback:v0", "simulation.json", "feedback.jsonl", "simulation_latency.png",
     ]  # fmt: skip
+    assert "W&B table of 7 of 47 right predictions" in again.stdout
+    check_wandb(params, opened, server, {int(opened.ids[i]) for i in opened.indices["simulation"][:103]})
+
+
+def check_wandb(params: Params, opened: Dataset, server: Any, failed: set[int]) -> None:
+    """The table of right predictions is bounded, and nothing names the host."""
+    (table,) = (params.store / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
+    assert len(content["data"]) == 7
+    for row in content["data"]:
+        assert row[0] not in failed
+        assert row[2] == row[3]
+        assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
+    (recorded,) = run_files.records(params.store)
+    assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 
 def test_without_a_server_the_script_says_one_sentence(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import struct
@@ -14,7 +13,6 @@ from typing import Any
 import made_models
 import numpy as np
 import pytest
-import scripts
 
 from flywheel import files
 from flywheel.data.dataset import Dataset
@@ -28,7 +26,6 @@ from flywheel.registry import Registry, Version
 from flywheel.simulation import SimulationError
 from flywheel.simulation import stage as simulation_stage
 from flywheel.simulation.report import SimulationReport
-from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
 Make = Callable[[str], Params]
@@ -131,25 +128,6 @@ def test_each_version_that_answered_is_counted(make: Make, server: Server, run: 
     server.model = lambda number: "model-2:v0" if number > 15 else "model-1:v0"
     report = run(make("simulate.requests=40 simulate.concurrency=1"))
     assert report.models == {"model-1:v0": 15, "model-2:v0": 25}
-
-
-def test_wandb_gets_a_bounded_table_of_right_predictions(opened: Dataset, server: Server, root: Path) -> None:
-    """In a process of its own, since wandb reads its environment once a process."""
-    server.fail(opened, range(103))
-    done = scripts.run(root, "simulate", "data.image_size=8 tracking.wandb=offline simulate.table_rows=7")
-    assert "W&B table of 7 of 47 right predictions" in done.stdout
-    (table,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
-    content = json.loads(table.read_text())
-    assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
-    assert len(content["data"]) == 7
-    simulation = opened.indices["simulation"]
-    failed = {int(opened.ids[simulation[i]]) for i in range(103)}
-    for row in content["data"]:
-        assert row[0] not in failed
-        assert row[2] == row[3]
-        assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
-    (recorded,) = run_files.records(root / "store" / "demo")
-    assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 
 # -- feedback ------------------------------------------------------------------------------------------

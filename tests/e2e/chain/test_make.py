@@ -12,6 +12,8 @@ import pytest
 import scripts
 from chain import SMALL, Built, make
 
+from flywheel.commands import status
+
 
 def test_evaluate_runs_the_whole_chain(built: Built) -> None:
     assert (built.result.returncode, built.result.stderr) == (0, "")
@@ -24,35 +26,31 @@ def test_evaluate_runs_the_whole_chain(built: Built) -> None:
     }  # fmt: skip
 
 
-def test_a_second_time_every_stage_is_up_to_date(built: Built) -> None:
-    again = built.make("data", "sweep", "evaluate")
-    assert again.returncode == 0
-    assert again.stdout.count("up to date (nothing changed since") == 3
-    assert "running" not in again.stdout
-
-
-@pytest.mark.parametrize("script", ["data", "sweep", "evaluate", "status", "artifacts", "lineage"])
-def test_an_up_to_date_stage_imports_nothing_heavy(built: Built, script: str) -> None:
+def test_a_second_time_every_stage_is_up_to_date_and_imports_nothing_heavy(built: Built) -> None:
     """That makes it answer in a fraction of a second. Modules are checked, because the clock depends on the load."""
+    names = ("data", "sweep", "evaluate", "status", "artifacts", "lineage")
     probe = (
         "import sys, runpy\n"
-        f"sys.argv = {scripts.command(built.folder, script, SMALL)[1:]!r}\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'torch', 'ray', 'wandb', 'matplotlib', 'sklearn', 'optuna', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"for command in {[scripts.command(built.folder, name, SMALL)[1:] for name in names]!r}:\n"
+        "    sys.argv = command\n"
+        "    try:\n        runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as stop:\n        assert not stop.code\n"
+        "    heavy = {'torch', 'ray', 'wandb', 'matplotlib', 'sklearn', 'optuna', 'scipy'} & set(sys.modules)\n"
+        "    assert not heavy, (command[0], heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=scripts.ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.count(": up to date (nothing changed since") == 3
     assert "running" not in done.stdout
 
 
 def test_an_unrelated_param_runs_nothing_and_a_related_one_its_dependants(built: Built) -> None:
     states = {}
     for change in ("sweep.max_concurrent_trials=1", "gate.floor_accuracy=0.2", "sweep.epochs=3", "data.seed=1"):
-        shown = built.make("status", more=change).stdout.splitlines()
-        lines = [line for line in shown if line.startswith(("data", "sweep", "evaluate"))]
-        states[change] = ["up to date" in line for line in lines]
-        assert all("changed" in line for line in lines if "to run" in line)
+        params = scripts.load(built.folder, f"{SMALL} {change}")
+        found = {name: rest for name, *rest in status.states(params, built.registry)}
+        stages = [found[name] for name in ("data", "sweep", "evaluate")]
+        states[change] = [state == "up to date" for state, _ in stages]
+        assert all("changed" in reason for state, reason in stages if state == "to run")
     assert states == {
         "sweep.max_concurrent_trials=1": [True, True, True],
         "gate.floor_accuracy=0.2": [True, True, False],
@@ -62,11 +60,11 @@ def test_an_unrelated_param_runs_nothing_and_a_related_one_its_dependants(built:
 
 
 def test_artifacts_and_lineage_show_what_came_from_what(built: Built) -> None:
-    artifacts = built.make("artifacts").stdout
+    artifacts = "\n".join(status.artifacts(built.registry))
     assert "digits_dataset:v0" in artifacts
     assert "digits-classifier:best, digits-classifier:production" in artifacts
-    for arguments in ((), ("ARGS=digits-classifier:best",)):
-        tree = built.make("lineage", *arguments).stdout.splitlines()
+    production = list(status.lineage(built.params, built.registry, None))
+    for tree in (production, built.make("lineage", "ARGS=digits-classifier:best").stdout.splitlines()):
         assert tree[0].startswith("model-")
         assert tree[1].strip().startswith("└─ dataset: digits_dataset:v0")
 
@@ -88,7 +86,7 @@ def test_verifying_reads_every_byte_and_names_what_is_damaged(built: Built, tmp_
 
 
 def test_logs_keep_what_a_stage_said_and_why_it_failed(built: Built, tmp_path: Path) -> None:
-    shown = built.make("logs").stdout
+    shown = "\n".join(status.logs([built.params.store_paths.log(name) for name in status.LOGS], 10))
     for name in ("data", "sweep", "evaluate"):
         assert str(built.params.store_paths.log(name)) in shown
     assert "gate: first" in shown
@@ -98,8 +96,8 @@ def test_logs_keep_what_a_stage_said_and_why_it_failed(built: Built, tmp_path: P
 
 def test_only_store_and_reports_are_written(built: Built) -> None:
     assert {path.name for path in built.folder.iterdir()} == {"store", "reports"}
-    status = ["git", "status", "--porcelain", "--ignored"]
-    assert "wandb/" not in subprocess.run(status, cwd=scripts.ROOT, capture_output=True, text=True).stdout
+    command = ["git", "status", "--porcelain", "--ignored"]
+    assert "wandb/" not in subprocess.run(command, cwd=scripts.ROOT, capture_output=True, text=True).stdout
 
 
 def test_no_process_is_left(built: Built) -> None:
