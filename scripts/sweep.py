@@ -9,7 +9,7 @@ Writes  the artifact model-<run_id>, linked as best; sweep.json, sweep.csv and p
 """
 
 from flywheel import cli
-from flywheel.files import human_size
+from flywheel.files import count, human_size
 from flywheel.sweep import stage as sweep_stage
 from flywheel.tracking.mirror import mirrored
 
@@ -24,8 +24,8 @@ def main() -> None:
         metrics = receipt["metrics"]
         model = registry.resolve(receipt["outputs"][0])
         cli.log.info(
-            f"sweep: best of {metrics['trials']} trials: {model.label}, {metrics['accuracy']:.2%} on validation "
-            f"({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
+            f"sweep: best of {count(metrics['trials'], 'trial')}: {model.label}, {metrics['accuracy']:.2%} on "
+            f"validation ({metrics['wall_s']:.0f} s, at most {human_size(metrics['peak_disk_bytes'])} of disk)"
         )
 
 

@@ -28,7 +28,9 @@ def main() -> None:
             raise sync.SyncError(
                 f"{len(report.missing)} items above are not on W&B; make sync PROFILE={params.profile} continues"
             )
-        cli.log.info(f"sync: all is on W&B: {len(report.uploaded)} compared now, {report.confirmed_before} runs before")
+        cli.log.info(
+            f"sync: all is on W&B: {len(report.uploaded)} items compared now, {report.confirmed_before} runs before"
+        )
 
 
 if __name__ == "__main__":

@@ -112,13 +112,19 @@ try:
     files.append_json_lines(path, {"n": 2}, {"text": "x" * 100})
 except OSError as error:
     print(error.strerror)
+try:
+    files.write_text(path, "x" * 1000)
+except OSError as error:
+    print(f"{error.filename}: {error.strerror}{files.advice(error)}")
 """
 
 
-def test_an_append_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_what_does_not_fit_leaves_the_file_as_it_was_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "log"
     files.append_json_lines(path, {"n": 1})
     before = path.read_bytes()
     done = subprocess.run([sys.executable, "-c", TOO_LONG, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "No space left on device\n"
+    appended, written = done.stdout.splitlines()
+    assert appended == "No space left on device"
+    assert written.startswith(f"{path}: File too large; raise the limit of a file's size (ulimit -f)")
     assert path.read_bytes() == before

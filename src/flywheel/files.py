@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from flywheel import FlywheelError
 
 NO_SPACE = "; free space, or set paths.store and paths.reports to another disk, and run again"
+TOO_LARGE = "; raise the limit of a file's size (ulimit -f), or set paths.store and paths.reports to another disk"
 NOT_WRITABLE = "; make it writable, or set paths.store and paths.reports to directories that are"
 NO_MEMORY = (
     "; end other programs, raise ulimit -v, or lower data.image_size, sweep.max_concurrent_trials or the batch size"
@@ -27,7 +28,7 @@ NO_MEMORY = (
 ADVICE = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
-    errno.EFBIG: NO_SPACE,
+    errno.EFBIG: TOO_LARGE,
     errno.EACCES: NOT_WRITABLE,
     errno.EPERM: NOT_WRITABLE,
     errno.EROFS: NOT_WRITABLE,
@@ -95,6 +96,9 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
@@ -135,8 +139,9 @@ def append_json_lines(path: Path, *values: object) -> int:
             if os.write(descriptor, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(descriptor)
-        except OSError:
+        except OSError as error:
             os.ftruncate(descriptor, end)  # all or nothing
+            error.filename = error.filename or str(path)
             raise
     finally:
         os.close(descriptor)
@@ -213,6 +218,11 @@ def size_of(directory: Path) -> int:
 def advice(error: OSError) -> str:
     """Return what to do about an error of the disk or a limit, as the end of a sentence; "" for other errors."""
     return ADVICE.get(error.errno or 0, "")
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun for people: 1 trial, 2,000 trials."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def human_size(size_bytes: float) -> str:

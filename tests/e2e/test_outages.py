@@ -79,7 +79,7 @@ def test_every_stage_survives_an_outage_and_sync_uploads_everything(
         double.mend() if how == "silent" else double.listen()
         record = record_of(tmp_path, name)
         assert (ended.code, ended.errors) == (0, ""), ended
-        assert ended.of_wandb()[0] == "W&B: online (127.0.0.1 answers)"
+        assert ended.of_wandb()[0].startswith("W&B: online (127.0.0.1 answers; project tester/")
         assert len(ended.of_wandb()) == 2, ended
         assert ended.of_wandb()[1].endswith("make sync uploads the rest")
         assert record.waited_s is not None

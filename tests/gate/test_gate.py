@@ -426,6 +426,17 @@ def test_the_picture_is_drawn_for_many_classes_too(tmp_path: Path) -> None:
 # -- the docs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("images", "told"), [(60, True), (400, False)])
+def test_a_refusal_says_when_the_test_images_cannot_show_so_small_a_margin(images: int, told: bool) -> None:
+    truth, old = simple()
+    truth, old = replace(truth, test=truth.test[:images]), replace(old, test=old.test[:images])
+    wrong = np.where(np.arange(images) < 2 + images // 50, (truth.test + 1) % 4, truth.test)
+    (reason,) = decide(
+        rules(margin=0.02), truth, replace(old, model="new@1", test=wrong), replace(old, test=truth.test)
+    ).reasons
+    assert ("60 test images show no less than 6.02, even of an equal model: take more" in reason) == told
+
+
 def test_the_margins_are_those_that_were_studied() -> None:
     results = json.loads((ROOT / "benchmarks/results/gate_power.json").read_text())
     assert results["draws"] >= 1000

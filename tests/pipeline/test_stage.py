@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import stage
-from flywheel.pipeline.stage import Outcome, Stage, Verdict
+from flywheel.pipeline.stage import Outcome, Stage, StageError, Verdict
 from flywheel.registry import Registry, Version
 
 Make = Callable[..., Params]
@@ -151,6 +153,22 @@ def test_work_left_over_runs_it_and_is_not_adopted(example: Example) -> None:
     example.receipt.unlink()
     assert example.check().up_to_date
     assert not example.check(unfinished=unfinished).up_to_date
+
+
+def test_a_lost_store_is_to_be_restored_and_an_empty_one_to_be_filled(example: Example, params: Params) -> None:
+    with pytest.raises(StageError, match=r"^there is no digits_dataset; run make data PROFILE=demo$"):
+        stage.dataset_of(params, example.registry)
+    assert example.reason() == "never run"
+    example.run()
+    assert "restore" not in stage.after_loss(params, example.registry)
+    files.write_json(params.reports / "evaluation.json", {})
+    shutil.rmtree(params.store)
+    hint = (
+        rf"{params.reports}/evaluation.json tells of artifacts that are lost: restore {params.store} \(docs/operate.md"
+    )
+    with pytest.raises(StageError, match=hint + r"#back-up\), or run make data PROFILE=demo$"):
+        stage.dataset_of(params, example.registry)
+    assert re.match(f"never run; {hint}", example.reason())
 
 
 def test_a_failing_stage_leaves_no_receipt(example: Example) -> None:

@@ -13,6 +13,7 @@ import pytest
 import scripts
 
 from flywheel import files
+from flywheel.commands import status
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 
@@ -85,6 +86,8 @@ def test_ended_at_the_gate_the_published_candidate_is_judged_by_the_next_run_wit
     ended = run_until(root, "flywheel.gate.promotion.judge", "retrain.epochs=1", number)
     assert (ended.returncode, ended.stderr) == (code, message)  # it does not say that nothing was published
     (made,) = registry.versions("retrained-model")
+    unjudged = "retrained-model:v0 was made by a run that ended before the gate (feedback digits-feedback:v0)"
+    assert ("retrain", "to run", unjudged) in list(status.states(params, registry))
     assert not (params.reports / "retrain.json").exists()
     again = run(root)
     assert "retrained-model:v0 was made by a run that ended before the gate; judging it now" in again.stdout

@@ -152,8 +152,12 @@ def test_host_that_refuses_or_does_not_answer_leads_to_offline_soon(
     assert time.monotonic() - began < PROBE_TIMEOUT_S + 10
 
 
-def test_key_in_netrc_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, double: WandbDouble) -> None:
-    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
+@pytest.mark.parametrize("with_port", [True, False], ids=["as wandb login writes it", "by hand"])
+def test_key_in_netrc_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, double: WandbDouble, with_port: bool
+) -> None:
+    machine = double.url.removeprefix("http://") if with_port else "127.0.0.1"
+    (tmp_path / "netrc").write_text(f"machine {machine} login user password {KEY}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", double.url)

@@ -85,7 +85,7 @@ def test_disabled_writes_nothing(make_params: Make, tmp_path: Path, said: list[s
 def test_online_every_run_is_uploaded_and_nothing_of_the_machine(tmp_path: Path, double: WandbDouble) -> None:
     done = python(tmp_path, HEALTHY, **double.environment)
     assert (done.code, done.errors) == (0, "")
-    assert done.lines[0] == "W&B: online (127.0.0.1 answers)"
+    assert done.lines[0] == f"W&B: online (127.0.0.1 answers; project tester/{PROJECT})"
     assert len(done.lines) == 2  # and what was waited
     sweep = double.run_of(PROJECT, "sweep")
     assert sweep.state == "finished"

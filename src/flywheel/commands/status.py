@@ -191,7 +191,7 @@ def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
         return "waiting", str(error)
     if isinstance(planned, str):
         return "nothing to do", planned
-    return "to run", f"{planned.new} in {planned.feedback.label}"
+    return "to run", f"{planned.new} (feedback {planned.feedback.label})"
 
 
 def _state(name: str, module: Any, params: Params, registry: Registry) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from flywheel.gate.report import JUDGED_FROM, ClassDifference, GateReport, Replay, Reported, Rules
 from flywheel.metrics.classification import balanced_accuracy
-from flywheel.metrics.comparison import DISPUTED, Comparison, compare, weighted_difference
+from flywheel.metrics.comparison import DISPUTED, Comparison, compare, paired_difference, weighted_difference
 from flywheel.metrics.report import Difference, WeightedDifference
 from flywheel.params import Gate
 
@@ -288,4 +288,11 @@ def _not_comparable(labels: GateLabels, candidate: Predictions, production: Pred
 
 def _worse(difference: Difference, other: str, margin: float) -> str:
     how = "worse" if difference.high < 0 else "perhaps worse"
-    return f"on test {how} than {other}: {shown(difference)}, gate.margin allows {100 * margin:.2f}"
+    reason = f"on test {how} than {other}: {shown(difference)}, gate.margin allows {100 * margin:.2f}"
+    least = -paired_difference(0, 0, difference.n).low
+    if difference.high < 0 or least < margin:
+        return reason
+    return (
+        f"{reason}; {difference.n:,} test images show no less than {100 * least:.2f}, even of an equal model: take "
+        "more of them, or a larger gate.margin"
+    )

@@ -103,9 +103,9 @@ def check(stage: Stage) -> Verdict:
     receipt = read_receipt(stage.params.store_paths.receipt(stage.name))
     if receipt is None:
         adopted = _version_with(stage)
-        return Verdict(
-            adopted is not None, f"made before as {adopted.label}" if adopted else "never run", None, adopted
-        )
+        if adopted is not None:
+            return Verdict(True, f"made before as {adopted.label}", None, adopted)
+        return Verdict(False, "; ".join(filter(None, ("never run", after_loss(stage.params, stage.registry)))))
     if receipt["fingerprint"] != stage.fingerprint:
         adopted = _version_with(stage)
         reason = f"made before as {adopted.label}" if adopted else _difference(stage, receipt)
@@ -142,7 +142,19 @@ def dataset_of(params: Params, registry: Registry) -> Version:
     try:
         return registry.resolve(params.dataset_name)
     except RegistryError:
-        raise StageError(f"there is no {params.dataset_name}; run make data PROFILE={params.profile}") from None
+        todo = f"run make data PROFILE={params.profile}"
+        raise StageError(f"there is no {params.dataset_name}; {after_loss(params, registry, todo)}") from None
+
+
+def after_loss(params: Params, registry: Registry, todo: str = "") -> str:
+    """Return what to do where a version is missing: `todo`, or restore the store if records tell of lost versions."""
+    paths = params.store_paths
+    records = [paths.audit_log, *paths.receipts.glob("*.json"), *params.reports.glob("*.json")]
+    told = next((path for path in records if path.exists()), None)
+    if told is None or registry.collections():
+        return todo
+    restore = f"{told} tells of artifacts that are lost: restore {params.store} (docs/operate.md#back-up)"
+    return f"{restore}, or {todo}" if todo else restore
 
 
 def run(

@@ -29,6 +29,8 @@ class Plan:
     @property
     def new(self) -> str:
         """Say what is new."""
+        if self.unjudged is not None:
+            return f"{self.unjudged.label} was made by a run that ended before the gate"
         return f"{self.new_failures:,} new failures, {self.new_examples:,} new labelled images"
 
 

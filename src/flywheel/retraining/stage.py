@@ -53,7 +53,7 @@ def run(params: Params, registry: Registry, *, force: bool = False, arms: Sequen
             return None
         if planned.unjudged is not None:
             candidate = planned.unjudged
-            log.info(f"retrain: {candidate.label} was made by a run that ended before the gate; judging it now")
+            log.info(f"retrain: {planned.new}; judging it now")
             defined = _define(params, registry, {role: refs[0] for role, refs in candidate.inputs.items()})
             stage.execute(
                 defined, lambda: _judge(defined, candidate, Trained.model_validate(candidate.metadata["metrics"]), None)

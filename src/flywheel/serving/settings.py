@@ -7,7 +7,7 @@ import socket
 
 from flywheel import files
 from flywheel.params import Params
-from flywheel.pipeline import fingerprint
+from flywheel.pipeline import fingerprint, stage
 from flywheel.registry import Registry, RegistryError, Version
 from flywheel.serving import ServingError
 from flywheel.tracking.mirror import mirrored
@@ -53,8 +53,9 @@ def production(params: Params, *, ask_wandb: bool = True) -> Version:
     profile = f"PROFILE={params.profile}"
     if ref is None:
         raise ServingError(
-            f"{params.registered_model} has no production model; run make data sweep evaluate {profile}, which "
-            "says why if the gate refuses one"
+            f"{params.registered_model} has no production model; "
+            + stage.after_loss(params, registry, f"run make data sweep evaluate {profile}")
+            + ", which says why if the gate refuses one"
         )
     try:
         version = registry.resolve(ref)

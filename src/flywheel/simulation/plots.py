@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from flywheel import files
 from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, INK, Images, drawing, worst_mistakes
 
 COLUMNS, ROWS = 8, 5
@@ -25,7 +26,7 @@ def failures(
     path: Path,
 ) -> Path:
     """Draw up to forty failures, the most confident first, as `worst_mistakes` does."""
-    title = f"{len(labels):,} failure{'s' if len(labels) != 1 else ''} of {sent:,} images"
+    title = f"{files.count(len(labels), 'failure')} of {sent:,} images"
     if len(labels) > COLUMNS * ROWS:
         title += f", the {COLUMNS * ROWS} most confident"
     return worst_mistakes(images, labels, predictions, confidence, class_names, title, path, COLUMNS, ROWS)
@@ -76,7 +77,7 @@ def latency(milliseconds: NDArray[np.float64], path: Path) -> Path:
         axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
         axis.set(xlabel="ms, from sending to the last byte of the answer", ylabel="images")
-        axis.set_title(f"Latency of {len(milliseconds):,} answer{'s' if len(milliseconds) != 1 else ''}")
+        axis.set_title(f"Latency of {files.count(len(milliseconds), 'answer')}")
         axis.grid(axis="y")
         axis.set_axisbelow(True)
     return path

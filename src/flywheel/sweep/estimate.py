@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ VALIDATION_COST = 1 / 3  # of an image against a training image: forward only
 # In sizes of the weights: the state (with Adam three: weights and two moments), twice while it is replaced, and the
 # weights of two epochs.
 CHECKPOINTS_PER_TRIAL = 8
+# With fewer batches an epoch and fewer steps a trial, other params are proposed, which make ENOUGH_STEPS.
+FEW_BATCHES, FEW_STEPS, ENOUGH_STEPS = 10, 40, 200
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,22 @@ def estimate(params: Params, resources: Resources, image_counts: dict[str, int],
         total * sum(per_image) / len(per_image),
         total * max(per_image),
         largest * (CHECKPOINTS_PER_TRIAL * resources.concurrent + params.sweep.keep_checkpoints),
+    )
+
+
+def few_steps(params: Params, images: int) -> str | None:
+    """Return a line with params that suit few training images, or None if there are enough for these params."""
+    recipe, epochs = params.recipe, params.sweep.epochs
+    batches = -(-images // recipe.batch_size)
+    if batches >= FEW_BATCHES or batches * epochs >= FEW_STEPS:
+        return None
+    batch = max(8, 2 ** int(math.log2(max(images / FEW_BATCHES, 8))))
+    changes = [f"recipe.batch_size={batch}", f"sweep.epochs={math.ceil(ENOUGH_STEPS / -(-images // batch))}"]
+    if "batch_size" in params.sweep.space:
+        changes.insert(1, f"sweep.space.batch_size=[{batch},{2 * batch}]")
+    return (
+        f"{images:,} training images are {batches} batches of {recipe.batch_size} an epoch, {batches * epochs} steps a "
+        f"trial, from which little is learned; try {' '.join(changes)} in SET or your profile (docs/own-images.md)"
     )
 
 

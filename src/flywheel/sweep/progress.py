@@ -7,15 +7,19 @@ starts two processes per trial.
 from __future__ import annotations
 
 import logging
+import time
 
 from tqdm import tqdm
 
+from flywheel import files
 from flywheel.sweep.checkpoints import STATE, CheckpointStore
 from flywheel.sweep.journal import Trial, ranking
 from flywheel.sweep.state import SweepState
 from flywheel.tracking.runs import Run, Tracker
 
 log = logging.getLogger(__name__)
+
+SILENT_S = 30  # then a line says how far the running trials are, where no progress bar does
 
 
 class Recorder:
@@ -28,6 +32,7 @@ class Recorder:
         self.tracker = tracker
         self.peak_bytes = 0
         self._runs: dict[str, Run] = {}
+        self._logged_at = time.monotonic()
         self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
 
     def on_trial_start(self, trial: Trial) -> None:
@@ -45,6 +50,17 @@ class Recorder:
         self._runs[trial.id].log(last, step=last["epoch"])
         self._bar.set_postfix(running=len(self.state.running), accuracy=f"{last['accuracy']:.2%}", refresh=False)
         self._bar.update()
+
+    def on_step(self) -> None:
+        """Log how far the running trials are if nothing was logged for a while and no progress bar is shown."""
+        if not self._bar.disable or time.monotonic() - self._logged_at < SILENT_S:
+            return
+        sweep, running = (
+            self.params.sweep,
+            [trial for trial in self.state.trials.values() if trial.id in self.state.running],
+        )
+        told = [f"trial {trial.number} after epoch {len(trial.epochs)} of {sweep.epochs}" for trial in running]
+        self.log(f"sweep: {self.state.ended}/{sweep.trials} ended; {', '.join(told) or 'no trial runs yet'}")
 
     def on_worker_died(self, trial: Trial) -> None:
         """Log that a trial lost its worker and continues from its last checkpoint."""
@@ -67,6 +83,7 @@ class Recorder:
 
     def log(self, text: str) -> None:
         """Log a line without disturbing the progress bar."""
+        self._logged_at = time.monotonic()
         self._bar.clear()
         log.info(text)
         self._bar.refresh()
@@ -94,8 +111,7 @@ class Recorder:
         searched = [trial.config[name] for name in self.params.sweep.space]
         values = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in searched)
         outcome = trial.error or ("no epoch" if trial.accuracy is None else f"{trial.accuracy:.2%}")
-        epochs = f"{len(trial.epochs)} {'epoch' if len(trial.epochs) == 1 else 'epochs'}"
         return (
             f"sweep: {self.state.ended}/{self.params.sweep.trials} {values}: {trial.status} {outcome} "
-            f"({epochs}, {trial.time_s:.0f} s)"
+            f"({files.count(len(trial.epochs), 'epoch')}, {trial.time_s:.0f} s)"
         )

@@ -158,7 +158,7 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
     """Check the nodes of the connected Ray, estimate time and disk space, and run the remaining trials."""
     from flywheel.data import dataset
     from flywheel.sweep import cluster, nodes, preflight, tune_runner
-    from flywheel.sweep.estimate import estimate, human_time
+    from flywheel.sweep.estimate import estimate, few_steps, human_time
 
     opened = dataset.open_directory(directory)
     params, store, budget_s = state.params, recorder.store, state.params.sweep.time_budget_s
@@ -173,11 +173,13 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
     left = params.sweep.trials - state.ended
     expected = estimate(params, resources, opened.description["splits"], len(opened.class_names), left)
     log.info(
-        f"sweep: {left} trials of {params.sweep.epochs} epochs, "
+        f"sweep: {files.count(left, 'trial')} of {files.count(params.sweep.epochs, 'epoch')}, "
         f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
         f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
         f"and {files.human_size(expected.disk_bytes)} of disk"
     )
+    if line := few_steps(params, opened.description["splits"]["train"]):
+        log.info(f"sweep: {line}")
     if store.directory is not None:
         store.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(store.directory).free
@@ -257,7 +259,8 @@ def adopt(params: Params, registry: Registry, versions: tuple[Version, ...], met
     from flywheel.sweep import report
 
     best = versions[0]
-    reason = f"best of {metrics['trials']} trials of {metrics['sweep_id']}: {metrics['accuracy']:.2%} on validation"
+    trials_of = f"{files.count(metrics['trials'], 'trial')} of {metrics['sweep_id']}"
+    reason = f"best of {trials_of}: {metrics['accuracy']:.2%} on validation"
     registry.link(best, params.registered_model, ("best",), reason=reason)
     trials = Journal(params.store_paths.journal(metrics["sweep_id"])).read().trials
     if not trials:

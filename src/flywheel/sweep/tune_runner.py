@@ -138,7 +138,7 @@ class _Callback(tune.Callback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the sweep when its time is up; log when all slots are used, or not soon."""
+        """End the sweep when its time is up; log when all slots are used, or not soon, and how far the trials are."""
         now = time.monotonic()
         if self.until is not None and now >= self.until:
             raise TimeIsUp
@@ -152,6 +152,7 @@ class _Callback(tune.Callback):
             of_cluster = ray_address.wanted() is not None
             hint = "ray status shows what they wait for" if of_cluster else "the processes of the others are starting"
             self.recorder.log(f"sweep: {running} of {wanted} trials run after {SLOW_START_S} s; {hint}")
+        self.recorder.on_step()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that a trial started."""

@@ -103,7 +103,8 @@ class Connection:
         """Log the mode, once."""
         if not self._announced:
             self._announced = True
-            log.info(f"W&B: {self.mode.name} ({self.mode.why})")
+            project = f"; project {self.mode.entity}/{self.project}" if self.online else ""
+            log.info(f"W&B: {self.mode.name} ({self.mode.why}{project})")
 
     def give_up(self, error: object, consequence: str) -> None:
         """Continue offline after an error; the first one is logged in one line."""
@@ -201,7 +202,8 @@ def api_key() -> str | None:
     """Return the API key from the environment or netrc."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
-    hosts = (urlsplit(base_url()).hostname or "", *(FORMER_HOSTS if base_url() == BASE_URL else ()))
+    address = urlsplit(base_url())  # wandb login writes the port, too; a hand-written entry may lack it
+    hosts = (address.netloc, address.hostname or "", *(FORMER_HOSTS if base_url() == BASE_URL else ()))
     return next((key for host in hosts if (key := _in_netrc(host))), None)
 
 

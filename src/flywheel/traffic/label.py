@@ -61,7 +61,7 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
     finally:
         session.finish()
         state = session.state()
-        log.info(f"label: {state['done']:,} of {state['total']:,} are labelled; make collect publishes them")
+        log.info(f"label: {state['done']:,} of {state['total']:,} images have a label; make collect publishes them")
 
 
 def _draw(params: Params, registry: Registry, ref: str) -> Sample:
