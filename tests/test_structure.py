@@ -128,6 +128,11 @@ def test_help_is_light(script: Path) -> None:
     subprocess.run([sys.executable, "-c", probe], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+def test_the_driver_of_a_sweep_leaves_torch_to_its_workers() -> None:
+    probe = "import sys, flywheel.sweep.stage, flywheel.sweep.tune_runner; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", probe], check=True)
+
+
 def test_make_logs_shows_every_log_that_a_script_writes() -> None:
     asked = re.compile(r'cli\.logged\(params, "(\w+)"\)')
     written = {name for script in SCRIPTS for name in asked.findall(script.read_text())}

@@ -10,7 +10,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,10 @@ def wanted() -> str | None:
 
 
 @contextlib.contextmanager
-def connect(address: str | None, variables: Mapping[str, str] | None = None, **options: Any) -> Iterator[None]:
+def connect(address: str | None, **options: Any) -> Iterator[None]:
     """Connect this process to the cluster at `address`, or start a local Ray (None) that ends with the block.
 
-    A process that is connected already stays connected as it is. Workers get the environment `variables`; `options`
-    go to ray.init. Raises RayError.
+    A process that is connected already stays connected as it is. `options` go to ray.init. Raises RayError.
     """
     given = [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name not in QUIET]
     for name, value in QUIET.items():
@@ -65,8 +64,6 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
     else:
         check(address)
         environment = {"py_modules": [str(PACKAGE)]}  # the nodes of a cluster have our dependencies, but not our code
-    if variables:
-        environment["env_vars"] = dict(variables)
     before = signal.getsignal(signal.SIGTERM)  # ray.init replaces the handler, and ray.shutdown removes it
     try:
         ray.init(
@@ -80,6 +77,8 @@ def connect(address: str | None, variables: Mapping[str, str] | None = None, **o
         where = "Ray on this machine" if address is None else f"the cluster at RAY_ADDRESS={address}"
         reason = " ".join(str(error).split())[:300]
         advice = f"; Ray reads {', '.join(sorted(given))}: unset what it does not need" if given else ""
+        if not given and address is None and "timed out" in reason:
+            advice = "; the machine may be too busy: run the same command again later"
         if "mismatch" in reason:
             advice = "; the same Python and requirements.lock must be on both sides"
         raise RayError(f"cannot use {where}: {reason}{advice}") from None

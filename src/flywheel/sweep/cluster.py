@@ -14,9 +14,6 @@ from flywheel.params import Sweep
 from flywheel.sweep import SweepError, preflight
 
 REFRESH_S = 2.0
-# Tune sets these for its workers. If all workers have them, Tune uses the workers that Ray prestarts, and the first
-# trials start in two thirds of the time (6 and 9 s against 10 and 15, two cores, busy).
-TUNE_ENVIRONMENT = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def connected() -> Iterator[None]:
     address = ray_address.wanted()
     if address is not None:
         preflight.check_code()
-    with ray_address.connect(address, TUNE_ENVIRONMENT):
+    with ray_address.connect(address):
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we log one line for a failed trial
         yield
 

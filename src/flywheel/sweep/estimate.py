@@ -43,6 +43,8 @@ def estimate(params: Params, resources: Resources, image_counts: dict[str, int],
     measure = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_measure)
     arguments = (recipes, classes, params.data.image_size, resources.threads, resources.gpus > 0)
     pending = [measure.remote(*arguments) for _ in range(min(resources.concurrent, MEASURED_CONCURRENT))]
+    import flywheel.sweep.tune_runner  # noqa: F401 (takes a second, in which the workers measure)
+
     try:
         measured = ray.get(pending, timeout=TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:

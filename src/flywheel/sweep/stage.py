@@ -157,7 +157,7 @@ def _nothing_to_publish(state: SweepState) -> str:
 def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: float) -> None:
     """Check the nodes of the connected Ray, estimate time and disk space, and run the remaining trials."""
     from flywheel.data import dataset
-    from flywheel.sweep import cluster, nodes, preflight, tune_runner
+    from flywheel.sweep import cluster, nodes, preflight
     from flywheel.sweep.estimate import estimate, few_steps, human_time
 
     opened = dataset.open_directory(directory)
@@ -188,6 +188,8 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
                 f"{store.uri} has {files.human_size(free)} free and the sweep may need "
                 f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
             )
+    from flywheel.sweep import tune_runner
+
     until = None if budget_s is None else began + budget_s
     with nodes.NodeData.shared(directory, state.journal.sweep_id) as data:
         complete = tune_runner.run(state, data, recorder, slots, until=until)
@@ -205,7 +207,7 @@ def _best(
 
     If the weights of the best trial are lost, it is trained again from its record; other trials are left out then.
     """
-    from flywheel.sweep import cluster, nodes, trial
+    from flywheel.sweep import cluster, nodes
     from flywheel.sweep.checkpoints import Checkpoints
 
     params, found = state.params, list[tuple[Trial, Path | Version]]()
@@ -221,6 +223,8 @@ def _best(
         elif published is not None:
             found.append((one, published))
         elif not found:
+            from flywheel.sweep import trial
+
             log.info(f"sweep: the weights of trial {one.number} are gone; it is trained again from its record")
             with cluster.connected(), nodes.NodeData.shared(dataset, state.journal.sweep_id) as data:
                 accuracy = cluster.run_as_trial(params.sweep, trial.retrain, one.config, epoch, data, checkpoints)

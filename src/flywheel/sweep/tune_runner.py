@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from flywheel.machine import ray_address
-from flywheel.sweep import trial
 from flywheel.sweep.cluster import Slots
 from flywheel.sweep.journal import METRIC, Trial
 from flywheel.sweep.progress import Recorder
@@ -29,6 +28,13 @@ MACHINE = ("device", "precision", "threads")
 SLOW_START_S = 10
 # No snapshots, and no limit on trials that wait for a worker: `Slots` decides how many run.
 TUNE_SETTINGS = {"TUNE_GLOBAL_CHECKPOINT_S": "86400", "TUNE_MAX_PENDING_TRIALS_PG": "100000"}
+
+
+def _train(config: Mapping[str, Any], **arguments: Any) -> None:
+    """Run a trial in a worker. Only workers need torch, whose import takes a second or two and 0.5 GB."""
+    from flywheel.sweep import trial
+
+    trial.train(config, **arguments)
 
 
 class TimeIsUp(BaseException):
@@ -42,7 +48,7 @@ def run(
     slots: Slots,
     *,
     until: float | None = None,
-    function: Callable[..., None] = trial.train,
+    function: Callable[..., None] = _train,
 ) -> bool:
     """Run trials until the sweep is complete. Returns False if time.monotonic() reached `until` before.
 
