@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
-from flywheel import cli
+from flywheel import FlywheelError, cli
 from flywheel.commands.doctor import Finding
 from flywheel.machine import environment, limits
 from flywheel.pipeline.server_record import Served
@@ -93,6 +94,15 @@ def test_calls_to_the_servers_own_address_bypass_proxies(shell: None) -> None:
     assert os.environ["no_proxy"] == "192.0.2.1"
 
 
+@pytest.mark.parametrize(("name", "below"), [("store", ""), ("reports", "/sub/folder"), ("cache", "")])
+def test_a_path_that_is_a_file_is_named_by_the_scripts(name: str, below: str, tmp_path: Path, shell: None) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["--profile", "demo", "--set", f"paths.{name}={tmp_path}/file{below}"]
+    with pytest.raises(FlywheelError) as refused:
+        cli.load_params(cli.parser("").parse_args(arguments))
+    assert str(refused.value) == f"paths.{name}: {tmp_path}/file is a file; set paths.{name} to a directory"
+
+
 def test_a_user_without_a_name_and_a_home_has_both(nobody: list[str]) -> None:
     code = "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())"
     gone = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))
@@ -115,6 +125,7 @@ RAY = """
   from flywheel.machine import ray_address
   with ray_address.connect(None, num_cpus=1):
     import ray; print(ray.get(ray.remote(lambda: 7).remote()))"""
+DOCTOR = "from flywheel.commands.doctor import _machine; print(*_machine())"
 SWEEP = "from flywheel.machine import ray_address; ray_address.connect(None).__enter__()"
 
 
@@ -126,14 +137,12 @@ SWEEP = "from flywheel.machine import ray_address; ray_address.connect(None).__e
     ],
 )
 def test_a_limit_is_said_before_ray_starts_and_by_the_doctor(limits: str, cause: str) -> None:
-    limited = ["sh", "-c", f'{limits}; exec "$@"', "sh"]
-    result = run(SWEEP, {}, *limited)
+    result = run(f"{DOCTOR}\n  {SWEEP}", {}, "sh", "-c", f'{limits}; exec "$@"', "sh")
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: Ray cannot run on this machine: {cause}")
     assert result.returncode == 1
-    doctor = run("from flywheel.commands.doctor import _machine; print(*_machine())", {}, *limited)
     text, fix = line.removeprefix("error: Ray cannot run on this machine: ").split("; ")
-    assert doctor.stdout == f"{Finding('machine', text, fix)}\n"
+    assert result.stdout == f"{Finding('machine', text, fix)}\n"
 
 
 def test_limits_of_the_container_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,22 +207,29 @@ def test_a_variable_that_keeps_ray_from_starting_is_named() -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        ("bytearray(10**13)", r"error: there is not enough memory \([\d.]+ .B free\); end other programs, raise "),
+        (lambda: bytearray(10**13), r"error: there is not enough memory \([\d.]+ .B free\); end other programs"),
+        (lambda: torch.empty(10**13), r"error: there .* free, 40000000000000 bytes more were asked for\); end other"),
+        (RuntimeError("can't start new thread"), r"error: no more threads can be started; raise the limit of"),
         (
-            "import torch; torch.empty(10**13)",
-            r"error: there .* free, 40000000000000 bytes more were asked for\); end other",
-        ),
-        ('raise RuntimeError("can\'t start new thread")', r"error: no more threads can be started; raise the limit of"),
-        (
-            "import os; raise OSError(28, os.strerror(28), 'src/x')",
+            OSError(28, os.strerror(28), "src/x"),
             r"error: src/x: No space left on device \([\d.]+ .B free\); free space, or set paths\.store",
         ),
-        ("import os; raise OSError(24, os.strerror(24))", "error: Too many open files; raise the limit of open files"),
+        (OSError(24, os.strerror(24)), "error: Too many open files; raise the limit of open files"),
     ],
 )
-def test_a_limit_that_is_met_later_is_one_sentence(error: str, said: str) -> None:
-    (line,) = run(error, {}).stderr.splitlines()
+def test_a_limit_that_is_met_later_is_one_sentence(
+    error: Exception | Callable[[], object], said: str, shell: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def script() -> None:
+        if isinstance(error, Exception):
+            raise error
+        error()
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(script)
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.match(said, line)
+    assert ended.value.code == 1
 
 
 def test_a_stage_says_that_the_address_space_is_too_small_for_torch() -> None:

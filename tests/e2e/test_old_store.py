@@ -136,8 +136,14 @@ def test_compare_tells_the_models_apart(unchanged: Server) -> None:
 
 
 def test_retrain_continues_from_production_with_the_new_feedback(old: Server) -> None:
-    printed = old.run("retrain", extra="retrain.epochs=1 retrain.control=false")
+    known = {record.key for record in run_files.records(old.params.store)}
+    printed = old.run("retrain", extra="retrain.epochs=1 retrain.control=true")
     assert printed.endswith(DONE), printed
+    (record,) = [record for record in run_files.records(old.params.store) if record.key not in known]
+    (tracked,) = (old.params.store_paths.wandb / record.folders[0]).glob("*.wandb")
+    content = tracked.read_bytes()
+    for text in (b"retrain", b"all/accuracy", b"random/accuracy", b"retrained-model@"):
+        assert text in content
     report = files.read_json(old.params.reports / "retrain.json")
     labels = {key: old.registry.label(report[key]) for key in ("parent", "dataset", "feedback", "candidate")}
     assert labels == {

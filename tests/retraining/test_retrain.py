@@ -13,7 +13,6 @@ import made_models
 import numpy as np
 import parents
 import pytest
-import scripts
 
 from flywheel import files
 from flywheel.commands import housekeeping
@@ -319,16 +318,6 @@ def test_every_param_that_counts_as_identity_changes_the_candidate(
     collect(failed)
     base = "promotion.auto=false retrain.weight=2 retrain.learning_rate_scale=0.3"
     assert run(make(base)).candidate != run(make(f"{base} retrain.{change}"), force=True).candidate
-
-
-def test_it_is_a_wandb_run(collect: Collect, failed: list[int], root: Path) -> None:
-    """In a process of its own, since wandb reads its environment once a process."""
-    collect(failed)
-    scripts.run(root, "retrain", "data.image_size=8 retrain.epochs=1 tracking.wandb=offline").check_returncode()
-    (record,) = (root / "store" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
-    content = record.read_bytes()
-    for text in (b"retrain", b"all/accuracy", b"random/accuracy", b"retrained-model@"):
-        assert text in content
 
 
 def test_nothing_to_do_is_light(root: Path, collect: Collect, failed: list[int]) -> None:

@@ -49,11 +49,7 @@ run.finish()
 print("waited", tracker.connection.waited_s)
 """
 HEALTHY = STAGE % ""
-RUN = """
-run = Tracker(params, Registry(params.store)).start("data", "the data", {}, id="once")
-run.log({"x": 1})
-run.finish()
-"""
+AFTER_THE_END = 'run.log({"x": 2})\nrun.summarize({"y": 3})\nrun.finish(failed=True)\n'
 
 
 def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -109,22 +105,18 @@ def test_online_every_run_is_uploaded_and_nothing_of_the_machine(tmp_path: Path,
         assert told.encode() not in sent, told
 
 
-def test_machine_is_named_when_asked_for(tmp_path: Path, double: WandbDouble) -> None:
-    python(tmp_path, RUN, more="tracking.machine_info=true", **double.environment)
-    assert double.mentions(socket.gethostname())
-
-
 def test_inputs_that_w_and_b_lacks_are_logged_once_and_left_for_sync(tmp_path: Path, double: WandbDouble) -> None:
     unmade = HEALTHY.replace("run.used(data)", 'run.used(data, publish(registry, "other", "never uploaded"))')
-    done = python(tmp_path, unmade, **double.environment)
+    done = python(tmp_path, unmade, more="tracking.machine_info=true", **double.environment)
     assert done.code == 0
+    assert double.mentions(socket.gethostname())
     (line,) = [line for line in done.lines if "is not on W&B" in line]
     assert line.endswith("continuing offline; make sync uploads the rest")
     assert not recorded(tmp_path)["the sweep"].confirmed
 
 
 def test_offline_everything_is_recorded_in_the_store_and_nowhere_else(tmp_path: Path) -> None:
-    done = python(tmp_path, HEALTHY, wandb="offline")
+    done = python(tmp_path, HEALTHY + AFTER_THE_END, wandb="offline")
     assert (done.code, done.errors) == (0, "")
     assert done.lines[0] == "W&B: offline (tracking.wandb)"
     assert {path.name for path in tmp_path.iterdir()} == {"in", "store"}
@@ -138,6 +130,7 @@ def test_offline_everything_is_recorded_in_the_store_and_nowhere_else(tmp_path: 
         rows = [line for line in lines if line["type"] == "history"]
         assert len(rows) == len(record.rows) == (1 if name == "the sweep" else 3)
         assert record.finished == summary["state"]
+        assert "y" not in record.summary
 
 
 def test_killed_and_interrupted_stages_are_marked_as_such(tmp_path: Path) -> None:
@@ -165,11 +158,11 @@ FAILURES: dict[str, Callable[[WandbDouble], object]] = {
 }
 
 
-@pytest.mark.parametrize("failure", ["403", "silent"])  # tests of choose_mode have the others
 def test_failure_at_the_start_costs_the_probe_and_the_run_is_recorded_offline(
-    tmp_path: Path, double: WandbDouble, failure: str
+    tmp_path: Path, double: WandbDouble
 ) -> None:
-    FAILURES[failure](double)
+    """Tests of choose_mode have the other failures."""
+    FAILURES["silent"](double)
     done = python(tmp_path, HEALTHY, **double.environment)
     assert (done.code, done.errors) == (0, "")
     assert done.lines[0].startswith("W&B: offline (127.0.0.1 ")
@@ -270,11 +263,3 @@ def test_picture_that_cannot_be_saved_is_logged_and_fails_nothing(
     offline_run.log_pictures([tmp_path / "absent.png"])
     (line,) = said
     assert line.endswith("absent.png'; results are in the reports")
-
-
-def test_run_ends_once_and_logs_nothing_afterwards(tmp_path: Path) -> None:
-    after = 'run.log({"x": 2})\nrun.summarize({"y": 3})\nrun.finish(failed=True)\n'
-    done = python(tmp_path, RUN + after, wandb="offline")
-    assert (done.code, done.errors) == (0, "")
-    record = recorded(tmp_path)["the data"]
-    assert (record.rows, record.summary, record.finished) == (({"x": 1},), {}, "finished")

@@ -131,8 +131,10 @@ def test_everything_is_uploaded_and_a_second_call_changes_nothing(base: Path, do
     for told in (str(base), str(ROOT)):
         assert told.encode() not in b"\n".join(double.bodies)
     uploads = [double.operations[name] for name in ("CommitArtifact", "UpsertBucket", "LinkArtifact")]
+    run_files.RunFile(store_of(base), "live").start("evaluate", "evaluate x", "round-1", {})  # by this process
     said = sync(base, double)
     assert "2 runs before" in said
+    assert "evaluate x: in progress, left for later" in said
     assert uploads == [double.operations[name] for name in ("CommitArtifact", "UpsertBucket", "LinkArtifact")]
 
 
@@ -167,13 +169,6 @@ def test_versions_of_unknown_runs_are_uploaded(base: Path, double: WandbDouble) 
     aliases = double.aliases(REGISTRY, MODEL)
     assert aliases["production"] == registry.resolve("model-b").digest
     assert aliases["previous"] == aliases["best"] == registry.resolve("model-a").digest
-
-
-def test_run_in_progress_is_left_for_later(tmp_path: Path, double: WandbDouble) -> None:
-    run_files.RunFile(store_of(tmp_path), "live").start("evaluate", "evaluate x", "round-1", {})  # by this process
-    said = sync(tmp_path, double)
-    assert "evaluate x: in progress, left for later" in said
-    assert double.runs(PROJECT) == []
 
 
 @pytest.mark.long
@@ -299,7 +294,7 @@ import numpy as np
 from flywheel.data import splits
 from flywheel.traffic import feedback
 registry = mirrored(params)
-for number, share in enumerate((False, True)):
+for number, share in enumerate((True, False)):
     image = np.full((8, 8, 3), number, np.uint8)
     key = splits.content_hashes(image[None])[0].tobytes().hex()
     example = feedback.Example(hash=key, label="1", side="train", source="traffic")
@@ -308,20 +303,8 @@ for number, share in enumerate((False, True)):
 """
 
 
-def test_captured_images_are_uploaded_only_if_the_params_share_them(tmp_path: Path, double: WandbDouble) -> None:
-    assert python(tmp_path, CAPTURED, wandb="offline").code == 0
-    sync(tmp_path, double)
-    registry = Registry(store_of(tmp_path))
-    private, shared = registry.versions("digits-feedback-pixels")
-    listing = registry.versions("digits-feedback")
-    assert [version.inputs["pixels"] for version in listing] == [(private.ref,), (shared.ref,)]
-    for name, wanted in (("digits-feedback-pixels", [shared]), ("digits-feedback", listing)):
-        members = double.collection(PROJECT, name).members
-        assert [member.digest for member in members] == [version.digest for version in wanted]
-
-
 FORGET = """
-from flywheel.traffic import forget
+from flywheel.traffic import feedback, forget
 registry = mirrored(params)
 first = registry.versions("digits-feedback")[0]
 forgotten = forget.run(params, registry, [feedback.read(registry, first)[0].hash], everywhere=True)
@@ -329,16 +312,22 @@ print("left:", forgotten.holders[forget.UNREACHED])
 """
 
 
-def test_a_forgotten_image_is_deleted_on_w_and_b_too(tmp_path: Path, double: WandbDouble) -> None:
-    shared = CAPTURED.replace("(False, True)", "(True, True)")
-    assert python(tmp_path, shared, wandb="offline").code == 0
+def test_captured_images_are_uploaded_if_the_params_share_them_and_deleted_when_they_are_forgotten(
+    tmp_path: Path, double: WandbDouble
+) -> None:
+    def uploaded(name: str) -> list[str]:
+        return [f"{name}@{member.digest}" for member in double.collection(PROJECT, name).members]
+
+    assert python(tmp_path, CAPTURED, wandb="offline").code == 0
     sync(tmp_path, double)
-    assert len(double.collection(PROJECT, "digits-feedback").members) == 2
-    heads = "from flywheel.traffic import feedback\n"
-    done = python(tmp_path, heads + FORGET, **double.environment)
-    assert (done.code, done.lines[-1]) == (0, "left: ()"), done.errors
     registry = Registry(store_of(tmp_path))
+    shared, private = registry.versions("digits-feedback-pixels")
+    listing = registry.versions("digits-feedback")
+    assert [version.inputs["pixels"] for version in listing] == [(shared.ref,), (private.ref,)]
+    assert uploaded("digits-feedback-pixels") == [shared.ref]
+    assert uploaded("digits-feedback") == [version.ref for version in listing]
+    done = python(tmp_path, FORGET, **double.environment)
+    assert (done.code, done.lines[-1]) == (0, "left: ()"), done.errors
     (newest,) = registry.versions("digits-feedback")
     sync(tmp_path, double)
-    for name, ref in (("digits-feedback", newest.ref), ("digits-feedback-pixels", newest.inputs["pixels"][0])):
-        assert [f"{name}@{member.digest}" for member in double.collection(PROJECT, name).members] == [ref]
+    assert (uploaded("digits-feedback"), uploaded("digits-feedback-pixels")) == ([newest.ref], [])
