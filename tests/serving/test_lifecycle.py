@@ -270,6 +270,10 @@ def test_on_two_nodes_the_application_is_deployed_records_and_takes_labels_and_i
     try:
         cluster.add_node(num_cpus=1)  # so that each has a replica
         env = {"RAY_ADDRESS": cluster.address}
+        never = "serve.cpus_per_replica=2 serve.start_timeout_s=5"  # no node has two CPUs
+        assert "not ready within serve.start_timeout_s=5 s: Serve gives no reason" in fresh.run(
+            "serve", extra=never, env=env
+        )
         printed = fresh.run("serve", extra=two, env=env)
         assert "answers at" in printed, printed
         assert fresh.predict(png()).json()["model"] == "model-1:v0"

@@ -106,7 +106,7 @@ def _retrain(params: Params, registry: Registry, planned: Plan, arms: Sequence[A
     log.info(
         f"retrain: {planned.parent.label} with {count:,} "
         f"{'labelled images' if params.retrain.examples == 'all' else 'failures'} of {planned.feedback.label} "
-        f"({planned.new}), {recipe.epochs} epochs"
+        f"({planned.new}), {files.count(recipe.epochs, 'epoch')}"
     )
     reads = {"dataset": planned.dataset.ref, "feedback": planned.feedback.ref, "parent": planned.parent.ref}
     defined = _define(params, registry, reads)

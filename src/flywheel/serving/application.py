@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
 POLL_S = 0.2
+NO_REASON = "Serve gives no reason; make logs and, on a cluster, ray status may"
 
 
 def name(params: Params) -> str:
@@ -30,6 +32,8 @@ def deploy(params: Params, backend: str | None = None, ready: Callable[[], bool]
     from ray import serve
 
     from flywheel.serving.deployment import bind
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of its own settings on stderr
 
     settings = params.serve
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -52,10 +56,8 @@ def deploy(params: Params, backend: str | None = None, ready: Callable[[], bool]
         if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ServingError(f"the server did not start: {_reason(status)}")
         if time.monotonic() > until:
-            raise ServingError(
-                f"the server was not ready within serve.start_timeout_s={settings.start_timeout_s:g} s; "
-                f"run make logs PROFILE={params.profile}"
-            )
+            reason = _reason(status) if status else NO_REASON
+            raise ServingError(f"not ready within serve.start_timeout_s={settings.start_timeout_s:g} s: {reason}")
         time.sleep(POLL_S)
 
 
@@ -63,6 +65,7 @@ def delete(params: Params) -> None:
     """Delete the application; its replicas finish their requests first."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.delete(name(params))
 
 
@@ -77,4 +80,4 @@ def _reason(status: ApplicationStatusOverview) -> str:
     texts = [status.message, *(deployment.message for deployment in status.deployments.values())]
     lines = [line.strip() for text in texts if text for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.split(":")[0]]
-    return (errors or lines or ["Serve gives no reason"])[-1][:300]
+    return (errors or lines or [NO_REASON])[-1][:300]

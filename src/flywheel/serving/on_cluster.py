@@ -28,7 +28,12 @@ def start(params: Params, address: str) -> Served:
         log.info(f"serve: nothing changed since {before.started}")
         return before
     with ray_address.connect(address):
-        application.deploy(params)
+        try:
+            application.deploy(params)
+        except (ServingError, KeyboardInterrupt):
+            if before is None:  # else Serve goes on to replace the replicas that answer
+                application.delete(params)
+            raise
     now = datetime.now(UTC).isoformat(timespec="seconds")
     served = Served(settings.url(params), None, now, model.label, digest, address=address)
     until = time.monotonic() + ANSWER_TIMEOUT_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 import time
@@ -69,7 +70,7 @@ class Replica:
     """Hold the model that answers. `compute` must run in the single thread of `executor`."""
 
     def __init__(self, store: Path, registered_model: str, threads: int, cuda: bool, max_batch_size: int):
-        self._registry, self._registered_model = Registry(store), registered_model
+        self._registry, self._registered_model, self._store = Registry(store), registered_model, store
         self._max_batch_size = max_batch_size
         self._device = devices.pick(cuda)
         sys.setswitchinterval(SWITCH_S)
@@ -130,7 +131,10 @@ class Replica:
     def _production(self) -> str:
         ref = self._registry.aliases(self._registered_model).get("production")
         if ref is None:
-            raise ServingError(f"{self._registered_model} has no production model; run make data sweep evaluate")
+            where = f"{self._store} on {socket.gethostname()}"
+            raise ServingError(
+                f"{where} has no {self._registered_model}:production; the nodes of a cluster must share paths.store"
+            )
         return ref
 
     def _load(self, ref: str) -> ServedModel:

@@ -32,7 +32,7 @@ class Recorder:
         self.tracker = tracker
         self.peak_bytes = 0
         self._runs: dict[str, Run] = {}
-        self._logged_at = time.monotonic()
+        self._logged_at = 0.0  # until the first step
         self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
 
     def on_trial_start(self, trial: Trial) -> None:
@@ -53,7 +53,9 @@ class Recorder:
 
     def on_step(self) -> None:
         """Log how far the running trials are if nothing was logged for a while and no progress bar is shown."""
-        if not self._bar.disable or time.monotonic() - self._logged_at < SILENT_S:
+        now = time.monotonic()
+        self._logged_at = self._logged_at or now
+        if not self._bar.disable or now - self._logged_at < SILENT_S:
             return
         sweep, running = (
             self.params.sweep,
