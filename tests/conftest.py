@@ -45,7 +45,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = Path(nodeid.partition("::")[0])
             return str(file.parent if len(file.parts) > 2 and (ROOT / file.parent / "conftest.py").exists() else file)
 
+    config.option.loadscopereorder = False  # by number of tests; the order is that of pytest_collection_modifyitems
     return BySharedFixtures(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start what takes longest first, so that no process works alone at the end."""
+    longest = ("serving", "e2e", "tracking", "retraining", "sweep", "simulation", "commands")
+    rank = {name: number for number, name in enumerate(longest)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / "tests").parts[0], len(rank)))
 
 
 @pytest.fixture(autouse=True)
