@@ -259,14 +259,6 @@ def test_no_process_of_serve_imports_pandas(server: Server) -> None:
     assert not [entry.path for process in serves for entry in process.memory_maps() if "pandas" in entry.path]
 
 
-def test_a_proxy_in_the_environment_does_not_matter(server: Server) -> None:
-    before = server_record.read(server.params)
-    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
-    assert "nothing changed since" in server.run("serve", env=proxies)
-    assert server_record.read(server.params) == before
-    assert f"running              {server.url}" in server.run("status", env=proxies)
-
-
 def test_status_and_doctor_ask_whether_a_server_answers(server: Server) -> None:
     served = server_record.read(server.params)
     assert served is not None
