@@ -217,13 +217,13 @@ def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twi
         first = [contradicted["was"], *(give(label)["was"] for label in ("dog", "dog", "fox", "cat", "cat", "cat"))][1:]
         assert len(set(first)) == 6
         (found,) = sampling.estimates(page.paths)
-        assert (found.labelled, found.undecided) == (3, 3)
+        assert (found.n, found.undecided) == (3, 3)
         again = [give(label)["was"] for label in ("dog", "cat", "dog", "fox")]  # agrees, gives in, changes twice
         assert again == [*first[:3], first[2]]
         assert give("fox")["was"] == first[2]
         assert client.get(f"{strict.url}/state", timeout=30).json()["image"] is None
     assert [strict.held()[made] for made in first[:3]] == [("dog", ""), ("cat", ""), ("fox", "")]
-    assert sampling.estimates(page.paths)[0].labelled == 6
+    assert sampling.estimates(page.paths)[0].n == 6
     assert sampling.unfinished(page.paths, answered().model) is None
 
 
@@ -247,7 +247,7 @@ def test_images_on_which_people_disagree_come_again_until_they_agree(page: Serve
         body = {"prediction_id": shown, "label": "fox"}
         assert client.post(f"{again.url}/label", json=body, timeout=30).json()["done"] == 6
     (found,) = sampling.estimates(page.paths)
-    assert (found.labelled, found.undecided, sampling.disputed(page.paths, "ann")) == (6, 0, [])
+    assert (found.n, found.undecided, sampling.disputed(page.paths, "ann")) == (6, 0, [])
 
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")

@@ -12,8 +12,8 @@ from flywheel.params import StorePaths
 from flywheel.traffic import records, samples, sampling
 from flywheel.traffic.capture import Recorder
 from flywheel.traffic.labels import LabelLog
+from flywheel.traffic.monitor_report import Labelled
 from flywheel.traffic.samples import Drawn, Sample
-from flywheel.traffic.sampling import SampleAccuracy
 
 MODEL = answered().model
 Say = Callable[..., None]
@@ -46,13 +46,13 @@ def say(paths: StorePaths, *labels: tuple[Drawn, str | None], writer: str = "pag
     )
 
 
-def estimate(paths: StorePaths) -> SampleAccuracy:
+def estimate(paths: StorePaths) -> Labelled:
     (found,) = sampling.estimates(paths)
     return found
 
 
-def figures(one: SampleAccuracy) -> tuple[float, float, float]:
-    return one.low, one.accuracy, one.high
+def figures(one: Labelled) -> tuple[float, float, float]:
+    return one.interval[0], one.accuracy, one.interval[1]
 
 
 def test_every_image_is_drawn_once_with_its_probability(paths: StorePaths, rows: list[dict[str, str]]) -> None:
@@ -115,12 +115,12 @@ def test_the_estimate_counts_decided_undecided_foreign_and_lost_images(
     records.image_path(paths, lost.hash).unlink()
     say(paths, *((one, "cat") for one in rest[:-5]), *((one, "dog") for one in rest[-4:]))  # rest[-5] waits
     found = estimate(paths)
-    assert (found.labelled, found.undecided, found.foreign, found.lost) == (12, 1, 1, 1)
+    assert (found.n, found.undecided, found.foreign, found.lost) == (12, 1, 1, 1)
     assert (found.made, found.model, found.drawn) == (sample.made, MODEL, 20)
     say(paths, (fourth, "fox"), who="eve", writer="replica1")
     disputed = estimate(paths)
-    assert (disputed.labelled, disputed.undecided) == (11, 2)
-    assert disputed.high - disputed.low > found.high - found.low
+    assert (disputed.n, disputed.undecided) == (11, 2)
+    assert np.ptp(disputed.interval) > np.ptp(found.interval)
     again = answered(int(np.flatnonzero([row["hash"] == third.hash for row in rows[1:]])[0]), confidence=0.9)
     recorder = Recorder(paths, OPTIONS, "r")
     recorder.add(again)
@@ -155,9 +155,9 @@ def test_labels_of_an_earlier_sample_do_not_count_before_their_turn(
     known = [one for one in second.images if one not in new]
     order = (known[0], new[0], known[1], new[1], *known[2:], *new[2:])
     samples.write(paths, second.model_copy(update={"images": order}))  # instead of the second
-    assert sampling.estimates(paths)[-1].labelled == 1
+    assert sampling.estimates(paths)[-1].n == 1
     say(paths, (new[0], "cat"), writer="page2-a")
-    assert sampling.estimates(paths)[-1].labelled == 3
+    assert sampling.estimates(paths)[-1].n == 3
 
 
 def test_a_page_label_stays_one_when_its_labeller_corrects_it_elsewhere(
@@ -183,4 +183,4 @@ def test_half_a_sample_stands_for_all_of_it(paths: StorePaths) -> None:
     say(paths, *((one, "cat" if i % 2 else "dog") for i, one in enumerate(sample.images[:20])))
     found = estimate(paths)
     assert found.accuracy == pytest.approx(0.5)
-    assert 0.25 < found.low < found.high < 0.75
+    assert 0.25 < found.interval[0] < found.interval[1] < 0.75

@@ -15,7 +15,7 @@ from flywheel import FlywheelError
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.pipeline.stage import changes, flatten
-from flywheel.registry import Registry, RegistryError, Version
+from flywheel.registry import Registry, Version
 
 NOT_COMPARED = frozenset({"fingerprint", "params", "recipe", "git", "versions", "stage", "metrics"})
 MAX_WIDTH = 34  # letters of a value in the table
@@ -36,7 +36,7 @@ def versions(params: Params, registry: Registry, first: str, second: str) -> dic
         raise CompareError(
             f"which two? make compare A=name:version B=name:version PROFILE={params.profile}; make artifacts lists them"
         )
-    a, b = _find(params, registry, first), _find(params, registry, second)
+    a, b = (stage.named(params, registry, reference) for reference in (first, second))
     if a.type != b.type:
         raise CompareError(f"{a.label} is a {a.type} and {b.label} a {b.type}; name two of one type")
     old, new = _described(registry, a), _described(registry, b)
@@ -68,13 +68,6 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {name:<{wide - 2}}{_cut(_shown(old)):<{MAX_WIDTH + 2}}{_cut(_shown(new))}"
     if result["paired"] is not None:
         yield from _paired_table(result["paired"])
-
-
-def _find(params: Params, registry: Registry, reference: str) -> Version:
-    try:
-        return registry.resolve(reference)
-    except RegistryError as error:
-        raise CompareError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
 
 
 def _described(registry: Registry, version: Version) -> dict[str, dict[str, Any]]:

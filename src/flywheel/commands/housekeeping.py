@@ -25,7 +25,7 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
     for path in sorted(params.store_paths.receipts.glob("*.json")):
         if receipt := stage.read_receipt(path):
             kept |= {*receipt["outputs"], *(ref for refs in receipt["inputs"].values() for ref in refs)}
-    kept |= {version.ref for version in versions if version.type != "model" and _is_latest(registry, version)}
+    kept |= {v.ref for v in versions if v.type != "model" and v == registry.resolve(v.name)}
     if registry.has(params.dataset_name):
         best = history.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
         kept |= {best} if best else set()
@@ -65,7 +65,3 @@ def clean(params: Params) -> list[Path]:
     for path in removed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return removed
-
-
-def _is_latest(registry: Registry, version: Version) -> bool:
-    return registry.resolve(version.name).number == version.number

@@ -92,11 +92,7 @@ def lineage(params: Params, registry: Registry, reference: str | None) -> Iterat
     if reference is None:
         aliases = registry.aliases(params.registered_model)
         reference = aliases.get("production") or aliases.get("best") or params.dataset_name
-    try:
-        named = registry.resolve(reference)
-    except RegistryError as error:
-        raise RegistryError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
-    for depth, role, ref, version in registry.lineage(named):
+    for depth, role, ref, version in registry.lineage(stage.named(params, registry, reference)):
         indent = "   " * depth + (f"└─ {role}: " if depth else "")
         yield indent + (_describe(version) if version else f"{ref} (not in this store)")
 

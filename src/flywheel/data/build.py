@@ -55,13 +55,11 @@ def build(source: SourceImages, data: params.Data, directory: Path | None = None
     named = {"train": train, "validation": validation}
     named |= {"test": np.arange(first_test, first_simulation), "simulation": simulation}
     twins = len(labels) - end  # from a simulation image to the same one without drift
-    indices, duplicates = splits.disjoint(
-        named, np.concatenate([hashes[:first_simulation], hashes[simulation + twins]])
-    )
-    across = Counter(duplicates.across)
+    undrifted = np.concatenate([hashes[:first_simulation], hashes[simulation + twins]])
+    indices, within, across = splits.disjoint(named, undrifted)
     if twins:
-        indices, drifted_duplicates = splits.disjoint(indices, hashes)
-        across.update(drifted_duplicates.across)
+        indices, _, drifted = splits.disjoint(indices, hashes)
+        across = Counter(across) + Counter(drifted)
     indices["clean"] = indices["simulation"] + twins
     missing = set(range(len(source.class_names))) - set(labels[indices["train"]].tolist())
     if missing:
@@ -80,7 +78,7 @@ def build(source: SourceImages, data: params.Data, directory: Path | None = None
         "std": std,
         "splits": {name: len(indices[name]) for name in splits.SPLITS},
         "holdout": int(splits.is_holdout(hashes[indices["simulation"]]).sum()),
-        "duplicates": {"within": dict(duplicates.within), "across": dict(across)},
+        "duplicates": {"within": within, "across": dict(across)},
         "drift": data.drift.model_dump(),
         "skipped": len(source.skipped),
         **({"files": source.files} if source.files else {}),

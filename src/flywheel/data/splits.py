@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,6 @@ SPLITS = ("train", "validation", "test", "simulation")
 PRECEDENCE = ("test", "validation", "simulation", "train")  # the first of these keeps a duplicate
 HOLDOUT_PERCENT = 30
 NAMED_CLASSES = 5  # in an error message
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """The duplicates that `disjoint` found: it keeps copies within a split and drops copies in a later split."""
-
-    within: Mapping[str, int]
-    across: Mapping[str, int]  # "test/train": images dropped from train because test has them
 
 
 def stratified(
@@ -63,8 +54,14 @@ def is_holdout(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return result
 
 
-def disjoint(splits: Mapping[str, Indices], hashes: NDArray[np.uint8]) -> tuple[dict[str, Indices], Duplicates]:
-    """Return the splits with each content in one of them only, and the duplicates. Raises DataError if one is empty."""
+def disjoint(
+    splits: Mapping[str, Indices], hashes: NDArray[np.uint8]
+) -> tuple[dict[str, Indices], dict[str, int], dict[str, int]]:
+    """Return the splits with each content in one of them only, and the counts of duplicates within and across splits.
+
+    Copies within a split are kept, copies in a later split dropped: `test/train` counts images dropped from train
+    because test has them. Raises DataError if a split is left empty.
+    """
     keys = [row.tobytes() for row in hashes]
     owner: dict[bytes, str] = {}
     kept: dict[str, Indices] = {}
@@ -84,4 +81,4 @@ def disjoint(splits: Mapping[str, Indices], hashes: NDArray[np.uint8]) -> tuple[
             within[name] = copies
         if not stays:
             raise DataError(f"the split {name} is empty: every image of it also stands in {PRECEDENCE[0]} or others")
-    return {name: kept[name] for name in SPLITS}, Duplicates(within, across)
+    return {name: kept[name] for name in SPLITS}, within, across

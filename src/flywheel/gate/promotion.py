@@ -162,10 +162,7 @@ def promote(params: Params, registry: Registry, reference: str, *, force: bool =
     if force and not reason:
         raise PromotionError('FORCE=1 needs REASON="why", which the audit log keeps')
     registry.refresh()
-    try:
-        candidate = registry.resolve(reference)
-    except RegistryError as error:
-        raise PromotionError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+    candidate = stage.named(params, registry, reference)
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
     with files.lock(params.store_paths.lock("promote")):  # make prune waits for this lock

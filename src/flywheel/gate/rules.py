@@ -124,7 +124,10 @@ def decide(
         return checks.report("keep", **base)
     measured = (measured or Reported()).model_copy(update=_reported(labels, candidate, production))
     base |= {"accuracy": {model.model: model.accuracy(labels) for model in models}, "reported": measured}
-    test, best = (_against(model, candidate, labels) for model in (production, best_ever))
+    test, best = (
+        compare(model.test, candidate.test, labels.test, labels.class_names) if model else None
+        for model in (production, best_ever)
+    )
     if best is not None:
         base["best_ever_difference"] = best.overall
     if production is None or test is None:
@@ -225,10 +228,6 @@ def _never_found(labels: GateLabels, total: NDArray[np.int64], missed: NDArray[n
     named = [f"{labels.class_names[index]} (0 of {total[index]})" for index in missed[:NAMED_CLASSES]]
     more = f" and {len(missed) - len(named)} more" if len(missed) > len(named) else ""
     return f"no test image is recognised of {'classes' if len(missed) > 1 else 'class'} {', '.join(named)}{more}"
-
-
-def _against(old: Predictions | None, new: Predictions, labels: GateLabels) -> Comparison | None:
-    return compare(old.test, new.test, labels.test, labels.class_names) if old else None
 
 
 def _held_out(

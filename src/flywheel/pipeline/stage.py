@@ -157,6 +157,14 @@ def after_loss(params: Params, registry: Registry, todo: str = "") -> str:
     return f"{restore}, or {todo}" if todo else restore
 
 
+def named(params: Params, registry: Registry, reference: str) -> Version:
+    """Return the version that a person named. Raises RegistryError that says how to list what there is."""
+    try:
+        return registry.resolve(reference)
+    except RegistryError as error:
+        raise RegistryError(f"{error}; make artifacts PROFILE={params.profile} lists what there is") from None
+
+
 def run(
     stage: Stage, work: Callable[[], Outcome], *, adopt: Callable[[Version], Outcome] | None = None, force: bool = False
 ) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flywheel.data import images
+from flywheel.params import Serve
 from flywheel.serving.batching import Overloaded, RequestBatcher
 from flywheel.serving.feedback_api import FeedbackApi
 from flywheel.serving.prometheus import CONTENT_TYPE, Metrics
@@ -45,15 +46,6 @@ access_log = logging.getLogger("flywheel.access")
 PAGE = Path(__file__).with_name("page.html")
 TEXTS = (b"{", b"[", b'"', b"data:image", b"iVBORw0KGg", b"/9j/")  # JSON; base64 of a PNG and of a JPEG
 INLINE_BYTES = 16_384  # up to here decoded on the event loop (0.1 ms for 32 x 32), larger ones in a thread
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a request."""
-
-    body_bytes: int
-    parts: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,10 @@ class App:
         replica: Replica,
         batcher: RequestBatcher[NDArray[np.uint8], Prediction],
         metrics: Metrics,
-        limits: Limits,
-        cors_origins: Sequence[str],
+        settings: Serve,
         traffic: Traffic,
     ):
-        self._replica, self._batcher, self._metrics, self._limits = replica, batcher, metrics, limits
+        self._replica, self._batcher, self._metrics, self._settings = replica, batcher, metrics, settings
         self._recorder, self._salt = traffic.recorder, traffic.salt
         self._decoders = ThreadPoolExecutor(2, "decode")
         self._page = PAGE.read_text(encoding="utf-8")
@@ -100,9 +91,9 @@ class App:
             "/metrics": ("GET", self._measure),
         }
         self._app: ASGIApp = self._respond
-        if cors_origins:
+        if settings.cors_origins:
             self._app = _Cors(
-                self._respond, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+                self._respond, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After"],
             )  # fmt: skip
 
@@ -217,31 +208,31 @@ class App:
     def _check_length(self, request: Request) -> None:
         """Refuse a body whose Content-Length is too large before reading it. Raises HTTPException."""
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limits.body_bytes:
+        if length.isdigit() and int(length) > self._settings.max_body_bytes:
             raise self._too_large()
 
     def _too_large(self) -> HTTPException:
-        reason = f"the body is larger than {self._limits.body_bytes:,} bytes (serve.max_body_bytes)"
+        reason = f"the body is larger than {self._settings.max_body_bytes:,} bytes (serve.max_body_bytes)"
         return HTTPException(413, reason, {"Connection": "close"})
 
     async def _body(self, request: Request) -> bytes:
         """Return the whole body. Raises HTTPException if it is too large or does not arrive in time."""
         size, chunks = 0, []
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(self._settings.request_timeout_s):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size > self._limits.body_bytes:
+                    if size > self._settings.max_body_bytes:
                         raise self._too_large()
                     chunks.append(chunk)
         except TimeoutError:
-            reason = f"the body did not arrive within {self._limits.seconds:g} s (serve.request_timeout_s)"
+            reason = f"the body did not arrive within {self._settings.request_timeout_s:g} s (serve.request_timeout_s)"
             raise HTTPException(408, reason, {"Connection": "close"}) from None
         return b"".join(chunks)
 
     async def _parts(self, request: Request) -> list[bytes]:
         """Return the parts called `file`. Raises HTTPException."""
-        limit, body = self._limits.parts, await self._body(request)
+        limit, body = self._settings.max_parts, await self._body(request)
 
         async def stream() -> AsyncGenerator[bytes, None]:
             yield body

@@ -52,7 +52,10 @@ def deploy(params: Params, backend: str | None = None, ready: Callable[[], bool]
     target = serve.RunTarget(bind(params, gpus, backend), name=name(params), route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     until = time.monotonic() + settings.start_timeout_s
-    while not ((status := _status(params)) and status.status == "RUNNING") and not (ready and ready()):
+    while not ready or not ready():
+        status = serve.status().applications.get(name(params))
+        if status is not None and status.status == "RUNNING":
+            break
         if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ServingError(f"the server did not start: {_reason(status)}")
         if time.monotonic() > until:
@@ -67,12 +70,6 @@ def delete(params: Params) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.delete(name(params))
-
-
-def _status(params: Params) -> ApplicationStatusOverview | None:
-    from ray import serve
-
-    return serve.status().applications.get(name(params))
 
 
 def _reason(status: ApplicationStatusOverview) -> str:

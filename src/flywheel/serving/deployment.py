@@ -29,7 +29,7 @@ class Predictor:
         self, params: Params, threads: int, cuda: bool, token: str, backend: str | None
     ) -> None:
         # Only replicas need torch; the process that deploys them imports this module, too.
-        from flywheel.serving.app import App, Limits, Traffic
+        from flywheel.serving.app import App, Traffic
         from flywheel.serving.batching import RequestBatcher
         from flywheel.serving.listener import Listener
         from flywheel.serving.prometheus import Metrics
@@ -50,12 +50,11 @@ class Predictor:
             settings.max_queued_images,
             metrics.count_batch,
         )
-        limits = Limits(settings.max_body_bytes, settings.max_parts, settings.request_timeout_s)
         paths, kept = params.store_paths, params.traffic
         self._recorder = Recorder(paths, kept, name)
         labels = LabelLog(paths, name, lambda: self._replica.model.class_names, kept.max_age_days)
         traffic = Traffic(self._recorder, labels, token, keys.salt(paths))
-        self._app = App(self._replica, batcher, metrics, limits, settings.cors_origins, traffic)
+        self._app = App(self._replica, batcher, metrics, settings, traffic)
 
         self._listener = await Listener.start(self._app, backend) if backend else None
 

@@ -119,11 +119,8 @@ class Recorder:
             content = hashlib.sha256(answered.image.tobytes()).hexdigest()
             if content in forgotten:
                 continue
-            if (
-                self._options.keep_images
-                and self._has_room()
-                and is_kept(answered.prediction_id, self._options.keep_images)
-            ):
+            has_room = self.kept is None or self.kept.has_room
+            if self._options.keep_images and has_room and is_kept(answered.prediction_id, self._options.keep_images):
                 self._keep(content, answered.image)
             at = records.made_at(answered.prediction_id)
             lines.setdefault(at.replace(minute=0, second=0, microsecond=0), []).append(
@@ -161,9 +158,6 @@ class Recorder:
             temporary.replace(path)
             self._since_tidy_bytes += buffer.tell()
             self.counts.kept_images += 1
-
-    def _has_room(self) -> bool:
-        return self.kept is None or self.kept.has_room
 
     def _say_failing(self, reason: str) -> None:
         if not self._failing:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from flywheel.traffic.observed import Judge, Observed, State
     from flywheel.traffic.reference import ModelReference
-    from flywheel.traffic.sampling import SampleAccuracy
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def run(params: Params, registry: Registry) -> MonitorReport | None:
         state = observed.load(params.store_paths)
         before = _counts(state)
         models = _Models(params, registry)
-        samples = [_labelled(one) for one in sampling.estimates(params.store_paths)]
+        samples = sampling.estimates(params.store_paths)
         _restart(state, samples)
         state.update(params.store_paths, models.judge, alarm.alarm_level(params.monitor.false_alarm_every))
         _restart(state, samples)
@@ -137,14 +136,6 @@ class _Models:
                 except RegistryError as error:
                     self.problems[ref] = str(error)
         return self._judges[ref]
-
-
-def _labelled(found: SampleAccuracy) -> Labelled:
-    return Labelled(
-        made=found.made, model=found.model, drawn=found.drawn, n=found.labelled,
-        waiting=found.drawn - found.labelled - found.undecided - found.foreign - found.lost,
-        accuracy=_rounded(found.accuracy), interval=(_rounded(found.low), _rounded(found.high)),
-    )  # fmt: skip
 
 
 def _restart(state: State, samples: Sequence[Labelled]) -> None:

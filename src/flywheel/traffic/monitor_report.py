@@ -48,7 +48,8 @@ class Row(BaseModel, frozen=True):
 class Labelled(BaseModel, frozen=True):
     """The accuracy of a model, with its 95 % interval, by a sample that was drawn at `made`.
 
-    `n` of `drawn` images have a label, `waiting` may get one. The others are in dispute, of no class, or lost.
+    `n` of `drawn` images have a label for certain, `waiting` may get one, `undecided` are in dispute or nobody is sure,
+    `foreign` belong to no class, and `lost` have no label and are not on disk any more.
     """
 
     made: str
@@ -56,6 +57,9 @@ class Labelled(BaseModel, frozen=True):
     drawn: int
     n: int
     waiting: int
+    undecided: int = 0
+    foreign: int = 0
+    lost: int = 0
     accuracy: float
     interval: tuple[float, float]
 

@@ -5,35 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel
-
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.traffic import labels, records, retention, samples
 from flywheel.traffic.labels import Label
+from flywheel.traffic.monitor_report import Labelled
 from flywheel.traffic.samples import Drawn, Sample
 
 Chosen = Literal["all", "sample", "volunteered"]
 Said = Mapping[str, Sequence[Label]]  # by content hash
-
-
-class SampleAccuracy(BaseModel, frozen=True):
-    """The accuracy of a model with its 95 % interval, from the labels of a sample.
-
-    Of the `drawn` images, `labelled` have a label for certain, `undecided` are in dispute or nobody is sure, `foreign`
-    belong to no class, and `lost` have no label and are not on disk any more. The rest waits.
-    """
-
-    made: str
-    model: str
-    drawn: int
-    labelled: int
-    undecided: int
-    foreign: int
-    lost: int
-    accuracy: float
-    low: float
-    high: float
 
 
 def unfinished(paths: StorePaths, model: str) -> Sample | None:
@@ -109,7 +89,7 @@ def draw(paths: StorePaths, model: str, budget: int, seen: Collection[str]) -> S
     return sample
 
 
-def estimates(paths: StorePaths) -> list[SampleAccuracy]:
+def estimates(paths: StorePaths) -> list[Labelled]:
     """Return the accuracy by each sample that has a label, the oldest sample first."""
     said, (joined, _) = _said(paths), labels.join(paths)
     everyone = {content: image.labels for content, image in joined.items()}
@@ -133,7 +113,7 @@ def labelled(paths: StorePaths) -> dict[str, tuple[Chosen, float | None]]:
     return found
 
 
-def _estimate(paths: StorePaths, sample: Sample, said: Said, everyone: Mapping[str, set[str]]) -> SampleAccuracy | None:
+def _estimate(paths: StorePaths, sample: Sample, said: Said, everyone: Mapping[str, set[str]]) -> Labelled | None:
     import numpy as np
 
     from flywheel.metrics import sampled
@@ -168,10 +148,10 @@ def _estimate(paths: StorePaths, sample: Sample, said: Said, everyone: Mapping[s
         mean_confidence=sample.mean_confidence,
         foreign=np.array([foreign for *_, foreign in counted]),
     )
-    return SampleAccuracy(
-        made=sample.made, model=sample.model, drawn=len(sample.images), labelled=len(ours) - undecided,
-        undecided=undecided, foreign=len(counted) - len(ours), lost=lost,
-        accuracy=found.accuracy, low=found.low, high=found.high,
+    return Labelled(
+        made=sample.made, model=sample.model, drawn=len(sample.images), n=len(ours) - undecided,
+        waiting=len(sample.images) - len(counted) - lost, undecided=undecided, foreign=len(counted) - len(ours),
+        lost=lost, accuracy=round(found.accuracy, 6), interval=(round(found.low, 6), round(found.high, 6)),
     )  # fmt: skip
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from flywheel import files
-from flywheel.commands.report import facts, gate, lineage, page, sweep
+from flywheel.commands.report import facts, formats, lineage, page, sweep
 from flywheel.commands.report.facts import Facts
-from flywheel.commands.report.formats import points
 from flywheel.commands.report.lineage import Node
 from flywheel.gate.report import GateReport
 from flywheel.params import Params
@@ -46,7 +45,7 @@ def test_a_table_aligns_numbers_and_names_its_head_and_rows(loop: Any) -> None:
 
 
 def test_a_minus_is_a_minus() -> None:
-    assert (points(-0.0123), points(0.0)) == ("−1.23", "+0.00")
+    assert (formats.points(-0.0123), formats.points(0.0)) == ("−1.23", "+0.00")
 
 
 # -- the confusion matrix, intervals ----------------------------------------------------------------------
@@ -66,8 +65,8 @@ def test_a_matrix_of_many_classes_is_left_to_its_file() -> None:
 
 def test_an_interval_lies_where_it_should() -> None:
     shown = macro("drawn", 0.0, -0.5, 0.5, (-1.0, 1.0), -0.25)
-    middle = gate.WIDTH / 2
-    quarter = (gate.WIDTH - 8) / 4
+    middle = formats.WIDTH / 2
+    quarter = (formats.WIDTH - 8) / 4
     assert f'x1="{middle}" x2="{middle}"' in shown  # zero
     assert f'x1="{middle - quarter}" x2="{middle + quarter}"' in shown
     assert 'class="limit"' in shown

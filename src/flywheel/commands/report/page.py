@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from flywheel import files
-from flywheel.commands.report import facts, formats, gate, lineage, monitor, sweep
+from flywheel.commands.report import facts, formats, lineage, sweep
 from flywheel.commands.report.facts import Absent, Facts
 from flywheel.gate.table import notes, reported
 from flywheel.params import Params
@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 NAME = "index.html"
 FILTERS = (
     formats.percent, formats.interval, formats.points, formats.thousands, formats.value, formats.minutes, formats.when,
-    files.human_size, formats.plain_times, formats.island, gate.x, gate.symmetric, gate.common, lineage.graph,
-    monitor.story, notes, reported, sweep.trials,
+    files.human_size, formats.plain_times, formats.island, formats.x, formats.symmetric, formats.common, lineage.graph,
+    formats.story, notes, reported, sweep.trials,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def environment() -> jinja2.Environment:
     )  # fmt: skip
     result.filters |= {one.__name__: one for one in FILTERS}
     result.tests["absent"] = lambda report: isinstance(report, Absent)
-    result.globals |= {"READABLE_CLASSES": READABLE_CLASSES, "WIDTH": gate.WIDTH, "STATUSES": sweep.STATUSES}
+    result.globals |= {"READABLE_CLASSES": READABLE_CLASSES, "WIDTH": formats.WIDTH, "STATUSES": sweep.STATUSES}
     return result
 
 
