@@ -21,6 +21,7 @@ import scripts
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from scripts import ROOT
+from waiting import wait_until
 
 from flywheel import files
 from flywheel.sweep import nodes
@@ -84,14 +85,6 @@ def epochs(folder: Path) -> list[dict[str, Any]]:
     """Return the epoch events of the sweep in order."""
     journals = (folder / "store/demo/journal").glob("*.jsonl")
     return [event for path in journals for event in files.read_json_lines(path) if event["event"] == "epoch"]
-
-
-def wait_until(condition: Any, process: subprocess.Popen[str], timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
 
 
 def test_a_sweep_runs_on_the_cluster_and_does_not_end_it(cluster: str, tmp_path: Path) -> None:
@@ -243,7 +236,10 @@ def test_trials_of_a_dead_node_continue_from_their_checkpoints_and_a_new_node_is
     started.wait_for_nodes()
     process = scripts.start(tmp_path, "sweep", overrides, RAY_ADDRESS=cluster)
     try:
-        wait_until(lambda: any(event["node"] == doomed.node_id for event in epochs(tmp_path)), process)
+        wait_until(
+            lambda: process.poll() is not None or doomed.node_id in {event["node"] for event in epochs(tmp_path)},
+            timeout_s=300,
+        )
         (raylet,) = doomed.all_processes["raylet"]
         psutil.Process(raylet.process.pid).kill()
         before = len(epochs(tmp_path))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ import made_models
 import pytest
 import scripts
 from hosts import Hosts
+from waiting import wait_until
 
 from flywheel import files
 from flywheel.registry import Registry
@@ -34,13 +34,6 @@ pytestmark = pytest.mark.long
 def made() -> Iterator[Hosts]:
     with hosts.network() as network:
         yield network
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 300) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def test_a_sweep_survives_the_loss_of_two_hosts_and_uses_one_that_joins_late(made: Hosts) -> None:
@@ -67,12 +60,12 @@ def test_a_sweep_survives_the_loss_of_two_hosts_and_uses_one_that_joins_late(mad
     assert made.script("a", "data", more, folder=made.own).endswith("[exit 0]")
     process = made.start("a", scripts.command(made.own, "sweep", more), RAY_ADDRESS=address)
     try:
-        wait_until(lambda: running(b) or process.poll() is not None)
+        wait_until(lambda: running(b) or process.poll() is not None, timeout_s=300)
         lost, cut_at = running(b), datetime.now(UTC)
         made.cut("b")
         c = made.join("c", address)
         joined_at = datetime.now(UTC)
-        wait_until(lambda: running(c) or process.poll() is not None)
+        wait_until(lambda: running(c) or process.poll() is not None, timeout_s=300)
         first_epoch = (datetime.now(UTC) - joined_at).total_seconds()
         killed, killed_at = running(c), datetime.now(UTC)
         made.kill("c")

@@ -8,9 +8,9 @@ import made_models
 import numpy as np
 import pytest
 import torch
-from made_traffic import wait_until
 from numpy.typing import NDArray
 from served import SETTINGS, Server, of_store, serving
+from waiting import wait_until
 
 from flywheel.data import dataset
 from flywheel.data.dataset import Dataset, Images

@@ -17,8 +17,9 @@ import processes
 import pytest
 import scripts
 from served import free_port
+from waiting import wait_until
 from wandb_double import WandbDouble
-from wandb_process import ROOT, Done, clean_environment, end, store_of, wait_until
+from wandb_process import ROOT, Done, clean_environment, end, store_of
 
 from flywheel.registry import Registry
 from flywheel.sweep.journal import Journal

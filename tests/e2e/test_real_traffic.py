@@ -8,8 +8,8 @@ import made_models
 import numpy as np
 import pytest
 import requests
-from made_traffic import wait_until
 from served import SETTINGS, Server, of_store, serving
+from waiting import wait_until
 
 from flywheel.traffic import feedback, keys, records, samples
 

@@ -17,8 +17,8 @@ import processes
 import pytest
 import requests
 import torch
-from made_traffic import wait_until
 from served import CLASSES, ROOT, Server, make_server, png, publish
+from waiting import wait_until
 
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
@@ -72,10 +72,7 @@ def test_a_failing_model_is_a_500_with_the_request_id_and_the_server_stays_up(se
     good = server.registry.resolve("model-1")
     server.produce(version)
     try:
-        until = time.monotonic() + 60
-        while requests.get(f"{server.url}/model", timeout=60).json()["model"] != version.label:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: requests.get(f"{server.url}/model", timeout=60).json()["model"] == version.label)
         answer = server.predict(png(), **{"X-Request-Id": "no-number"})
         assert answer.status_code == 500
         assert answer.json() == {"error": "the server failed; its log has the reason", "request_id": "no-number"}
@@ -84,10 +81,7 @@ def test_a_failing_model_is_a_500_with_the_request_id_and_the_server_stays_up(se
         assert "gave no number" in log
     finally:
         server.produce(good)
-    until = time.monotonic() + 60
-    while server.predict(png()).status_code != 200:
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: server.predict(png()).status_code == 200)
 
 
 def test_without_a_production_model_the_error_names_the_commands(tmp_path: Path) -> None:
@@ -192,11 +186,7 @@ def test_changed_settings_restart_the_server_and_a_concurrent_start_exits_75(fre
 def test_in_the_foreground_sigterm_finishes_requests_in_flight(fresh: Server) -> None:
     process = subprocess.Popen(fresh.command("serve", "--foreground"), cwd=ROOT)
     try:
-        until = time.monotonic() + 120
-        while (served := server_record.read(fresh.params)) is None or not served.answers():
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.2)
+        wait_until(lambda: (served := server_record.read(fresh.params)) and served.answers(), timeout_s=120)
         parts = [("file", (f"{number}.png", png(number))) for number in range(8)]
         with ThreadPoolExecutor(12) as pool:
             started = threading.Barrier(5)
@@ -228,9 +218,7 @@ def test_two_replicas_answer_with_both_versions_only_while_they_load(fresh: Serv
     other = publish(fresh.registry, fresh.folder, 2)
     assert len(replicas(fresh)) == 2  # in one scrape
     fresh.produce(other)
-    until = time.monotonic() + 90
-    while {fresh.predict(png(seed)).json()["model"] for seed in range(30)} != {other.label}:
-        assert time.monotonic() < until
+    wait_until(lambda: {fresh.predict(png(seed)).json()["model"] for seed in range(30)} == {other.label}, timeout_s=90)
     assert {fresh.predict(png(seed)).json()["model"] for seed in range(100)} == {other.label}
 
 
@@ -249,11 +237,8 @@ def test_load_starts_a_second_replica(fresh: Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         clients = [pool.submit(load, seed) for seed in range(16)]
         try:
-            until, names = time.monotonic() + 150, set()
-            while len(names) < 2:
-                assert time.monotonic() < until, names
-                names |= replicas(fresh)
-                time.sleep(0.2)
+            names = set[str]()
+            wait_until(lambda: len(names) > 1, timeout_s=150, step=lambda: names.update(replicas(fresh)))
         finally:
             done.set()
         assert {status for client in clients for status in client.result()} <= {200, 503}

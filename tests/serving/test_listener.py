@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from flywheel.serving import listener
 from flywheel.serving.listener import Listener, Listeners
@@ -27,13 +27,6 @@ class SlowApp:
         self.in_flight -= 1
 
 
-def wait(condition: Any) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,7 +35,7 @@ def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
 
     async def serve() -> bytes:
         first, other = [await Listener.start(SlowApp(), str(tmp_path / "replicas")) for _ in range(2)]  # type: ignore[arg-type]
-        await asyncio.to_thread(wait, lambda: len(listeners.ports) == 2)
+        await asyncio.to_thread(wait_until, lambda: len(listeners.ports) == 2)
         port = first._server.sockets[0].getsockname()[1]
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         client.request("GET", "/")
@@ -50,7 +43,7 @@ def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
             await asyncio.sleep(0.01)
         listeners.changed.clear()
         closing = asyncio.create_task(first.close())
-        await asyncio.to_thread(wait, lambda: listeners.ports == [other._server.sockets[0].getsockname()[1]])
+        await asyncio.to_thread(wait_until, lambda: listeners.ports == [other._server.sockets[0].getsockname()[1]])
         assert listeners.changed.is_set()
         assert not closing.done()  # the request is in flight
         answer = await asyncio.to_thread(lambda: client.getresponse().read())
@@ -60,4 +53,4 @@ def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
         return answer
 
     assert asyncio.run(serve()) == b"ok"
-    wait(lambda: listeners.ports == [])  # the other process, this loop, ended without a word
+    wait_until(lambda: listeners.ports == [])  # the other process, this loop, ended without a word

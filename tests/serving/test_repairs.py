@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ import psutil
 import pytest
 import requests
 from served import Server, free_port, png
+from waiting import wait_until
 
 from flywheel.commands import doctor
 from flywheel.params import Params
@@ -51,14 +51,6 @@ sys.stdin.read()
 """
 
 
-def wait_for(condition: Callable[[], object], step: Callable[[], None] = lambda: None, timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "not in time"
-        step()
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def small(
     make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -82,7 +74,7 @@ def test_before_and_between_backends_the_answer_is_503_in_json(small: tuple[host
         assert (refused.status_code, refused.headers["content-type"]) == (503, "application/json")
         assert int(refused.headers["retry-after"]) >= 1
         assert "error" in refused.json()
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     assert requests.get(f"{url}/predict", timeout=60).status_code == 200
     server.drain(replaced=False)
     assert requests.get(f"{url}/predict", timeout=60).status_code == 503
@@ -113,7 +105,7 @@ def test_haproxy_answers_in_json_what_it_can_read(small: tuple[host._Server, str
                 assert answer.headers["content-type"] == "application/json"
                 assert reason in json.load(answer)["error"]
 
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     with ThreadPoolExecutor(len(cases)) as pool:
         for done in [pool.submit(ask, *case) for case in cases]:
             done.result()
@@ -122,11 +114,11 @@ def test_haproxy_answers_in_json_what_it_can_read(small: tuple[host._Server, str
 @needs_haproxy
 def test_a_backend_that_ends_is_replaced_and_logged(small: tuple[host._Server, str], said: list[str]) -> None:
     server, url = small
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     first = requests.get(f"{url}/predict", timeout=60).json()
     assert first["code"].endswith("/serving/run/code/flywheel")  # not the checkout, which may change meanwhile
     os.kill(first["pid"], signal.SIGKILL)
-    wait_for(lambda: server.ready() and server._repairs, server.step)
+    wait_until(lambda: server.ready() and server._repairs, step=server.step)
     assert requests.get(f"{url}/predict", timeout=60).json()["pid"] != first["pid"]
     assert f"Ray's driver (pid {first['pid']}) ended; starting another Ray" in "".join(said)
     assert "replicas answer again" in "".join(said)
@@ -141,11 +133,11 @@ def test_nothing_that_a_backend_started_outlives_it(
     child = "import subprocess\nsubprocess.Popen(['/bin/sleep', '600'], stdin=-3, stdout=-3)\n"
     monkeypatch.setattr(backend, "COMMAND", child + SMALL_BACKEND)
     server.step()
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     first = requests.get(f"{url}/predict", timeout=60).json()["pid"]
     (started,) = psutil.Process(first).children()
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE, server.step)
+    wait_until(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE, step=server.step)
     assert server._repairs
 
 
@@ -154,11 +146,11 @@ def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
     small: tuple[host._Server, str], said: list[str]
 ) -> None:
     server, url = small
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     server._haproxy._process.kill()  # type: ignore[union-attr]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(requests.get, f"{url}/predict", timeout=60)  # waits in the socket of the host
-        wait_for(answer.done, server.step)
+        wait_until(answer.done, step=server.step)
         assert answer.result().status_code == 200
     assert "ended with exit code -9; started again" in "".join(said)
 
@@ -167,7 +159,7 @@ def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
         server.step()
 
     with pytest.raises(ServingError, match="ends again and again"):
-        wait_for(lambda: False, kill_again)
+        wait_until(lambda: False, step=kill_again)
 
 
 @needs_haproxy
@@ -184,7 +176,7 @@ while not os.path.exists({str(failed)!r}):
 print('{{"error": "a part failed"}}', flush=True)
 sys.stdin.read()"""
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND.removesuffix("sys.stdin.read()\n") + report)
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     first = server._live
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
     if fault == "reports an error":
@@ -200,7 +192,7 @@ sys.stdin.read()"""
         if server.ready():
             statuses.add(requests.get(f"{url}/predict", timeout=60).status_code)
 
-    wait_for(lambda: server._live is not first, step)
+    wait_until(lambda: server._live is not first, step=step)
     assert statuses == {200}
 
 
@@ -211,13 +203,13 @@ def test_a_server_whose_backend_cannot_start_ends_with_its_error(
     server, _ = small
     monkeypatch.setattr(backend, "COMMAND", """print('{"error": "no room"}', flush=True)""")
     with pytest.raises(ServingError, match="no room"):
-        wait_for(lambda: False, server.step)
+        wait_until(lambda: False, step=server.step)
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
-    wait_for(server.ready, server.step)
+    wait_until(server.ready, step=server.step)
     monkeypatch.setattr(backend, "COMMAND", "")
     server._live.close()  # type: ignore[union-attr]
     with pytest.raises(ServingError, match="ended"):  # after some attempts
-        wait_for(lambda: False, server.step)
+        wait_until(lambda: False, step=server.step)
     assert server._failures == host.MAX_FAILURES
 
 
@@ -230,7 +222,7 @@ def test_the_moved_log_is_reopened_and_a_killed_haproxy_comes_back(server: Serve
     victim.kill()
     assert server.predict(png()).status_code == 200
     assert server_record.read(server.params) == before
-    wait_for(lambda: log.exists() and f"HAProxy (pid {victim.pid}) ended" in log.read_text())
+    wait_until(lambda: log.exists() and f"HAProxy (pid {victim.pid}) ended" in log.read_text())
 
 
 @needs_haproxy

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from served import Server, png, publish
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "not in time"
-        time.sleep(0.05)
+from waiting import wait_until
 
 
 def served_model(server: Server) -> str:
@@ -41,7 +33,7 @@ def test_ten_swaps_under_load_fail_no_request(server: Server) -> None:
             for number in range(10):
                 model = models[(number + 1) % 2]
                 server.produce(model)
-                wait_for(lambda model=model: served_model(server) == model.label)
+                wait_until(lambda model=model: served_model(server) == model.label)
         finally:
             done.set()
         answers = [answer for future in clients for answer in future.result()]
@@ -62,7 +54,7 @@ def test_a_damaged_model_is_reported_and_the_old_one_keeps_serving(server: Serve
         file.write(b"damage")
     try:
         server.produce(damaged)
-        wait_for(lambda: requests.get(f"{server.url}/model", timeout=60).json()["failed_swaps"] >= 1)
+        wait_until(lambda: requests.get(f"{server.url}/model", timeout=60).json()["failed_swaps"] >= 1)
         told = requests.get(f"{server.url}/model", timeout=60).json()
         assert damaged.ref in told["swap_error"]
         assert "cannot be served" in told["swap_error"]
@@ -74,13 +66,13 @@ def test_a_damaged_model_is_reported_and_the_old_one_keeps_serving(server: Serve
         assert float(count.rsplit(" ", 1)[1]) >= 1
     finally:
         server.produce(good)
-    wait_for(lambda: requests.get(f"{server.url}/model", timeout=60).json()["swap_error"] is None)
+    wait_until(lambda: requests.get(f"{server.url}/model", timeout=60).json()["swap_error"] is None)
 
 
 def test_a_model_with_another_image_size_is_loaded_too(server: Server) -> None:
     small = publish(server.registry, server.folder, 4, image_size=24)
     server.produce(small)
-    wait_for(lambda: served_model(server) == small.label)
+    wait_until(lambda: served_model(server) == small.label)
     assert server.predict(png()).json()["model"] == small.label
     server.produce(server.registry.resolve("model-1"))
-    wait_for(lambda: served_model(server) == "model-1:v0")
+    wait_until(lambda: served_model(server) == "model-1:v0")

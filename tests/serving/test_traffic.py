@@ -22,9 +22,10 @@ import processes
 import psutil
 import pytest
 import requests
-from made_traffic import id_of_age, record, wait_until, write_records
+from made_traffic import id_of_age, record, write_records
 from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, ROOT, Server, png
+from waiting import wait_until
 
 from flywheel.data import images
 from flywheel.traffic import keys, labels, records

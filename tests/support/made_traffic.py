@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -30,14 +30,6 @@ def id_of_age(seconds: float) -> str:
     shifted = (time.time_ns() - int(seconds * 1e9)) // 1_000_000
     text = f"{shifted:012x}"
     return f"{text[:8]}-{text[8:]}{records.new_id()[13:]}"
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
-    """Wait until a condition holds. Raises AssertionError after the time."""
-    until = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < until, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
 
 
 def record(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from waiting import wait_until
 
 from flywheel.serving.backend import MARK
 
@@ -77,7 +78,4 @@ def left(mark: str) -> list[str]:
 
 def wait_for_none_left(mark: str, seconds: float) -> None:
     """Wait until no process carries the mark. Raises AssertionError after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while alive := left(mark):
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.5)
+    wait_until(lambda: not left(mark), f"the end of all processes with {mark}", seconds)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +76,3 @@ def end(process: subprocess.Popen[str], given: str | None = None, timeout_s: flo
 def python(base: Path, code: str, wandb: str = "online", more: str = "", **environment: str) -> Done:
     """Run code after HEAD."""
     return end(start(base, code, wandb, more, **environment), timeout_s=120)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)

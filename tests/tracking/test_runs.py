@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 from wandb_double import WandbDouble
-from wandb_process import clean_environment, end, python, start, store_of, wait_until
+from wandb_process import clean_environment, end, python, start, store_of
 
 from flywheel.params import Params
 from flywheel.registry import Registry

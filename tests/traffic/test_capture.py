@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traffic import OPTIONS, answered, wait_until
+from made_traffic import OPTIONS, answered
 from PIL import Image
+from waiting import wait_until
 
 from flywheel import files
 from flywheel.data import splits

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import requests
 import uvicorn
-from made_traffic import OPTIONS, answered, wait_until
+from made_traffic import OPTIONS, answered
 from PIL import Image
+from waiting import wait_until
 
 from flywheel.data.dataset import Dataset
 from flywheel.params import StorePaths
