@@ -126,6 +126,16 @@ def test_predictions_do_not_depend_on_the_batch_size(images: np.ndarray) -> None
     np.testing.assert_allclose(model.predict(images), alone, atol=1e-5)
 
 
+def test_large_images_are_predicted_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "PREDICT_PIXELS", 4 * 64 * 64)
+    model, sizes = make(size=64), list[int]()
+    model.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    model.predict(np.zeros((10, 64, 64, 3), np.uint8))
+    assert sizes == [4, 4, 2]
+    model.predict(np.zeros((20, 32, 32, 3), np.uint8))
+    assert sizes[3:] == [16, 4]
+
+
 def test_predicting_leaves_the_mode_as_it_was(images: np.ndarray) -> None:
     model = make().train()
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

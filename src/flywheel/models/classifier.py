@@ -21,7 +21,8 @@ from flywheel.models import device as devices
 from flywheel.models.architectures import architecture
 
 FORMAT = 1
-PREDICT_BATCH = 256
+PREDICT_BATCH = 256  # images, and fewer large ones: activations of 256 images of 224 pixels need more than 3 GB
+PREDICT_PIXELS = 256 * 64**2
 
 
 class Classifier(nn.Module):
@@ -91,7 +92,8 @@ class Classifier(nn.Module):
         """Return probabilities (n, classes) float32 of any number of images (n, h, w, 3) uint8, in evaluation mode."""
         was_training = self.training
         self.eval()
-        parts = [slice(start, start + PREDICT_BATCH) for start in range(0, len(images), PREDICT_BATCH)]
+        size = max(1, min(PREDICT_BATCH, PREDICT_PIXELS // (images.shape[1] * images.shape[2])))
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
         batches = transfer.batches(images, parts, self.device)
         probabilities = torch.cat([self.probabilities(batch) for batch in batches])
         self.train(was_training)
