@@ -44,7 +44,7 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
     parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
     if newest is None:
-        return f"there is no {params.feedback_name} yet; make simulate PROFILE={params.profile} collects labels"
+        return f"there is no {params.feedback_name} yet; make label collect PROFILE={params.profile} makes it, or make simulate"
     options = params.retrain
     usable = feedback.trainable(feedback.read(registry, newest), options.examples)
     used = _used(params, registry)
