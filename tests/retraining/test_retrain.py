@@ -51,7 +51,7 @@ def test_without_feedback_nothing_is_done(params: Params, registry: Registry, ru
     assert run(params) is None
     assert run(params, force=True) is None
     assert said[0] == (
-        "retrain: nothing to do (there is no digits-feedback yet; make label collect PROFILE=demo makes it, or make simulate)"
+        "retrain: nothing to do (there is no digits-feedback yet; make simulate or label collect PROFILE=demo makes it)"
     )
     assert models(registry) == []
 

@@ -247,7 +247,8 @@ def save(dataset: Dataset, directory: Path) -> None:
 def _cannot_write(path: Path, error: OSError) -> DataError:
     reason = error.strerror or "No space left on device"  # numpy's message names neither file nor reason
     free = files.human_size(shutil.disk_usage(path.parent).free)
-    return DataError(f"cannot write {path} ({reason}, {free} are free); free space there and run again")
+    advice = files.advice(error) or "; free space there and run again"
+    return DataError(f"cannot write {path} ({reason}, {free} are free){advice}")
 
 
 def open_directory(directory: Path) -> Dataset:

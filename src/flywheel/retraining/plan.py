@@ -44,7 +44,9 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
     parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
     if newest is None:
-        return f"there is no {params.feedback_name} yet; make label collect PROFILE={params.profile} makes it, or make simulate"
+        return (
+            f"there is no {params.feedback_name} yet; make simulate or label collect PROFILE={params.profile} makes it"
+        )
     options = params.retrain
     usable = feedback.trainable(feedback.read(registry, newest), options.examples)
     used = _used(params, registry)
@@ -91,4 +93,5 @@ def _parent(params: Params, registry: Registry) -> Version:
     for alias in ("production", "best"):
         if alias in aliases and registry.has(aliases[alias]):
             return registry.resolve(aliases[alias])
-    raise RetrainError(f"there is no model to continue from; run make evaluate PROFILE={params.profile}")
+    todo = stage.after_loss(params, registry, f"run make evaluate PROFILE={params.profile}")
+    raise RetrainError(f"there is no model to continue from; {todo}")
