@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flywheel import files
+from flywheel.commands import status
 from flywheel.data import splits
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -109,6 +110,14 @@ def test_what_is_no_feedback_is_one_sentence(
     version = registry.publish(params.feedback_name, "feedback", {"feedback.json": tmp_path / "feedback.json"})
     with pytest.raises(FeedbackError, match=r"^digits-feedback:v0: .* cannot be read \(.*\); run make simulate$"):
         feedback.read(registry, version)
+
+
+def test_status_says_that_feedback_known_from_w_and_b_is_not_downloaded_yet(params: Params, registry: Registry) -> None:
+    version, _ = feedback.publish(params, registry, [example("cd", id=1, prediction="cat")], {}, {})
+    assert version is not None
+    (registry.open(version) / feedback.FILE).unlink()
+    told = "the files of digits-feedback:v0 are not in the store; make retrain downloads what W&B has"
+    assert ("retrain", "waiting", told) in list(status.states(params, registry))
 
 
 def test_wrong_labels_are_drawn_by_seed_and_content(params: Params) -> None:

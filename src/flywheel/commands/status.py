@@ -178,9 +178,13 @@ def _monitor(params: Params) -> tuple[str, str]:
 def _retraining(params: Params, registry: Registry) -> tuple[str, str]:
     """Return the state of `make retrain` and the reason."""
     from flywheel.retraining import plan
+    from flywheel.traffic import feedback
 
     if running := _running(params, "retrain"):
         return running
+    newest = feedback.latest(params, registry)
+    if newest is not None and registry.missing_file(newest) is not None:
+        return "waiting", f"the files of {newest.label} are not in the store; make retrain downloads what W&B has"
     try:
         planned = plan.make(params, registry)
     except FlywheelError as error:
