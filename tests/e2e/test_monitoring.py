@@ -103,7 +103,7 @@ def test_drift_alarms_and_labels_and_a_retraining_end_it(server: Server) -> None
         label_of = dict(zip(map(bytes.hex, map(bytes, data.hashes)), data.labels, strict=True))
         truth = {made: data.class_names[label_of[content]] for made, content in answered(server).items()}
         printed, code = server.label_on_the_page(truth)
-        assert (code, "200 of 200 are labelled" in printed) == (0, True), printed
+        assert (code, "200 of 200 images have a label" in printed) == (0, True), printed
         report = watched(server, total, 0)
         assert report.labelled is not None
         drifted = data.split("simulation")

@@ -46,7 +46,7 @@ def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> Non
         assert answer.json()["counts"] == {"accepted": 40}
 
         printed, code = server.label_on_the_page({one: str(label) for one, label in zip(made, truth, strict=True)})
-        assert (code, "label: 5 of 5 are labelled" in printed) == (0, True), printed
+        assert (code, "label: 5 of 5 images have a label" in printed) == (0, True), printed
         (sample,) = samples.read(paths)
         total = len({*made[:40], *(one.prediction_id for one in sample.images)})
         assert f"collect: {total} labelled" in server.run("collect")
