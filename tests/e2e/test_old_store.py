@@ -20,6 +20,7 @@ from served import Server, of_store, serving
 from wandb_double import WandbDouble
 
 from flywheel import files
+from flywheel.commands import compare
 from flywheel.tracking import run_files
 from flywheel.traffic import feedback
 
@@ -125,8 +126,8 @@ def test_the_report_has_the_figures_of_every_stage(unchanged: Server) -> None:
 
 
 def test_compare_tells_the_models_apart(unchanged: Server) -> None:
-    printed = unchanged.run("compare", SWEPT, RETRAINED)
-    assert printed.endswith(DONE)
+    found = compare.versions(unchanged.params, unchanged.registry, SWEPT, RETRAINED)
+    printed = "\n".join(compare.table(found))
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
     assert rows["stage"] == ["sweep", "retrain"]
     assert rows["feedback"] == ["–", "digits-feedback:v0"]

@@ -43,10 +43,6 @@ def judge(
     `probabilities` of all test images (n, classes), if given, are not computed again. A model that was replaced in
     production returns `by_hand` only. Raises StageError when there is no data set.
     """
-    from flywheel.gate import history, predictions, replay, rules
-    from flywheel.models import ModelError, classifier
-    from flywheel.traffic import feedback
-
     alias = registry.aliases(params.registered_model).get("production")
     here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
 
@@ -58,6 +54,11 @@ def judge(
 
     if _same(alias, candidate):
         return keep("it is in production already")
+
+    from flywheel.gate import history, predictions, replay, rules
+    from flywheel.models import ModelError, classifier
+    from flywheel.traffic import feedback
+
     if here and not by_hand and any(_same(ref, candidate) for ref in history.ever_in_production(params, registry)):
         command = _command(params, candidate)
         return keep(f"it was in production before and was replaced; {command} brings it back", new=False)

@@ -85,8 +85,14 @@ def written(params: Params, registry: Registry) -> Parsed:
 # -- a whole round -----------------------------------------------------------------------------------------
 
 
-def test_a_whole_round_is_told(loop: Any) -> None:
-    shown = written(loop.params, loop.registry)
+@pytest.fixture(scope="module")
+def whole(loop: Any) -> Path:
+    """The page of a whole round."""
+    return page.write(loop.params, loop.registry)
+
+
+def test_a_whole_round_is_told(loop: Any, whole: Path) -> None:
+    shown = Parsed(whole.read_text())
     assert [attributes["id"] for attributes in shown.named("section")] == list(SECTIONS)
     assert "missing" not in {attributes.get("class") for attributes in shown.named("p")}
     reports = {name: files.read_json(loop.params.reports / f"{name}.json") for name in facts.REPORTS}
@@ -104,8 +110,8 @@ def test_a_whole_round_is_told(loop: Any) -> None:
     assert kinds == ["history", "parallel", "reliability", "confidence", "latency", "monitor"]
 
 
-def test_every_image_has_its_words_and_every_control_its_name(loop: Any) -> None:
-    shown = written(loop.params, loop.registry)
+def test_every_image_has_its_words_and_every_control_its_name(loop: Any, whole: Path) -> None:
+    shown = Parsed(whole.read_text())
     images = shown.named("img")
     mistakes = [len(files.read_json(loop.params.reports / f"{n}.json")["worst"]) for n in ("evaluation", "simulation")]
     assert len(images) == sum(mistakes) > 0
@@ -124,13 +130,12 @@ def test_every_image_has_its_words_and_every_control_its_name(loop: Any) -> None
 
 
 @needs_browser
-def test_the_page_in_a_browser(loop: Any, tmp_path: Path) -> None:
-    path = page.write(loop.params, loop.registry)
+def test_the_page_in_a_browser(whole: Path, tmp_path: Path) -> None:
     with browser.chromium() as tab:
         for width in (400, 1400):
             for dark in (False, True):
                 tab.screenshot(tmp_path / "first.png", width, 900, dark)  # sets width and scheme
-                tab.open(path.as_uri())
+                tab.open(whole.as_uri())
                 tab.wait(lambda: tab.value(DRAWN))
                 drawn = tab.value(
                     "[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg path').length)"
@@ -150,14 +155,13 @@ def test_the_page_in_a_browser(loop: Any, tmp_path: Path) -> None:
         tab.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
         tab.wait(lambda: tab.value(DRAWN) > before)
         assert tab.console == []
-        assert {url for url in tab.requested if not url.startswith("data:")} == {path.as_uri()}
+        assert {url for url in tab.requested if not url.startswith("data:")} == {whole.as_uri()}
 
 
 @needs_browser
-def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(loop: Any) -> None:
-    path = page.write(loop.params, loop.registry)
+def test_nothing_in_the_page_may_ask_the_network_or_run_what_is_not_its_own(whole: Path) -> None:
     with browser.chromium() as tab:
-        tab.open(path.as_uri())
+        tab.open(whole.as_uri())
         tab.value(
             "document.head.append(Object.assign(document.createElement('script'), {textContent: 'window.ran=1'}))"
         )
@@ -282,8 +286,8 @@ def test_the_library_is_the_one_that_its_page_describes() -> None:
     assert "Apache License" in (folder / "LICENSE").read_text()
 
 
-def test_the_page_holds_no_number_that_json_has_not(loop: Any) -> None:
-    text = (page.write(loop.params, loop.registry)).read_text()
+def test_the_page_holds_no_number_that_json_has_not(whole: Path) -> None:
+    text = whole.read_text()
     assert 600_000 < len(text) < 1_500_000
     islands = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert len(islands) == 6
