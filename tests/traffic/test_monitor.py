@@ -106,7 +106,15 @@ def test_quiet_traffic_raises_no_alarm(params: Params, registry: Registry, model
     assert report.alarm.presumed_accuracy == pytest.approx(0.96, abs=0.002)
     assert sum(row.n for row in report.change) == 700
     assert all(row.classes_changed.distance > 0.8 > row.classes_changed.by_chance for row in report.change)
-    assert "no alarm" in " ".join(monitor_text.lines(params, report))
+    told = " ".join(monitor_text.lines(params, report))
+    assert "no alarm" in told
+    assert "may fail without an alarm" not in told
+    unsure = report.alarm.model_copy(update={"reference_confidence": 0.3})
+    told = " ".join(monitor_text.lines(params, report.model_copy(update={"alarm": unsure})))
+    assert "on average only 30% sure of the test images: it may fail without an alarm" in told
+    counts = [0] * observed.CONFIDENCE_BINS
+    counts[0], counts[-1] = 1, 3
+    assert observed.mean_confidence(counts) == pytest.approx(0.025 / 4 + 0.975 * 3 / 4)
 
 
 def test_an_alarm_is_up_until_another_model_is_in_production(

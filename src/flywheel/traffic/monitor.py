@@ -185,6 +185,7 @@ def _watched(
     params: Params, label: str, seen: Observed, found: ModelReference, rows: Sequence[Row], samples: Sequence[Labelled]
 ) -> Watched:
     from flywheel.metrics.alarm import alarm_level
+    from flywheel.traffic import observed
 
     assert found.alarm is not None
     newest, right = 0, 0.0
@@ -201,6 +202,7 @@ def _watched(
         newest=newest,
         reference_accuracy=_rounded(1 - found.alarm.presumed / found.alarm.n),
         reference_n=found.alarm.n,
+        reference_confidence=_rounded(observed.mean_confidence(found.confidence)),
         lowest_accuracy=_rounded(1 - found.alarm.bound),
     )
     return Watched(

@@ -11,6 +11,7 @@ class Alarm(BaseModel, frozen=True):
     """The alarm for a model. `evidence` raises it at `limit`; presumed accuracy is that of the newest predictions.
 
     Harm is a presumed accuracy below `lowest_accuracy` in the long run. `none`: the model gave no prediction to judge.
+    `reference_confidence` is the mean confidence on the test images, in which it presumes `reference_accuracy`.
     """
 
     state: Literal["alarm", "quiet", "none"] = "none"
@@ -21,6 +22,7 @@ class Alarm(BaseModel, frozen=True):
     newest: int = 0
     reference_accuracy: float | None = None
     reference_n: int = 0
+    reference_confidence: float | None = None
     lowest_accuracy: float | None = None
 
 

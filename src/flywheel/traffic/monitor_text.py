@@ -8,6 +8,8 @@ from datetime import datetime
 from flywheel.params import Params
 from flywheel.traffic.monitor_report import Labelled, MonitorReport
 
+UNSURE = 0.3  # mean confidence below accuracy: by so much a model of two epochs was below, which failed unnoticed
+
 
 def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
     """Yield the report for people."""
@@ -30,6 +32,12 @@ def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
             f"{name}: presumed accuracy {found.presumed_accuracy:.1%} of the newest {found.newest:,} predictions; "
             f"{found.reference_accuracy:.1%} of {found.reference_n:,} test images"
         )
+        sure = found.reference_confidence
+        if sure is not None and found.reference_accuracy - sure > UNSURE:
+            yield (
+                f"{name}: on average only {sure:.0%} sure of the test images: it may fail without an alarm; train it "
+                f"longer, or make label {profile} asks people"
+            )
         if found.state == "quiet":
             yield f"{name}: no alarm (the evidence is {found.evidence:.1f} of {found.limit:.1f})"
         else:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ Prefixes = NDArray[np.uint64]  # the first eight bytes of content hashes
 def confidence_bins(confidence: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return the bin of each confidence."""
     return np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
+
+
+def mean_confidence(counts: Sequence[int]) -> float:
+    """Return the mean confidence that a histogram in equal bins shows, to within half a bin."""
+    return float(np.average((np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS, weights=counts))
 
 
 @dataclass(frozen=True)
