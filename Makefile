@@ -158,7 +158,7 @@ test-all: lint ## run make test and the long tests (an hour and a half)
 	@exec $(VENV_PYTHON) -m pytest -n 3 $(ARGS)
 
 BENCHES := training serving traffic records label_page sweep_overhead start_up idle
-STUDIES := loop memory monitor labelling kills gate_power precision concurrency compact searcher_table
+STUDIES := loop retrain_variants memory monitor labelling kills gate_power precision concurrency compact searcher_table
 BENCH ?= $(BENCHES)
 BENCH_LONG ?= loop
 # One line per benchmark in the list; the first failure ends the recipe.
