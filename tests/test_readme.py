@@ -45,7 +45,8 @@ class Command:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+    return [block for found, block in fenced if found == language]
 
 
 def lines_of(text: str) -> list[str]:
