@@ -203,7 +203,7 @@ def test_a_full_disk_in_the_middle_of_a_stage_says_what_to_do(tmp_path: Path) ->
     assert full.returncode == 1
     (line,) = full.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "free space" in line
+    assert "raise the limit of a file's size (ulimit -f)" in line
     params = scripts.load(tmp_path, settings)
     assert not params.store_paths.receipt("data").exists()
     data_stage.run(params, Registry(params.store))

@@ -60,7 +60,7 @@ def test_status_says_that_the_code_changed_and_what_retrain_would_do(unchanged: 
     assert said["data"] == "to run data.folder_split.simulation changed: None -> 0.1"  # a param it did not have
     assert said["sweep"] == said["evaluate"] == "waiting for data"
     assert said["retrain"].startswith("to run 29 new ")
-    assert said["retrain"].endswith("digits-feedback:v1")
+    assert said["retrain"].endswith("(feedback digits-feedback:v1)")
     aliases = {alias: said[alias] for alias in ("best", "candidate", "production", "previous")}
     assert aliases == {"best": SWEPT, "candidate": RETRAINED, "production": RETRAINED, "previous": SWEPT}
 
