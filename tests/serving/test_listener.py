@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +56,23 @@ def test_a_replica_that_ends_is_no_longer_listed_and_answers_what_is_in_flight(
 
     assert asyncio.run(serve()) == b"ok"
     wait_until(lambda: listeners.ports == [])  # the other process, this loop, ended without a word
+
+
+def test_an_answer_is_sent_whole_so_that_no_client_is_left_with_half(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        time.sleep(0.3)  # a replica that is killed here must not have sent the head
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def ask(port: int, closes: bool) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"Connection: close\r\n" * closes + b"\r\n")
+            return client.recv(1000)
+
+    async def serve() -> list[bytes]:
+        Listeners(tmp_path / "replicas")
+        replica = await Listener.start(app, str(tmp_path / "replicas"))  # type: ignore[arg-type]
+        port = replica._server.sockets[0].getsockname()[1]
+        return [await asyncio.to_thread(ask, port, closes) for closes in (False, True)]
+
+    assert [answer[-6:] for answer in asyncio.run(serve())] == [b"\r\n\r\nok"] * 2

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,8 @@ from flywheel.serving import ServingError, backend, haproxy, health, host
 
 needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy here; Serve's own proxy is used")
 
-# A backend whose only replica is this process. It answers with its pid and with the folder of its code.
+# A backend whose only replica is this process. It answers with its pid and with the folder of its code. The first POST
+# gets no answer, as if the replica had been killed.
 SMALL_BACKEND = """
 import http.server, json, os, sys, threading, time, flywheel
 class Replica(http.server.BaseHTTPRequestHandler):
@@ -43,6 +45,14 @@ class Replica(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        lost.append(self)
+        if len(lost) > 1:
+            self.do_GET()
+        else:
+            self.close_connection = True
+lost = []
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Replica)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 print(json.dumps({"ports": [server.server_address[1]]}), flush=True)
@@ -109,6 +119,21 @@ def test_haproxy_answers_in_json_what_it_can_read(small: tuple[host._Server, str
     with ThreadPoolExecutor(len(cases)) as pool:
         for done in [pool.submit(ask, *case) for case in cases]:
             done.result()
+
+
+@needs_haproxy
+def test_a_request_that_a_replica_lost_is_sent_again_also_if_its_body_came_after_its_head(
+    small: tuple[host._Server, str],
+) -> None:
+    server, url = small
+    wait_until(server.ready, step=server.step)
+    client = http.client.HTTPConnection("127.0.0.1", server._params.serve.port, timeout=60)
+    client.putrequest("POST", "/predict")
+    client.putheader("Content-Length", "5")
+    client.endheaders()
+    time.sleep(0.2)  # HAProxy has read the head
+    client.send(b"image")
+    assert client.getresponse().status == 200
 
 
 @needs_haproxy

@@ -43,7 +43,8 @@ ERRORS = {
 }
 
 # A header that HAProxy cannot read at all, or not in time, is answered by HAProxy's own page with 400, 408, 413 or 422.
-# With abortonclose, a client that closes its sending side would get no answer, so it is off.
+# With abortonclose, a client that closes its sending side would get no answer, so it is off. Only a request that has
+# arrived completely is sent again to another replica, hence http-buffer-request.
 CONFIG = """\
 global
     maxconn {connections}
@@ -54,6 +55,7 @@ global
 defaults
     mode http
     option http-no-delay
+    option http-buffer-request
     option idle-close-on-response
     option redispatch 1
     retries 3

@@ -11,7 +11,7 @@ import contextlib
 import socketserver
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flywheel.serving.app import App
@@ -34,6 +34,10 @@ class Listener:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
         from uvicorn.server import ServerState
 
+        class Protocol(HttpToolsProtocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(WholeAnswers(transport))  # type: ignore[arg-type]
+
         config = uvicorn.Config(
             app, lifespan="off", ws="none", proxy_headers=False, access_log=False, log_config=None, log_level="error",
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -41,7 +45,7 @@ class Listener:
         config.load()
         state = ServerState()
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0, backlog=2048)
+        server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0, backlog=2048)
         _, report = await asyncio.open_unix_connection(backend)
         report.write(f"{server.sockets[0].getsockname()[1]}\n".encode())
         return cls(app, server, report)
@@ -53,6 +57,37 @@ class Listener:
         self._server.close()
         while self._app.in_flight:
             await asyncio.sleep(POLL_S)
+
+
+class WholeAnswers:
+    """A transport that sends the head and the body of an answer together.
+
+    Otherwise a replica that is killed between the two leaves the client half an answer, and HAProxy cannot send the
+    request to another replica.
+    """
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of this step of the event loop, together with all that follows in it."""
+        if not self._parts:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._transport.write(b"".join(parts))
 
 
 class Listeners:
