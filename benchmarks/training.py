@@ -175,7 +175,7 @@ def ready(data: TrainingData, recipe: Recipe) -> Iterator[float]:
             with devices.autocast(classifier.device, classifier.precision):
                 logits = classifier.network(batch)
             loss = functional.cross_entropy(logits.float(), targets)
-            optimizer.zero_grad(set_to_none=True)
+            classifier.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if classifier.device.type == "cuda":

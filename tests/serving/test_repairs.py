@@ -125,7 +125,7 @@ def test_haproxy_answers_in_json_what_it_can_read(small: tuple[host._Server, str
 def test_a_request_that_a_replica_lost_is_sent_again_also_if_its_body_came_after_its_head(
     small: tuple[host._Server, str],
 ) -> None:
-    server, url = small
+    server, _ = small
     wait_until(server.ready, step=server.step)
     client = http.client.HTTPConnection("127.0.0.1", server._params.serve.port, timeout=60)
     client.putrequest("POST", "/predict")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -97,12 +98,33 @@ def test_muon_updates_the_inner_convolutions_and_adamw_the_first_and_last_layer(
     (last,) = (p for p in trained if p.ndim == 2)
     adam, muons = make_optimizers(classifier, recipe)
     assert [m.numel() for m in muons.param_groups[0]["params"]] == [p.numel() for p in inner]
-    factors = {id(p): group["lr"] / recipe.learning_rate for group in adam.param_groups for p in group["params"]}
-    assert [factors.pop(id(p)) for p in (first, last)] == pytest.approx([1 / 10, 1 / 90])
+    factors = {p.data_ptr(): group["lr"] / recipe.learning_rate for group in adam.param_groups for p in group["params"]}
+    assert [factors.pop(p.data_ptr()) for p in (first, last)] == pytest.approx([1 / 10, 1 / 90])
     assert list(factors.values()) == pytest.approx([1 / 10] * len(factors))
     assert [muons.param_groups[0]["momentum"], *(group["betas"][0] for group in adam.param_groups)] == [0.8] * 4
     updated = sum(p.numel() for one in (adam, muons) for group in one.param_groups for p in group["params"])
     assert updated == sum(p.numel() for p in trained)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_weights_of_any_memory_layout_are_updated_as_by_an_optimizer_that_is_not_fused(
+    recipe: Recipe, kind: str, layout: torch.memory_format
+) -> None:
+    network = torch.nn.Conv2d(3, 8, 3).to(memory_format=layout)
+    network.weight.register_hook(lambda gradient: gradient.contiguous())  # as some operators return it
+    other = copy.deepcopy(network)
+    (ours,) = make_optimizers(network, recipe.model_copy(update={"optimizer": kind}))
+    groups = zip(ours.param_groups, other.parameters(), strict=True)
+    plain = [{**group, "fused": False, "params": [parameter]} for group, parameter in groups]
+    theirs = type(ours)(plain)  # type: ignore[call-arg]
+    for _ in range(3):
+        x = torch.randn(4, 3, 8, 8)
+        for one, optimizer in ((network, ours), (other, theirs)):
+            one.zero_grad(set_to_none=True)
+            one(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(network.state_dict(), other.state_dict())
 
 
 def test_adamw_updates_every_layer_of_a_network_without_inner_convolutions(muon: Recipe) -> None:

@@ -6,8 +6,13 @@ it imports TorchDynamo and SymPy.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 
 def resnet(classes: int) -> nn.Module:
@@ -71,11 +76,11 @@ class Block(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution without bias, padded by one, that applies only its centre to images of a single pixel.
+    """A 3x3 convolution without bias, padded by one, that is fast for images of few pixels.
 
-    The other eight weights see only padding there. ResNet-18 ends in such images for inputs of 32 pixels: this is a
-    ninth of the work, and with stride 2 it avoids a bug. In bfloat16, oneDNN leaves the gradient of those eight weights
-    uninitialised, NaN included (torch 2.14.1).
+    It applies only its centre to images of a single pixel. The other eight weights see only padding there. ResNet-18
+    ends in such images for inputs of 32 pixels: this is a ninth of the work, and with stride 2 it avoids a bug. In
+    bfloat16, oneDNN leaves the gradient of those eight weights uninitialised, NaN included (torch 2.14.1).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
@@ -84,10 +89,62 @@ class Conv3x3(nn.Conv2d):
     @property
     def centre(self) -> Tensor:
         """The weights at the centre of the kernel, (outputs, inputs, 1, 1)."""
-        return self.weight[:, :, 1:2, 1:2]
+        centre: Tensor = Centre.apply(self.weight)
+        return centre
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, outputs, ceil(h / stride), ceil(w / stride)) of (n, inputs, h, w)."""
+        trains = torch.is_grad_enabled()
         if x.shape[-2:] == (1, 1):
+            if trains:
+                return functional.linear(x.flatten(1), self.centre.flatten(1)).view(len(x), -1, 1, 1)
             return functional.conv2d(x, self.centre)
+        stride = self.stride[0]
+        if trains and x.device.type == "cpu" and math.ceil(x.shape[2] / stride) * math.ceil(x.shape[3] / stride) <= 4:
+            result: Tensor = FewOutputs.apply(x, self.weight.to(x.dtype), stride)
+            return result
         return super().forward(x)
+
+
+class Centre(torch.autograd.Function):
+    """The centre of 3x3 kernels, with a gradient in the memory format of the kernels. That of a slice is contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        """Return (outputs, inputs, 1, 1) of (outputs, inputs, 3, 3)."""
+        ctx.save_for_backward(weight)
+        return weight[:, :, 1:2, 1:2].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return zeros with the gradient at the centre."""
+        (weight,) = ctx.saved_tensors
+        whole = torch.zeros_like(weight)
+        whole[:, :, 1:2, 1:2] = gradient
+        return whole
+
+
+class FewOutputs(torch.autograd.Function):
+    """A 3x3 convolution, padded by one, whose gradient of the weights is one matrix product.
+
+    With outputs of four pixels or fewer, oneDNN takes up to six times as long (docs/log.md), and for images of one
+    column with stride 2 it leaves weights that see only padding uninitialised, too (bfloat16, torch 2.14.1).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """Return the convolution (n, outputs, h', w') of x (n, inputs, h, w) and the weight, of the same dtype."""
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return functional.conv2d(x, weight, stride=stride, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of x and of the weight."""
+        x, weight = ctx.saved_tensors
+        by_pixel = functional.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        windows = by_pixel.unfold(1, 3, ctx.stride).unfold(2, 3, ctx.stride).permute(0, 1, 2, 4, 5, 3)
+        outputs = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+        of_weight = outputs.T @ windows.reshape(len(outputs), -1)  # in the order of channels_last memory
+        of_x = conv2d_input(x.shape, weight, gradient, ctx.stride, padding=1)  # type: ignore[no-untyped-call]
+        return of_x, of_weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2), None
