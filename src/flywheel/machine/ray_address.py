@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -86,6 +87,8 @@ def connect(address: str | None, **options: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # Ray ends the process with 1 if another thread drops a reference while Ray shuts down, also as garbage.
+        gc.collect()
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
 
