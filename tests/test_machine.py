@@ -125,8 +125,23 @@ RAY = """
   from flywheel.machine import ray_address
   with ray_address.connect(None, num_cpus=1):
     import ray; print(ray.get(ray.remote(lambda: 7).remote()))"""
+GARBAGE = """
+  import gc, threading, time
+  from flywheel.machine import ray_address
+  with ray_address.connect(None, num_cpus=1):
+    import ray; gc.disable()
+    for _ in range(20_000):
+      cycle = [ray.put(1)]; cycle.append(cycle)
+    threading.Thread(target=lambda: time.sleep(0.01) or gc.collect(), daemon=True).start()
+  time.sleep(1); print("alive")"""
 DOCTOR = "from flywheel.commands.doctor import _machine; print(*_machine())"
 SWEEP = "from flywheel.machine import ray_address; ray_address.connect(None).__enter__()"
+
+
+@pytest.mark.long
+def test_ray_shuts_down_while_a_thread_collects_garbage_that_refers_to_its_objects() -> None:
+    result = run(GARBAGE, {})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "alive\n", "")
 
 
 @pytest.mark.parametrize(

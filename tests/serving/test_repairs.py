@@ -100,6 +100,7 @@ def test_haproxy_answers_in_json_what_it_can_read(small: tuple[host._Server, str
     cases = [
         (400, "", b"nonsense\r\n\r\n"),  # no JSON: HAProxy's own page, as for whatever is not HTTP
         (408, "", b"GET / HT"),
+        (408, "serve.header_timeout_s", GOOD.replace(b"GET", b"POST")[:-2] + b"Content-Length: 5\r\n\r\n"),
         (431, "32,768 bytes", GOOD[:-2] + b"X: " + b"x" * 40_000 + b"\r\n\r\n"),
         (502, "send it again", GOOD.replace(b"/", b"/odd", 1)),
         (504, "serve.request_timeout_s", GOOD.replace(b"/", b"/silent", 1)),
@@ -292,11 +293,13 @@ def test_status_and_doctor_ask_whether_a_server_answers(server: Server) -> None:
 @pytest.mark.long
 def test_parts_that_are_killed_under_load_are_repaired(fresh: Server) -> None:
     """The benchmark kills.py measures the same with more repeats."""
-    assert "answers at" in fresh.run("serve")
+    # HAProxy's own page for a header that comes late is no JSON, and clients on a busy machine may be late.
+    patient = "serve.header_timeout_s=60"
+    assert "answers at" in fresh.run("serve", extra=patient)
     for part in kills.PARTS:
         found = kills.kill(fresh.url, fresh.params.store, part)
         assert found["unanswered"] <= kills.CLIENTS, (part, found)  # those in flight
-        assert found["not_json"] == 0
+        assert found["not_json"] == 0, (part, found)
         assert requests.get(f"{fresh.url}/healthz", timeout=60).status_code == 200
     log = fresh.params.store_paths.log("serve").read_text()
     for line in ("HAProxy (pid", "gcs_server (pid", "raylet (pid", "driver (pid", "was removed"):
@@ -307,7 +310,7 @@ def test_parts_that_are_killed_under_load_are_repaired(fresh: Server) -> None:
     os.kill(served.pid, signal.SIGKILL)
     assert processes.gone(fresh.params.store, 15)
     assert re.search(r"serve +crashed +make serve starts it again\n", fresh.run("status"))
-    assert "answers at" in fresh.run("serve")
+    assert "answers at" in fresh.run("serve", extra=patient)
 
 
 @pytest.mark.long
