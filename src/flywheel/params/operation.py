@@ -79,7 +79,7 @@ class Serve(Section):
     max_body_bytes: Annotated[int, Field(ge=1_000, le=10**9)] = Field(description="larger requests get 413")
     max_parts: Annotated[int, Field(ge=1, le=10_000)] = Field(description="maximum images in a multipart request")
     header_timeout_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
-        description="how long the header of a request and the first 64 KB of its body may take to arrive; then 408"
+        description="how long the header of a request may take to arrive; then 408"
     )
     request_timeout_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
         description="how long the body may take to arrive (then 408), and the model to answer (504, 5 s later)"

@@ -44,7 +44,7 @@ ERRORS = {
 
 # A header that HAProxy cannot read at all, or not in time, is answered by HAProxy's own page with 400, 408, 413 or 422.
 # With abortonclose, a client that closes its sending side would get no answer, so it is off. Only a request that has
-# arrived completely is sent again to another replica, hence http-buffer-request.
+# arrived completely is sent again to another replica, hence wait-for-body.
 CONFIG = """\
 global
     maxconn {connections}
@@ -55,7 +55,6 @@ global
 defaults
     mode http
     option http-no-delay
-    option http-buffer-request
     option idle-close-on-response
     option redispatch 1
     retries 3
@@ -79,6 +78,7 @@ frontend http
     http-request deny deny_status 405 if !{{ path_beg / }} or !{{ method {methods} }}
     http-request return status 431 content-type application/json string '{too_large}' if too_large
     http-request deny deny_status 503 if !of_host {{ be_conn(replicas) ge {limit} }}
+    http-request wait-for-body time {body_ms}ms if {{ req.hdr_val(content-length) le {buffer} }}
     use_backend host if of_host
     default_backend replicas
 backend host
@@ -190,6 +190,7 @@ class HAProxy:
             too_large=json.dumps({"error": f"the header is larger than {HEADER_BYTES:,} bytes"}),
             drain_s=DRAIN_S,
             header_ms=int(serve.header_timeout_s * 1000),
+            body_ms=int(serve.request_timeout_s * 1000),
             request_ms=int((serve.request_timeout_s + 5) * 1000),  # later than the replica's own answer
             errorfiles="\n".join(f"    errorfile {status} {status}.http" for status in ERRORS),
             listener=self._listener.fileno(),
