@@ -164,7 +164,11 @@ def test_a_large_header_is_refused_in_json(server: Server) -> None:
     ("start", "part", "reason"),
     [
         (b"POST /pre", b"d", b" 408 "),
-        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n", b"x", b"serve.request_timeout_s"),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n",
+            b"x",
+            b"(serve.header_timeout_s, serve.request_timeout_s)",
+        ),
     ],
 )
 def test_a_request_that_arrives_in_drips_is_ended(server: Server, start: bytes, part: bytes, reason: bytes) -> None:
