@@ -158,14 +158,14 @@ class Load:
                     answer = session.post(f"{self.url}/predict", data=out.getvalue(), timeout=120)
                     status = str(answer.status_code)
                     if answer.headers.get("content-type") != "application/json":
-                        status += " not JSON"
+                        status += f" not JSON: {answer.text[:200]}"
                 except requests.RequestException as error:
                     status = type(error).__name__
                 self.answers.append((sent, time.monotonic(), status))
                 time.sleep(0 if status == "200" else 0.05)
 
 
-def kill(url: str, store: Path, part: str, replicas: int = 1) -> dict[str, float]:
+def kill(url: str, store: Path, part: str, replicas: int = 1) -> dict[str, Any]:
     """Kill a part under load; return what the clients saw until it was replaced and all requests were answered."""
     while f"flywheel_replicas {replicas}\n" not in requests.get(f"{url}/metrics", timeout=60).text:
         time.sleep(0.5)  # the one before may still be starting
@@ -191,7 +191,7 @@ def kill(url: str, store: Path, part: str, replicas: int = 1) -> dict[str, float
         "requests": len(after),
         "refused": sum(status == "503" for _, _, status in after),
         "unanswered": sum(status not in ("200", "503") for _, _, status in after),
-        "not_json": sum("not JSON" in status for _, _, status in after),
+        "not_json": [status for _, _, status in after if "not JSON" in status],
         "seconds": max((answered - at for _, answered, status in after if status != "200"), default=0.0),
         "orphans": _backends(store).count(backend),
     }
