@@ -27,9 +27,9 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     groups = [_group(weights, rate, decay), _group(others, rate, 0.0)]
     match recipe.optimizer:
         case "sgd":
-            return [_as_stored(torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True))]
+            return [_update_as_stored(torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True))]
         case "adam":
-            return [_as_stored(torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True))]
+            return [_update_as_stored(torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True))]
         case "muon":
             return _muon_and_adamw(weights, others, recipe)
     raise ValueError(f"unknown optimizer {recipe.optimizer!r}")
@@ -67,7 +67,7 @@ def _muon_and_adamw(weights: Sequence[Tensor], others: Sequence[Tensor], recipe:
         _group(last, LAST_LAYER_FACTOR * rate, decay),
         _group(others, ADAMW_FACTOR * rate, 0.0),
     ]
-    adam = _as_stored(torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True))
+    adam = _update_as_stored(torch.optim.AdamW(groups, betas=(momentum, 0.999), fused=True))
     return [adam, *([Muon(inner, rate, momentum)] if inner else [])]
 
 
@@ -75,7 +75,7 @@ def _group(params: Sequence[Tensor], learning_rate: float, weight_decay: float) 
     return {"params": params, "lr": learning_rate, "weight_decay": weight_decay}
 
 
-def _as_stored(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _update_as_stored(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Let an optimizer update the weights of convolutions in the order in which they are stored. Returns it.
 
     Fused optimizers copy the gradients of channels_last weights, which takes longer than the update (on the CPU, torch
