@@ -25,8 +25,11 @@ NOBODY = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]  # a uid
 
 @pytest.fixture
 def shell() -> Iterator[None]:
-    """Restore the environment after the test."""
+    """An environment without proxies, restored after the test."""
     before = dict(os.environ)
+    for name in before:
+        if name.lower().endswith("_proxy"):
+            del os.environ[name]
     yield
     os.environ.clear()
     os.environ.update(before)
