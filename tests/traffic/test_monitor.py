@@ -175,6 +175,9 @@ def test_labels_drawn_after_an_alarm_end_it(params: Params, registry: Registry, 
     assert report.labelled is not None
     assert (report.labelled.n, report.labelled.waiting, report.labelled.interval[1]) == (30, 0, 1.0)
     assert "accuracy 100.0% by 30 labels (95 % interval " in " ".join(monitor_text.lines(params, report))
+    everything = report.labelled.model_copy(update={"interval": (1.0, 1.0)})
+    text = " ".join(monitor_text.lines(params, report.model_copy(update={"labelled": everything})))
+    assert "accuracy 100.0% by 30 labels (every image kept has one) of the sample" in text
     write_records(paths, traffic(model, share(300, 0.5), START + timedelta(hours=2)))
     assert run(params, registry).alarm.state == "alarm"
 

@@ -59,7 +59,8 @@ def clock(at: str | None) -> str:
 def _by_labels(params: Params, labelled: Labelled, lowest: float) -> str:
     """Return the accuracy by labels for people, with what it asks for."""
     (low, high), profile = labelled.interval, f"PROFILE={params.profile}"
-    text = f"accuracy {labelled.accuracy:.1%} by {labelled.n:,} labels (95 % interval {low:.1%} to {high:.1%})"
+    sure = f"95 % interval {low:.1%} to {high:.1%}" if low < high else "every image kept has one"
+    text = f"accuracy {labelled.accuracy:.1%} by {labelled.n:,} labels ({sure})"
     text += f" of the sample of {clock(labelled.made)}"
     if labelled.waiting:
         text += f"; {labelled.waiting:,} images wait for a label"
