@@ -108,25 +108,24 @@ def constants(tree: ast.Module) -> list[ast.Assign]:
 def test_a_changed_constant_changes_the_fingerprint(
     define: Define, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every constant that a stage's result may depend on, changed in a copy of the package, the n-th of all modules."""
+    """Every constant that a stage's result may depend on; then one of each module, in a copy of the package."""
     monkeypatch.setattr(fingerprint, "PACKAGE", Path(shutil.copytree(fingerprint.PACKAGE, tmp_path / "flywheel")))
     before = define()
-    sources = {m: fingerprint.source_of(m).read_text() for m in {m: None for one in before.values() for m in one.code}}
-    changed = set()
-    for index in range(max(len(constants(ast.parse(source))) for source in sources.values())):
-        having = set()
-        for module, source in sources.items():
-            tree = ast.parse(source)
-            if index < len(constants(tree)):
-                node = constants(tree)[index]
-                changed.add(ast.unparse(node.targets[0]).strip("()"))
-                node.value = ast.Tuple([node.value, ast.Constant("changed")], ast.Load())
-                having.add(module)
+    changed, having = set(), set()
+    for module, digest in {module: digest for one in before.values() for module, digest in one.code.items()}.items():
+        tree = ast.parse(fingerprint.source_of(module).read_bytes())
+        for node in constants(tree):
+            value, node.value = node.value, ast.Constant("changed")
+            changed.add(ast.unparse(node.targets[0]).strip("()"))
+            assert fingerprint.digest(tree) != digest
+            having.add(module)
             fingerprint.source_of(module).write_text(ast.unparse(tree))
-        for name, after in define().items():
-            expected = having & set(after.code)
-            assert {module for module in after.code if after.code[module] != before[name].code[module]} == expected
-            assert (after.fingerprint != before[name].fingerprint) == bool(expected)
+            node.value = value
+        assert fingerprint.digest(tree) == digest
+    for name, after in define().items():
+        expected = having & set(after.code)
+        assert {module for module in after.code if after.code[module] != before[name].code[module]} == expected
+        assert (after.fingerprint != before[name].fingerprint) == bool(expected)
     read_by_training = {"ADAMW_FACTOR, LAST_LAYER_FACTOR", "FIRST, WIDTHS", "BFLOAT16_CPU_FEATURES", "ARCHITECTURES"}
     assert {*read_by_training, "ROTATION_DEGREES", "HOLDOUT_PERCENT", "CALIBRATION_BINS"} <= changed
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from flywheel import FlywheelError
@@ -24,13 +24,25 @@ def digests(*roots: str) -> dict[str, str]:
         module = waiting.pop()
         if module in found or excluded(module):
             continue
-        try:
-            tree = ast.parse(source_of(module).read_bytes())
-        except SyntaxError as error:
-            raise FlywheelError(f"{source_of(module)}:{error.lineno}: {error.msg}; fix it and run again") from None
-        found[module] = hashlib.sha256("".join(_canonical(_without_docstrings(tree))).encode()).hexdigest()[:16]
-        waiting += imports(tree)
+        source = source_of(module)
+        found[module], imported = _read(source, source.read_bytes())
+        waiting += imported
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def _read(source: Path, content: bytes) -> tuple[str, list[str]]:
+    """Return the digest of a module and what it imports; computed once for all stages of a process."""
+    try:
+        tree = ast.parse(content)
+    except SyntaxError as error:
+        raise FlywheelError(f"{source}:{error.lineno}: {error.msg}; fix it and run again") from None
+    return digest(tree), imports(tree)
+
+
+def digest(tree: ast.AST) -> str:
+    """Return the digest of a module's code."""
+    return hashlib.sha256("".join(_canonical(tree, [])).encode()).hexdigest()[:16]
 
 
 def excluded(module: str) -> bool:
@@ -62,28 +74,21 @@ def _is_module(name: str) -> bool:
     return name.split(".")[0] == "flywheel" and source_of(name).is_file()
 
 
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = body[1:]
-    return tree
-
-
-def _canonical(node: object) -> Iterator[str]:
-    """Yield the tree as text, without empty fields, because those differ among versions of Python."""
+def _canonical(node: object, text: list[str]) -> list[str]:
+    """Add a tree without its docstrings to the text, without empty fields, because those differ among Pythons."""
     if isinstance(node, ast.AST):
-        yield type(node).__name__
+        text.append(type(node).__name__)
         for name, value in ast.iter_fields(node):
+            if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
             if value is not None and value != [] and name not in ("type_comment", "kind"):
-                yield f"({name}="
-                yield from _canonical(value)
-                yield ")"
+                text.append(f"({name}=")
+                _canonical(value, text)
+                text.append(")")
     elif isinstance(node, list):
         for item in node:
-            yield from _canonical(item)
-            yield ","
+            _canonical(item, text)
+            text.append(",")
     else:
-        yield repr(node)
+        text.append(repr(node))
+    return text
