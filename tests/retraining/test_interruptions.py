@@ -16,6 +16,7 @@ from flywheel import files
 from flywheel.commands import status
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
+from flywheel.tracking import run_files
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled retrain.control=false"
@@ -89,7 +90,7 @@ def test_ended_at_the_gate_the_published_candidate_is_judged_by_the_next_run_wit
     unjudged = "retrained-model:v0 was made by a run that ended before the gate (feedback digits-feedback:v0)"
     assert ("retrain", "to run", unjudged) in list(status.states(params, registry))
     assert not (params.reports / "retrain.json").exists()
-    again = run(root)
+    again = run(root, "tracking.wandb=offline")
     assert "retrained-model:v0 was made by a run that ended before the gate; judging it now" in again.stdout
     assert "epoch" not in again.stdout
     assert registry.versions("retrained-model") == [made]
@@ -97,6 +98,10 @@ def test_ended_at_the_gate_the_published_candidate_is_judged_by_the_next_run_wit
     assert report["candidate"] == made.ref
     assert report["decision"] == files.read_json(params.reports / "gate.json")["decision"]
     assert len(report["epochs"]) == 1
+    (tracked,) = run_files.records(params.store)
+    assert (tracked.job_type, tracked.used) == ("retrain", (made.ref,))
+    assert (tracked.summary["decision"], tracked.summary["candidate"]) == (report["decision"], made.ref)
+    assert {one.name for one in tracked.media} >= {"gate", "retrain"}
     assert "nothing to do" in run(root).stdout
 
 

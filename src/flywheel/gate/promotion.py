@@ -111,7 +111,7 @@ def apply(params: Params, registry: Registry, candidate: Version, decision: Gate
     return True
 
 
-def report(params: Params, decision: GateReport, run: Run | None = None) -> tuple[Path, ...]:
+def report(params: Params, decision: GateReport, run: Run) -> tuple[Path, ...]:
     """Log a decision as a table, write gate.json and, where models were compared, gate.png; all to W&B too.
 
     Returns the files written into the reports folder.
@@ -127,9 +127,8 @@ def report(params: Params, decision: GateReport, run: Run | None = None) -> tupl
         written.append(plots.draw(decision, plot))
     else:
         plot.unlink(missing_ok=True)  # of an earlier decision
-    if run is not None:
-        run.summarize(decision.numbers())
-        run.log_pictures(written[1:])
+    run.summarize(decision.numbers())
+    run.log_pictures(written[1:])
     return tuple(written)
 
 

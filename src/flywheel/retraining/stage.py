@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,7 @@ def run(params: Params, registry: Registry, *, force: bool = False, arms: Sequen
             candidate = planned.unjudged
             log.info(f"retrain: {planned.new}; judging it now")
             defined = _define(params, registry, {role: refs[0] for role, refs in candidate.inputs.items()})
-            stage.execute(
-                defined, lambda: _judge(defined, candidate, Trained.model_validate(candidate.metadata["metrics"]), None)
-            )
+            stage.execute(defined, lambda: _judge_published(defined, candidate))
         elif not _retrain(params, registry, planned, arms or (("random",) if params.retrain.control else ())):
             return None
         return RetrainReport.model_validate(files.read_json(params.reports / REPORT))
@@ -119,13 +118,9 @@ def _train(
 ) -> Outcome:
     from flywheel.models import device as devices
     from flywheel.retraining import train
-    from flywheel.tracking.runs import Tracker
 
     params, registry = defined.params, defined.registry
-    name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    config = {**defined.reads, "recipe": recipe.model_dump(), **params.retrain.model_dump()}
-    used = (planned.dataset, planned.feedback, planned.parent)
-    with Tracker(params, registry).run("retrain", name, config, used=used) as run:
+    with _track(defined, recipe.model_dump(), planned.dataset, planned.feedback, planned.parent) as run:
 
         def on_epoch(arm: str, result: EpochResult) -> None:
             log.info(f"retrain: {arm}, epoch {result.epoch} of {recipe.epochs}: {result.accuracy:.2%} on validation")
@@ -140,9 +135,21 @@ def _train(
         trained = trained.model_copy(update={"wall_s": round(time.monotonic() - started, 1)})
         candidate = _publish(defined, model, recipe, base, trained)
         run.made(candidate)
-        outcome = _judge(defined, candidate, trained, run)
-        run.log_pictures([params.reports / PLOT])
-        return outcome
+        return _judge(defined, candidate, trained, run)
+
+
+def _judge_published(defined: Stage, candidate: Version) -> Outcome:
+    """Judge the candidate of a run that ended before the gate."""
+    with _track(defined, candidate.metadata["recipe"], candidate) as run:
+        return _judge(defined, candidate, Trained.model_validate(candidate.metadata["metrics"]), run)
+
+
+def _track(defined: Stage, recipe: Mapping[str, Any], *used: Version) -> AbstractContextManager[Run]:
+    from flywheel.tracking.runs import Tracker
+
+    name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    config = {**defined.reads, "recipe": dict(recipe), **defined.params.retrain.model_dump()}
+    return Tracker(defined.params, defined.registry).run("retrain", name, config, used=used)
 
 
 def _seen(registry: Registry, parent: Version) -> frozenset[str] | None:
@@ -176,7 +183,7 @@ def _publish(defined: Stage, model: Classifier, recipe: Recipe, base: float, tra
     return version
 
 
-def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run | None) -> Outcome:
+def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run) -> Outcome:
     """Link a published candidate, let the gate judge it and write the reports.
 
     A candidate that a killed run promoted is not judged again: production may have been moved by hand since.
@@ -203,7 +210,7 @@ def _judge(defined: Stage, candidate: Version, trained: Trained, run: Run | None
     plots.draw(trained, params.reports / PLOT)
     files.write_json(params.reports / REPORT, report.model_dump(mode="json"))
     metrics = report.model_dump(include={"decision", "promoted", "hard_examples", "kept_epoch"})
-    if run is not None:
-        shown = {"candidate", "examples", "before", "after", "control"}
-        run.summarize({**report.model_dump(mode="json", include=shown), **metrics})
+    shown = {"candidate", "examples", "before", "after", "control"}
+    run.summarize({**report.model_dump(mode="json", include=shown), **metrics})
+    run.log_pictures([params.reports / PLOT])
     return Outcome((candidate,), (params.reports / REPORT, params.reports / PLOT, *written), metrics)
