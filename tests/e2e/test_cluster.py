@@ -139,13 +139,19 @@ def test_checkpoints_that_nodes_do_not_share_are_refused_before_a_trial(cluster:
     assert epochs(tmp_path) == []
 
 
-def test_a_node_with_another_version_is_refused_and_named(started: Cluster, cluster: str, tmp_path: Path) -> None:
-    """The node's interpreter finds the metadata of another torch first, as in an outdated environment."""
+@pytest.fixture
+def other_torch(tmp_path: Path) -> dict[str, str]:
+    """The environment of a node whose interpreter finds the metadata of another torch first, as an outdated one."""
     other = tmp_path / "site" / "torch-2.13.0.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
-    path = os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")])
-    with in_folder(tmp_path / "node", PYTHONPATH=path):
+    return {"PYTHONPATH": os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_a_node_with_another_version_is_refused_and_named(
+    started: Cluster, cluster: str, tmp_path: Path, other_torch: dict[str, str]
+) -> None:
+    with in_folder(tmp_path / "node", **other_torch):
         node = started.add_node(num_cpus=1)
     try:
         started.wait_for_nodes()
@@ -157,6 +163,29 @@ def test_a_node_with_another_version_is_refused_and_named(started: Cluster, clus
     line = result.stderr
     assert "torch 2.13.0 there, 2.14.1 here; install requirements.lock on every node" in line
     assert node.node_id[:6] in line
+
+
+def test_a_node_that_joins_with_another_version_ends_the_sweep_which_goes_on_without_it(
+    started: Cluster, cluster: str, tmp_path: Path, other_torch: dict[str, str]
+) -> None:
+    more = f"{OVERRIDES} sweep.epochs=30 sweep.early_stopping=false"
+    assert run(tmp_path, cluster, "data", overrides=more).returncode == 0
+    process = scripts.start(tmp_path, "sweep", more, RAY_ADDRESS=cluster)
+    wait_until(lambda: epochs(tmp_path) or process.poll() is not None, timeout_s=120)
+    with in_folder(tmp_path / "node", **other_torch):
+        node = started.add_node(num_cpus=1)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        started.remove_node(node)
+    assert process.returncode == 1
+    assert len(errors.splitlines()) == 1, errors
+    assert "torch 2.13.0 there, 2.14.1 here; install requirements.lock on every node" in errors
+    assert node.node_id[:6] in errors
+    known = len(epochs(tmp_path))
+    result = run(tmp_path, cluster, "sweep", overrides=more)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert 0 < known < len(epochs(tmp_path)) == 90
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Check every node of a cluster in a few seconds before the first trial; each fault is reported with its fix."""
+"""Check every node of a cluster in a few seconds, before the first trial or when it joins.
+
+Each fault is reported with its fix.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import logging
 import math
 import platform
 import secrets
+import threading
 import time
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ NAMED_OFFENDERS = 3
 # The packages that trials use. Ray compares its version and Python's when a driver connects, but not among nodes.
 PACKAGES = ("ray", "torch", "numpy", "pydantic", "safetensors")
 IDLE_SHARE = 0.1
+LOOK_S = 2.0
 
 
 def check_code(package: Path = fingerprint.PACKAGE) -> int:
@@ -40,10 +46,11 @@ def check_code(package: Path = fingerprint.PACKAGE) -> int:
     return total
 
 
-def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int) -> None:
+def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int, joined: Collection[str] = ()) -> None:
     """Check that every node of the connected cluster has our versions, shares the checkpoint store, and has room.
 
-    Every node but this one will hold a copy of the images. Raises SweepError with one line for each fault.
+    Every node but this one will hold a copy of the images. With `joined`, only these nodes are checked, and one without
+    an answer is logged: it may be gone already. Raises SweepError with one line for each fault.
     """
     started = time.monotonic()
     token = f"preflight-{secrets.token_hex(4)}"
@@ -51,18 +58,54 @@ def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int) -> None:
     _check_writable(store, token)
     try:
         alive, here = nodes.alive(), nodes.here()
-        answers = nodes.ask(_probe, {node: (shared, node, token) for node in alive}, TIMEOUT_S)
+        asked = [node for node in alive if not joined or node in joined]
+        answers = nodes.ask(_probe, {node: (shared, node, token) for node in asked}, TIMEOUT_S)
         faults = []
         for node, answer in answers.items():
             name, needed = f"node {alive[node]['NodeManagerAddress']} ({node[:6]})", images_bytes * (node != here)
-            faults += [f"{name}: {fault}" for fault in _faults(answer, shared, node, gpus, needed)]
+            found = [f"{name}: {fault}" for fault in _faults(answer, shared, node, gpus, needed)]
+            if joined and answer is None:
+                log.info(f"sweep: {found[0]}")
+            else:
+                faults += found
     finally:
         store.remove(token)
     if faults:
-        many = f"{len(faults)} faults of the cluster, no trial was started:\n  " if len(faults) > 1 else ""
+        so_far = "finished work is kept" if joined else "no trial was started"
+        many = f"{len(faults)} faults of the cluster, {so_far}:\n  " if len(faults) > 1 else ""
         raise SweepError(many + "\n  ".join(faults))
     seconds = time.monotonic() - started
-    log.info(f"sweep: {len(alive)} nodes checked in {seconds:.1f} s: versions equal, {store.uri} shared")
+    log.info(f"sweep: {files.count(len(asked), 'node')} checked in {seconds:.1f} s: versions equal, {store.uri} shared")
+
+
+class Joining:
+    """Checks, in a thread, the nodes that join while trials run."""
+
+    def __init__(self, store: CheckpointStore, gpus: float, images_bytes: int):
+        self._arguments = (store, gpus, images_bytes)
+        self._known = set(nodes.alive())
+        self._thread: threading.Thread | None = None
+        self._error: SweepError | None = None
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Start to check nodes that are new. Raises SweepError if such a node had a fault."""
+        if self._error is not None:
+            raise self._error
+        checking = self._thread is not None and self._thread.is_alive()
+        if checking or time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        if joined := nodes.alive().keys() - self._known:
+            self._known |= joined
+            self._thread = threading.Thread(target=self._check, args=(joined,), name="joining nodes", daemon=True)
+            self._thread.start()
+
+    def _check(self, joined: Collection[str]) -> None:
+        try:
+            check_nodes(*self._arguments, joined=joined)
+        except SweepError as error:
+            self._error = error
 
 
 def check_store(store: CheckpointStore) -> None:

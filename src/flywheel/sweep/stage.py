@@ -164,7 +164,9 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
     params, store, budget_s = state.params, recorder.store, state.params.sweep.time_budget_s
     slots = cluster.Slots(params.sweep)
     resources = slots.resources
+    joining = None
     if ray_address.wanted() is not None:
+        joining = preflight.Joining(store, resources.gpus, opened.images.nbytes)
         preflight.check_nodes(store, resources.gpus, opened.images.nbytes)
     else:
         preflight.check_store(store)
@@ -192,7 +194,7 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
 
     until = None if budget_s is None else began + budget_s
     with nodes.NodeData.shared(directory, state.journal.sweep_id) as data:
-        complete = tune_runner.run(state, data, recorder, slots, until=until)
+        complete = tune_runner.run(state, data, recorder, slots, until=until, joining=joining)
     if not complete:
         log.info(
             f"sweep: the time budget of {human_time(budget_s or 0)} is over after {state.ended} of "

@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 from flywheel.machine import ray_address
 from flywheel.sweep.cluster import Slots
 from flywheel.sweep.journal import METRIC, Trial
+from flywheel.sweep.preflight import Joining
 from flywheel.sweep.progress import Recorder
 from flywheel.sweep.state import SweepState
 
@@ -48,17 +49,19 @@ def run(
     slots: Slots,
     *,
     until: float | None = None,
+    joining: Joining | None = None,
     function: Callable[..., None] = _train,
 ) -> bool:
     """Run trials until the sweep is complete. Returns False if time.monotonic() reached `until` before.
 
-    `function` runs a trial. Raises SweepError when the journal cannot be written, KeyboardInterrupt at a signal.
+    `joining` checks nodes that join meanwhile, `function` runs a trial. Raises SweepError when the journal cannot be
+    written or such a node has a fault, KeyboardInterrupt at a signal.
     """
     os.environ.update(TUNE_SETTINGS)
     params, resources = state.params, slots.resources
     scratch = params.store_paths.scratch("tune")  # for files of Tune that nobody reads
     shutil.rmtree(scratch, ignore_errors=True)
-    callback = _Callback(state, slots, recorder, until)
+    callback = _Callback(state, slots, recorder, until, joining)
     trainable = tune.with_parameters(
         function, data=data, store=recorder.store, interval_s=params.sweep.checkpoint_interval_s
     )
@@ -128,11 +131,14 @@ class _Scheduler(FIFOScheduler):
 class _Callback(tune.Callback):
     """Passes events to the state and the recorder."""
 
-    def __init__(self, state: SweepState, slots: Slots, recorder: Recorder, until: float | None):
+    def __init__(
+        self, state: SweepState, slots: Slots, recorder: Recorder, until: float | None, joining: Joining | None
+    ):
         self.state = state
         self.slots = slots
         self.recorder = recorder
         self.until = until
+        self.joining = joining
         self.error: Exception | None = None
         self._started: dict[str, tuple[float, float]] = {}  # trial id -> when it started, its time in earlier runs
         self._began = time.monotonic()
@@ -148,6 +154,8 @@ class _Callback(tune.Callback):
         now = time.monotonic()
         if self.until is not None and now >= self.until:
             raise TimeIsUp
+        if self.joining is not None:
+            self._guarded(self.joining.look)
         left = len(self.state.trials) - self.state.ended
         wanted, running = min(self.slots.now(), max(left, 1)), len(self._started)
         if running >= wanted and running > self._most_running:
