@@ -168,7 +168,7 @@ def test_a_node_with_another_version_is_refused_and_named(
 def test_a_node_that_joins_with_another_version_ends_the_sweep_which_goes_on_without_it(
     started: Cluster, cluster: str, tmp_path: Path, other_torch: dict[str, str]
 ) -> None:
-    more = f"{OVERRIDES} sweep.epochs=30 sweep.early_stopping=false"
+    more = f"{OVERRIDES} sweep.epochs=20 sweep.early_stopping=false"
     assert run(tmp_path, cluster, "data", overrides=more).returncode == 0
     process = scripts.start(tmp_path, "sweep", more, RAY_ADDRESS=cluster)
     wait_until(lambda: epochs(tmp_path) or process.poll() is not None, timeout_s=120)
@@ -185,7 +185,9 @@ def test_a_node_that_joins_with_another_version_ends_the_sweep_which_goes_on_wit
     known = len(epochs(tmp_path))
     result = run(tmp_path, cluster, "sweep", overrides=more)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert 0 < known < len(epochs(tmp_path)) == 90
+    assert known > 0
+    trained = {(event["trial"], event["epoch"]) for event in epochs(tmp_path)}
+    assert len(trained) == 60  # nothing is lost; those since the last checkpoint were trained twice
 
 
 @contextlib.contextmanager
@@ -256,7 +258,7 @@ def test_trials_of_a_dead_node_continue_from_their_checkpoints_and_a_new_node_is
     started: Cluster, cluster: str, tmp_path: Path
 ) -> None:
     overrides = (
-        "data.image_size=16 sweep.space.architecture=compact sweep.trials=9 sweep.epochs=30 sweep.early_stopping=false "
+        "data.image_size=16 sweep.space.architecture=compact sweep.trials=9 sweep.epochs=20 sweep.early_stopping=false "
         "sweep.max_concurrent_trials=4 sweep.checkpoint_interval_s=0"
     )
     assert run(tmp_path, cluster, "data", overrides=overrides).returncode == 0
