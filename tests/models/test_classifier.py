@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,35 @@ def test_large_images_are_predicted_in_smaller_batches(monkeypatch: pytest.Monke
     assert sizes == [4, 4, 2]
     model.predict(np.zeros((20, 32, 32, 3), np.uint8))
     assert sizes[3:] == [16, 4]
+
+
+MEMORY_OF_PREDICTIONS = """
+import sys
+import numpy as np
+import psutil
+import torch
+from flywheel.data.dataset import ImageRows
+from flywheel.models.classifier import Classifier
+
+images = ImageRows.of(np.load(sys.argv[1], mmap_mode="r"))
+model = Classifier("compact", ["a", "b"], [0.5] * 3, [0.25] * 3, 224, "float32")
+model.network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+
+def private(count):
+    model.predict(images.select(np.arange(count)))
+    used = psutil.Process().memory_info()
+    return used.rss - used.shared
+
+print(-private(100) + private(1600))
+"""
+
+
+def test_the_memory_of_predictions_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """1,600 images of 224 pixels are 241 MB; the file is sparse."""
+    np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (1600, 224, 224, 3)).flush()
+    command = [sys.executable, "-c", MEMORY_OF_PREDICTIONS, str(tmp_path / "images.npy")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown < 120e6
 
 
 def test_predicting_leaves_the_mode_as_it_was(images: np.ndarray) -> None:

@@ -94,8 +94,10 @@ class Classifier(nn.Module):
         self.eval()
         size = max(1, min(PREDICT_BATCH, PREDICT_PIXELS // (images.shape[1] * images.shape[2])))
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        batches = transfer.batches(images, parts, self.device)
-        probabilities = torch.cat([self.probabilities(batch) for batch in batches])
+        # Small tensors that are kept from batch to batch would keep the heap from reusing the memory of large ones.
+        probabilities = torch.empty(len(images), len(self.class_names), device=self.device)
+        for part, batch in zip(parts, transfer.batches(images, parts, self.device), strict=True):
+            probabilities[part] = self.probabilities(batch)
         self.train(was_training)
         return probabilities.cpu().numpy()
 
