@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,10 +175,21 @@ def test_labels_drawn_after_an_alarm_end_it(params: Params, registry: Registry, 
             assert report.labelled == report.samples[-1]
     assert report.labelled is not None
     assert (report.labelled.n, report.labelled.waiting, report.labelled.interval[1]) == (30, 0, 1.0)
-    assert "accuracy 100.0% by 30 labels (95 % interval " in " ".join(monitor_text.lines(params, report))
+    text = " ".join(monitor_text.lines(params, report))
+    assert re.search(
+        r"accuracy 100.0% by 30 labels of the sample of \S+ \S+ UTC \(95 % interval \S+% to 100.0%\)", text
+    )
     everything = report.labelled.model_copy(update={"interval": (1.0, 1.0)})
-    text = " ".join(monitor_text.lines(params, report.model_copy(update={"labelled": everything})))
-    assert "accuracy 100.0% by 30 labels (every image kept has one) of the sample" in text
+    harm = everything.model_copy(update={"accuracy": 0.7, "interval": (0.7, 0.7)})
+    for labelled, also in (
+        (everything, ""),
+        (harm, "; that is harm: make collect retrain PROFILE=demo trains on them"),
+    ):
+        text = " ".join(monitor_text.lines(params, report.model_copy(update={"labelled": labelled})))
+        assert f"UTC (it has every image that could be drawn){also}" in text
+        assert ("that is harm" in text) == bool(also)
+    old = report.model_copy(update={"labelled": None, "others": (report.model_copy(update={"labelled": harm}),)})
+    assert "; that is harm: it is not in production" in " ".join(monitor_text.lines(params, old))
     write_records(paths, traffic(model, share(300, 0.5), START + timedelta(hours=2)))
     assert run(params, registry).alarm.state == "alarm"
 

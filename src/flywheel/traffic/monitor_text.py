@@ -13,7 +13,7 @@ UNSURE = 0.3  # mean confidence below accuracy: by so much a model of two epochs
 
 def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
     """Yield the report for people."""
-    profile = f"PROFILE={params.profile}"
+    profile, retired = f"PROFILE={params.profile}", "it is not in production"
     if report is None:
         yield f"no prediction is recorded yet; make serve {profile} records what it answers"
         return
@@ -41,10 +41,11 @@ def lines(params: Params, report: MonitorReport | None) -> Iterator[str]:
         if found.state == "quiet":
             yield f"{name}: no alarm (the evidence is {found.evidence:.1f} of {found.limit:.1f})"
         else:
-            what = f"make label {profile} asks people for the truth" if watched is report else "it is not in production"
+            what = f"make label {profile} asks people for the truth" if watched is report else retired
             yield f"{name}: ALARM since {clock(found.since)}: it is presumably wrong more often than on test; {what}"
         if watched.labelled is not None:
-            yield f"{name}: {_by_labels(params, watched.labelled, found.lowest_accuracy)}"
+            what = f"make collect retrain {profile} trains on them" if watched is report else retired
+            yield f"{name}: {_by_labels(watched.labelled, found.lowest_accuracy, what)}"
         elif watched is report:
             yield f"{name}: no accuracy by labels yet; make label {profile} asks people"
     for ref, problem in report.unwatched.items():
@@ -56,15 +57,14 @@ def clock(at: str | None) -> str:
     return f"{(at or '')[:16].replace('T', ' ')} UTC"
 
 
-def _by_labels(params: Params, labelled: Labelled, lowest: float) -> str:
-    """Return the accuracy by labels for people, with what it asks for."""
-    (low, high), profile = labelled.interval, f"PROFILE={params.profile}"
-    sure = f"95 % interval {low:.1%} to {high:.1%}" if low < high else "every image kept has one"
-    text = f"accuracy {labelled.accuracy:.1%} by {labelled.n:,} labels ({sure})"
-    text += f" of the sample of {clock(labelled.made)}"
+def _by_labels(labelled: Labelled, lowest: float, what_to_do: str) -> str:
+    """Return the accuracy by labels for people, with what to do if it is harm."""
+    low, high = labelled.interval
+    sure = f"95 % interval {low:.1%} to {high:.1%}" if low < high else "it has every image that could be drawn"
+    text = f"accuracy {labelled.accuracy:.1%} by {labelled.n:,} labels of the sample of {clock(labelled.made)} ({sure})"
     if labelled.waiting:
         text += f"; {labelled.waiting:,} images wait for a label"
-    return text + (f"; that is harm: make collect retrain {profile} trains on them" if high < lowest else "")
+    return text + (f"; that is harm: {what_to_do}" if high < lowest else "")
 
 
 def gauges(report: MonitorReport) -> str:

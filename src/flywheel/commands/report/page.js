@@ -150,7 +150,7 @@
           {type: 'scatter', name: 'by labels', symbol: 'diamond', symbolSize: 14, color: colour.purple,
             data: samples.map(({made, accuracy, interval, n}) => ({value: [made, accuracy], rows: [
               `${percent(accuracy)} by ${n} labels`, interval[0] < interval[1]
-                ? `95 % interval ${percent(interval[0])} to ${percent(interval[1])}` : 'every image kept has one']}))},
+                ? `95 % interval ${percent(interval[0])} to ${percent(interval[1])}` : 'of every image that could be drawn']}))},
         ],
       };
     },
