@@ -12,10 +12,12 @@ import psutil
 import pytest
 import ray
 
+import flywheel.training.loop  # noqa: F401 (imports torch, which takes memory)
 from flywheel.data import dataset
 from flywheel.data.dataset import Dataset
 from flywheel.machine import ray_address
-from flywheel.sweep import nodes
+from flywheel.sweep import SweepError, nodes, preflight
+from flywheel.sweep.checkpoints import CheckpointStore
 
 COUNT = 600  # images of 300 kB: 184 MB, which no test writes but as zeros in a sparse file
 
@@ -93,3 +95,33 @@ def test_copies_that_no_process_uses_are_removed(data: nodes.NodeData, folder: P
     nodes._hold(copy).close()
     nodes.remove_unused()
     assert not copy.parent.exists()
+
+
+@pytest.mark.usefixtures("_connected")
+def test_a_node_that_joins_is_checked_once_and_its_fault_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """The only node of this Ray is the one that joins."""
+    other = {**preflight.versions(), "torch": "2.13.0"}
+    monkeypatch.setattr(preflight, "LOOK_S", 0)
+    joining = preflight.Joining(CheckpointStore(str(tmp_path)), 0, 0)
+
+    def look() -> None:
+        joining.look()
+        if joining._thread is not None:
+            joining._thread.join()
+
+    look()
+    assert not said
+    joining._known.clear()
+    look()
+    look()
+    assert [line.partition(" in ")[0] for line in said] == ["sweep: 1 node checked"]
+    monkeypatch.setattr(preflight, "versions", lambda: other)
+    joining._known.clear()
+    look()
+    with pytest.raises(
+        SweepError, match=r"torch 2.14.1\S* there, 2.13.0 here; install requirements.lock on every node"
+    ):
+        look()
+    assert list(tmp_path.iterdir()) == []
