@@ -138,7 +138,7 @@ lint: $(READY) ## run ruff (lint and format check) and mypy
 	@$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m mypy \
 	  && $(VENV_PYTHON) -m mypy benchmarks
 
-test: lint ## run lint, type checks and tests (about 6 minutes on two cores)
+test: lint ## run lint, type checks and tests (about 5 minutes on two cores)
 	@exec $(VENV_PYTHON) -m pytest -n 3 -m "not long" $(ARGS)
 
 test-gpu: $(READY) ## test the device code on this machine's GPU
@@ -154,7 +154,7 @@ endef
 test-cpus: $(READY) ## run the tests that train as other CPUs would (settings only)
 	$(foreach cpu,$(CPUS),$(call TEST_CPU,$(cpu)))
 
-test-all: lint ## run make test and the long tests (an hour and a half)
+test-all: lint ## run make test and the long tests (an hour)
 	@exec $(VENV_PYTHON) -m pytest -n 3 $(ARGS)
 
 BENCHES := training serving traffic records label_page sweep_overhead start_up idle
