@@ -108,8 +108,7 @@ def test_a_node_that_joins_is_checked_once_and_its_fault_is_raised(
 
     def look() -> None:
         joining.look()
-        if joining._thread is not None:
-            joining._thread.join()
+        joining.wait()
 
     look()
     assert not said
@@ -117,6 +116,13 @@ def test_a_node_that_joins_is_checked_once_and_its_fault_is_raised(
     look()
     look()
     assert [line.partition(" in ")[0] for line in said] == ["sweep: 1 node checked"]
+    for lost in (None, ray.exceptions.WorkerCrashedError()):
+        with monkeypatch.context() as patched:
+            patched.setattr(nodes, "ask", lambda work, arguments, _, lost=lost: dict.fromkeys(arguments, lost))
+            joining._known.clear()
+            look()
+        assert said.pop().startswith("sweep: node ")
+    assert len(said) == 1  # lost nodes are not called checked
     monkeypatch.setattr(preflight, "versions", lambda: other)
     joining._known.clear()
     look()

@@ -75,7 +75,7 @@ def _is_module(name: str) -> bool:
 
 
 def _canonical(node: object, text: list[str]) -> list[str]:
-    """Add a tree without its docstrings to the text, without empty fields, because those differ among Pythons."""
+    """Add a tree without its docstrings to the text, without empty fields, which differ by Python's version."""
     if isinstance(node, ast.AST):
         text.append(type(node).__name__)
         for name, value in ast.iter_fields(node):

@@ -49,9 +49,11 @@ def check_code(package: Path = fingerprint.PACKAGE) -> int:
 def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int, joined: Collection[str] = ()) -> None:
     """Check that every node of the connected cluster has our versions, shares the checkpoint store, and has room.
 
-    Every node but this one will hold a copy of the images. With `joined`, only these nodes are checked, and one without
-    an answer is logged: it may be gone already. Raises SweepError with one line for each fault.
+    Every node but this one will hold a copy of the images. With `joined`, only these nodes are checked, and one that
+    is lost or does not answer is logged. Raises SweepError with one line for each fault.
     """
+    import ray
+
     started = time.monotonic()
     token = f"preflight-{secrets.token_hex(4)}"
     shared = store.subfolder(token)
@@ -60,22 +62,24 @@ def check_nodes(store: CheckpointStore, gpus: float, images_bytes: int, joined: 
         alive, here = nodes.alive(), nodes.here()
         asked = [node for node in alive if not joined or node in joined]
         answers = nodes.ask(_probe, {node: (shared, node, token) for node in asked}, TIMEOUT_S)
-        faults = []
+        faults, checked = [], 0
         for node, answer in answers.items():
             name, needed = f"node {alive[node]['NodeManagerAddress']} ({node[:6]})", images_bytes * (node != here)
             found = [f"{name}: {fault}" for fault in _faults(answer, shared, node, gpus, needed)]
-            if joined and answer is None:
+            if joined and not isinstance(answer, dict | ray.exceptions.RayTaskError):
                 log.info(f"sweep: {found[0]}")
             else:
                 faults += found
+                checked += 1
     finally:
         store.remove(token)
     if faults:
         so_far = "finished work is kept" if joined else "no trial was started"
         many = f"{len(faults)} faults of the cluster, {so_far}:\n  " if len(faults) > 1 else ""
         raise SweepError(many + "\n  ".join(faults))
-    seconds = time.monotonic() - started
-    log.info(f"sweep: {files.count(len(asked), 'node')} checked in {seconds:.1f} s: versions equal, {store.uri} shared")
+    if checked:
+        took = f"{time.monotonic() - started:.1f} s"
+        log.info(f"sweep: {files.count(checked, 'node')} checked in {took}: versions equal, {store.uri} shared")
 
 
 class Joining:
@@ -106,6 +110,11 @@ class Joining:
             check_nodes(*self._arguments, joined=joined)
         except SweepError as error:
             self._error = error
+
+    def wait(self) -> None:
+        """Wait for the check that runs: Ray must not shut down meanwhile."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 def check_store(store: CheckpointStore) -> None:

@@ -194,7 +194,11 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
 
     until = None if budget_s is None else began + budget_s
     with nodes.NodeData.shared(directory, state.journal.sweep_id) as data:
-        complete = tune_runner.run(state, data, recorder, slots, until=until, joining=joining)
+        try:
+            complete = tune_runner.run(state, data, recorder, slots, until=until, joining=joining)
+        finally:
+            if joining is not None:
+                joining.wait()
     if not complete:
         log.info(
             f"sweep: the time budget of {human_time(budget_s or 0)} is over after {state.ended} of "
