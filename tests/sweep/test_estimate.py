@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from flywheel.params import Params
-from flywheel.sweep import estimate
+from flywheel.params import Params, Recipe
+from flywheel.params import file as params_file
+from flywheel.registry import Registry
+from flywheel.sweep import SweepError, estimate
+from flywheel.sweep.checkpoints import CheckpointStore
+from flywheel.sweep.journal import Journal
+from flywheel.sweep.progress import Recorder
+from flywheel.sweep.state import SweepState
+from flywheel.tracking.runs import Tracker
 from flywheel.training import optimizers
+from flywheel.training.loop import TrainingData
 
 
 class Slow:
@@ -23,11 +35,40 @@ def test_the_cost_of_an_optimizer_step_is_divided_by_the_batch_size(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optimizers, "make_optimizers", lambda *_: [Slow()])
-    recipes = [params.complete_recipe({"batch_size": size}, epochs=1) for size in (32, 256)]
-    (small, weights), (large, same_weights) = estimate._measure(recipes, 10, image_size=8, threads=1, cuda=False)
-    assert small >= 0.2 / 32
-    assert 0.2 / 256 <= large < small / 2
+    recipes = [params.complete_recipe({"batch_size": size}, epochs=1).model_dump() for size in (32, 256)]
+    images, labels = np.zeros((1000, 8, 8, 3), np.uint8), np.zeros(1000, int)
+    data = TrainingData(images, labels, images[:300], labels[:300], ("a", "b"), (0.5,) * 3, (0.3,) * 3)
+    (small, weights), (large, same_weights) = estimate.measure(recipes, data, torch.device("cpu"))
+    assert small >= 1100 * 0.2 / 32
+    assert 1100 * 0.2 / 256 <= large < small / 2
     assert weights == same_weights > 0
+
+
+def test_an_architecture_that_the_gpu_has_no_memory_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(recipe: Recipe, *_: object) -> estimate.Speed:
+        if recipe.architecture == "upsample":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return 1.0, 5
+
+    monkeypatch.setattr(estimate, "_measure", measure)
+    data = TrainingData(np.zeros((1, 8, 8, 3), np.uint8), *[np.zeros(1)] * 3, ("a", "b"), (0.5,) * 3, (0.3,) * 3)
+    recipes = estimate.recipes(params_file.load(overrides="sweep.space.architecture=[standard,upsample]"))
+    assert [recipe["architecture"] for recipe in recipes] == ["standard", "upsample"]
+    assert estimate.measure(recipes, data, torch.device("cpu")) == [(1.0, 5)]
+
+
+def test_the_sweep_says_how_long_it_may_take_and_ends_if_the_disk_is_too_small(
+    make_params: Callable[..., Params], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = make_params("sweep.trials=6 sweep.epochs=2 sweep.keep_checkpoints=1")
+    state, tracker = SweepState(params, Journal(tmp_path / "journal")), Tracker(params, Registry(params.store))
+    recorder = Recorder(state, CheckpointStore(str(tmp_path / "trials")), tracker)
+    with caplog.at_level("INFO"):
+        recorder.on_speeds([(8.0, 100_000), (20.0, 1)], concurrent=2)  # 3 rounds of 2 epochs; 17 times the weights
+    assert caplog.messages == ["sweep: about 84 s, at most 2 min and 1.7 MB of disk"]
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(SweepError, match=r"trials has .* free and the sweep may need .*; free space or set paths"):
+        recorder.on_speeds([(10.0, free)], concurrent=1)
 
 
 @pytest.mark.parametrize(

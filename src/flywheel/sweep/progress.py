@@ -7,12 +7,16 @@ starts two processes per trial.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from flywheel import files
+from flywheel.sweep import SweepError, estimate
 from flywheel.sweep.checkpoints import STATE, CheckpointStore
+from flywheel.sweep.estimate import Speed, human_time
 from flywheel.sweep.journal import Trial, ranking
 from flywheel.sweep.state import SweepState
 from flywheel.tracking.runs import Run, Tracker
@@ -34,6 +38,23 @@ class Recorder:
         self._runs: dict[str, Run] = {}
         self._logged_at = 0.0  # until the first step
         self._bar = tqdm(desc="sweep", unit=" epochs", mininterval=0.5, disable=None)  # on a terminal only
+
+    def on_speeds(self, speeds: Sequence[Speed], concurrent: int) -> None:
+        """Log how long the sweep may take. Raises SweepError if the disk may be too small."""
+        left = self.params.sweep.trials - self.state.ended
+        expected = estimate.estimate(self.params, concurrent, left, speeds)
+        self.log(
+            f"sweep: about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} and "
+            f"{files.human_size(expected.disk_bytes)} of disk"
+        )
+        if self.store.directory is not None:
+            self.store.directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.store.directory).free
+            if free < expected.disk_bytes:
+                raise SweepError(
+                    f"{self.store.uri} has {files.human_size(free)} free and the sweep may need "
+                    f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
+                )
 
     def on_trial_start(self, trial: Trial) -> None:
         """Start a W&B run. A trial that continues gets a new run with all its epochs; the old run stays as it is."""

@@ -155,10 +155,10 @@ def _nothing_to_publish(state: SweepState) -> str:
 
 
 def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: float) -> None:
-    """Check the nodes of the connected Ray, estimate time and disk space, and run the remaining trials."""
+    """Check the nodes of the connected Ray, and run the remaining trials."""
     from flywheel.data import dataset
     from flywheel.sweep import cluster, nodes, preflight
-    from flywheel.sweep.estimate import estimate, few_steps, human_time
+    from flywheel.sweep.estimate import few_steps, human_time
 
     opened = dataset.open_directory(directory)
     params, store, budget_s = state.params, recorder.store, state.params.sweep.time_budget_s
@@ -172,24 +172,13 @@ def _run_trials(state: SweepState, directory: Path, recorder: Recorder, began: f
         preflight.check_store(store)
     if line := preflight.idle_share(resources.gpus):
         log.info(f"sweep: {line}")
-    left = params.sweep.trials - state.ended
-    expected = estimate(params, resources, opened.description["splits"], len(opened.class_names), left)
     log.info(
-        f"sweep: {files.count(left, 'trial')} of {files.count(params.sweep.epochs, 'epoch')}, "
-        f"{resources.concurrent} at a time ({resources.cpus:g} CPU, {resources.gpus:g} GPU each): "
-        f"about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} "
-        f"and {files.human_size(expected.disk_bytes)} of disk"
+        f"sweep: {files.count(params.sweep.trials - state.ended, 'trial')} of "
+        f"{files.count(params.sweep.epochs, 'epoch')}, {resources.concurrent} at a time ({resources.cpus:g} CPU, "
+        f"{resources.gpus:g} GPU each)"
     )
     if line := few_steps(params, opened.description["splits"]["train"]):
         log.info(f"sweep: {line}")
-    if store.directory is not None:
-        store.directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(store.directory).free
-        if free < expected.disk_bytes:
-            raise SweepError(
-                f"{store.uri} has {files.human_size(free)} free and the sweep may need "
-                f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
-            )
     from flywheel.sweep import tune_runner
 
     until = None if budget_s is None else began + budget_s

@@ -12,8 +12,9 @@ import torch
 
 from flywheel.models import device as devices
 from flywheel.params import Recipe
-from flywheel.sweep import SweepError, nodes
+from flywheel.sweep import SweepError, estimate, nodes
 from flywheel.sweep.checkpoints import Checkpoints, CheckpointStore
+from flywheel.sweep.journal import METRIC
 from flywheel.sweep.nodes import NodeData
 from flywheel.training.loop import EpochResult, Training, TrainingData
 
@@ -44,9 +45,9 @@ def follow(training: Training, best: float = -1.0) -> Iterator[tuple[EpochResult
 def train(config: Mapping[str, Any], data: NodeData, store: CheckpointStore, interval_s: float) -> None:
     """Run a trial inside Ray Tune.
 
-    `config` has the trial's id, its recipe, and the number of epochs in the journal. The trial continues from its last
-    saved state and first reports the epochs that the journal lacks. The state is saved at the end of an epoch if
-    `interval_s` seconds passed since the last time.
+    `config` has the trial's id, its recipe, the number of epochs in the journal, and the recipes whose speed the trial
+    measures and reports first. The trial continues from its last saved state and first reports the epochs that the
+    journal lacks. The state is saved at the end of an epoch if `interval_s` seconds passed since the last time.
     """
     from ray import tune
 
@@ -56,8 +57,11 @@ def train(config: Mapping[str, Any], data: NodeData, store: CheckpointStore, int
     device = devices.pick(cuda=resources.get("GPU", 0) > 0)  # Ray does not hide GPUs from a trial without one
     checkpoints = Checkpoints(store, config["trial"])
     try:
-        training, results, best_epoch = restore(checkpoints, recipe, data.open(), threads, device)
-        node = nodes.here()
+        opened, node = data.open(), nodes.here()
+        torch.set_num_threads(threads)
+        if config["measure"]:
+            tune.report({METRIC: 0.0, "speeds": estimate.measure(config["measure"], opened, device)})
+        training, results, best_epoch = restore(checkpoints, recipe, opened, threads, device)
         machine = {"device": device.type, "precision": training.classifier.precision, "threads": threads}
         for result in results[config["known"] :]:
             tune.report({**result, "machine": machine, "node": node})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from flywheel.machine import ray_address
+from flywheel.sweep import estimate
 from flywheel.sweep.cluster import Slots
+from flywheel.sweep.estimate import Speed
 from flywheel.sweep.journal import METRIC, Trial
 from flywheel.sweep.preflight import Joining
 from flywheel.sweep.progress import Recorder
@@ -55,7 +57,7 @@ def run(
     """Run trials until the sweep is complete. Returns False if time.monotonic() reached `until` before.
 
     `joining` checks nodes that join meanwhile, `function` runs a trial. Raises SweepError when the journal cannot be
-    written or such a node has a fault, KeyboardInterrupt at a signal.
+    written, the disk has no room or such a node has a fault, KeyboardInterrupt at a signal.
     """
     os.environ.update(TUNE_SETTINGS)
     params, resources = state.params, slots.resources
@@ -69,7 +71,7 @@ def run(
     tuner = tune.Tuner(
         tune.with_resources(trainable, per_trial),
         tune_config=tune.TuneConfig(
-            search_alg=_Searcher(state, slots),
+            search_alg=_Searcher(callback),
             scheduler=_Scheduler(callback),
             num_samples=-1,
             reuse_actors=True,  # a fresh worker costs 2 s
@@ -99,16 +101,19 @@ def run(
 class _Searcher(Searcher):
     """Gives Tune the next trial of the state; Tune also asks when it cannot run any."""
 
-    def __init__(self, state: SweepState, slots: Slots):
+    def __init__(self, callback: _Callback):
         super().__init__(metric=METRIC, mode="max")
-        self.state = state
-        self.slots = slots
+        self.callback = callback
 
     def suggest(self, trial_id: str) -> Any:
-        if self.state.is_complete:
+        state = self.callback.state
+        if state.is_complete:
             return str(Searcher.FINISHED)
-        chosen = self.state.next_trial(self.slots.now())
-        return chosen and {"trial": chosen.id, "recipe": chosen.config, "known": len(chosen.epochs)}
+        chosen = state.next_trial(self.callback.slots.now())
+        if chosen is None:
+            return None
+        measure = [] if self.callback.measured else estimate.recipes(state.params)
+        return {"trial": chosen.id, "recipe": chosen.config, "known": len(chosen.epochs), "measure": measure}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Do nothing: the callback gets the same event with the reason."""
@@ -125,6 +130,9 @@ class _Scheduler(FIFOScheduler):
         self.callback = callback
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "speeds" in result:
+            self.callback.on_speeds(result["speeds"])
+            return str(TrialScheduler.CONTINUE)
         return str(TrialScheduler.STOP if self.callback.on_result(trial, result) else TrialScheduler.CONTINUE)
 
 
@@ -140,6 +148,7 @@ class _Callback(tune.Callback):
         self.until = until
         self.joining = joining
         self.error: Exception | None = None
+        self.measured = False
         self._started: dict[str, tuple[float, float]] = {}  # trial id -> when it started, its time in earlier runs
         self._began = time.monotonic()
         self._most_running = 0
@@ -174,6 +183,12 @@ class _Callback(tune.Callback):
         self._started[record.id] = (time.monotonic(), record.time_s)
         self._guarded(lambda: self.state.on_trial_start(record))
         self.recorder.on_trial_start(record)
+
+    def on_speeds(self, speeds: Sequence[Speed]) -> None:
+        """Estimate the time and disk space from the speeds that the first trial measured."""
+        if speeds and not self.measured:
+            self.measured = True
+            self._guarded(lambda: self.recorder.on_speeds(speeds, self.slots.resources.concurrent))
 
     def on_result(self, trial: Any, result: dict[str, Any]) -> bool:
         """Record an epoch and return whether the trial should stop."""

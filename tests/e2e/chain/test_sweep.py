@@ -65,7 +65,8 @@ def test_a_diverging_trial_fails_with_its_reason_and_the_sweep_continues(built: 
 def test_an_estimate_comes_before_the_trials(built: Built) -> None:
     said = built.result.stdout
     assert "sweep: 3 trials of 2 epochs, 2 at a time" in said
-    assert 0 < said.index(", at most ") < said.index("sweep: 1/3")
+    assert 0 < said.index("sweep: about ") < said.index("sweep: 1/3")
+    assert said.count("sweep: about ") == 1
 
 
 def test_a_trial_can_be_repeated_from_its_record_to_the_byte(built: Built, tmp_path: Path) -> None:
