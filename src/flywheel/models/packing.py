@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,21 @@ from torch import Tensor, nn
 
 from flywheel.models import device as devices
 from flywheel.models.resnet import Conv3x3
+
+# The operator as a graph, because torch.jit.trace does not take an empty list of scalars.
+GRAPH = """
+graph(%x : Tensor, %weight : Tensor, %bias : Tensor?):
+  %padding : int[] = prim::Constant[value={}]()
+  %stride : int[] = prim::Constant[value={}]()
+  %dilation : int[] = prim::Constant[value={}]()
+  %groups : int = prim::Constant[value={}]()
+  %function : str = prim::Constant[value="none"]()
+  %scalars : Scalar?[] = prim::ListConstruct()
+  %algorithm : str = prim::Constant[value=""]()
+  %y : Tensor = mkldnn::_convolution_pointwise(
+    %x, %weight, %bias, %padding, %stride, %dilation, %groups, %function, %scalars, %algorithm)
+  return (%y)
+"""
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -49,13 +66,21 @@ class PackedConvolution(nn.Module):
         weight, padding = convolution.weight, convolution.padding
         if isinstance(convolution, Conv3x3) and size[2:] == [1, 1]:
             weight, padding = convolution.centre.contiguous(), (0, 0)
-        self._form = (padding, convolution.stride, convolution.dilation, convolution.groups)
+        form = (padding, convolution.stride, convolution.dilation, convolution.groups)
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self._weight = reorder(weight.detach().to_mkldnn(), *self._form, size)
-        self._bias = None if convolution.bias is None else convolution.bias.detach()
+        self._convolve = _graph(*form)
+        self.register_buffer("weight", reorder(weight.detach().to_mkldnn(), *form, size))
+        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution (n, channels, h', w') of x (n, c, h, w) of the weight's dtype."""
-        operator = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor = operator(x, self._weight, self._bias, *self._form, "none", [], "")
-        return result
+        return self._convolve(x, self.weight, self.bias)
+
+
+@functools.cache
+def _graph(
+    padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Callable[..., Tensor]:
+    graph: Any = torch._C.parse_ir(GRAPH.format(list(padding), list(stride), list(dilation), groups))
+    function: Callable[..., Tensor] = torch._C._create_function_from_graph("convolution", graph)
+    return function

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from flywheel import FlywheelError
 from flywheel.data.images import from_array
 from flywheel.models import classifier, packing
 from flywheel.models import device as devices
+from flywheel.models.tracing import traced
 from flywheel.registry import Registry, Version
 from flywheel.serving import ServingError
 
@@ -158,20 +159,23 @@ def fast(loaded: Classifier) -> Callable[[NDArray[np.uint8]], NDArray[np.float32
     """Return a fast function that gives the same probabilities as the classifier, which it changes.
 
     Autocast casts the weights of convolutions and linear layers at every call, and oneDNN reorders them. This does
-    both once (docs/log.md has the figures, and why models are neither traced nor folded).
+    both once, and on the CPU runs the network without Python (docs/log.md has the figures).
     """
     dtype = torch.bfloat16 if loaded.precision == "bfloat16" else torch.float32
     for module in loaded.network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):  # those that autocast casts; norms stay in float32
             module.to(dtype)
+    network: Callable[[Tensor], Tensor] = loaded.network
     if packing.can_pack(loaded.device, dtype):
         image = torch.zeros((1, loaded.image_size, loaded.image_size, 3), dtype=torch.uint8)
-        packing.pack(loaded.network, loaded.prepare(image).to(dtype))
+        example = loaded.prepare(image).to(dtype)
+        packing.pack(loaded.network, example)
+        network = traced(loaded.network, example, (loaded.architecture, len(loaded.class_names), example.shape, dtype))
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(loaded.device, non_blocking=True)
-            logits = loaded.network(loaded.prepare(batch).to(dtype)).float()
+            logits = network(loaded.prepare(batch).to(dtype)).float()
             probabilities: NDArray[np.float32] = torch.softmax(logits, dim=1).cpu().numpy()
             return probabilities
 

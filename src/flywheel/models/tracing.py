@@ -1,0 +1,33 @@
+"""Networks as one call that runs without Python, so that other threads of the process go on meanwhile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_graphs: dict[Hashable, Callable[..., Tensor]] = {}
+
+
+def traced(network: nn.Module, example: Tensor, form: Hashable) -> Callable[[Tensor], Tensor]:
+    """Return a function that gives the network's outputs, also for other batch sizes than that of `example`.
+
+    Networks with the same `form` share a graph, which gets the weights as inputs: torch keeps every graph, and every
+    weight in it, until the process ends. The network itself is returned if its graph gives other numbers, as Python
+    code that depends on the batch does. torch.jit is deprecated, but torch has nothing else that needs neither Python
+    nor a compiler; a test compares.
+    """
+    weights = (*network.parameters(), *network.buffers())
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, and that sizes of images become constants
+        if form not in _graphs:
+            trace: Any = torch.jit.trace
+            _graphs[form] = trace(lambda x, *_: network(x), (example, *weights), check_trace=False)
+        graph = _graphs[form]
+        batch = torch.rand((len(example) + 2, *example.shape[1:])).to(example)
+        if not torch.equal(graph(batch, *weights), network(batch)):
+            return network
+    return lambda x: graph(x, *weights)
