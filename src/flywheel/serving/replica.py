@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flywheel.serving")
 
-SWITCH_S = 0.0002  # a batch takes the GIL about 50 times; a busy event loop holds it for the default of 5 ms
+SWITCH_S = 0.0002  # a batch takes the GIL a dozen times; a busy event loop holds it for the default of 5 ms
 RETRY_S = 30  # until a model that failed to load is tried again
 
 
