@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import made_models
 import numpy as np
@@ -20,7 +21,7 @@ from flywheel.models import classifier
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import RetrainError
-from flywheel.retraining.examples import ARMS, choose, find, mix, repeats
+from flywheel.retraining.examples import Arm, choose, find, mix, repeats
 from flywheel.retraining.stage import recipe_of
 from flywheel.retraining.train import kept_epoch, train_arm
 from flywheel.traffic import feedback
@@ -204,7 +205,7 @@ def test_each_arm_has_its_images(opened: Dataset) -> None:
     chosen = simulation[~opened.holdout][:60]
     answers = np.where(np.arange(60) < 12, (opened.labels[chosen] + 1) % 10, opened.labels[chosen])
     found = choose(feedback.examples(opened, chosen, answers, [0.5] * 60), opened)
-    assert [len(found.arm(name, 0)) for name in ARMS] == [60, 12, 12, 0]
+    assert [len(found.arm(name, 0)) for name in get_args(Arm)] == [60, 12, 12, 0]
     assert found.arm("failures", 0).tolist() == np.flatnonzero(~found.right).tolist() == list(range(12))
     drawn = found.arm("random", 0)
     assert drawn.tolist() == sorted(set(drawn.tolist())) != list(range(12))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from flywheel.training.loop import TrainingData
 
 KEPT_APART = ("test", "validation")
 Arm = Literal["all", "failures", "random", "none"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
 
 
 @dataclass(frozen=True)
