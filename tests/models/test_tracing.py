@@ -64,7 +64,7 @@ class ByBatch(nn.Module):
     """Multiplies by the batch size, which a trace keeps as a constant."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * int(torch.tensor(float(len(x) + 1)))
+        return x * len(x)
 
 
 class Untraceable(nn.Module):

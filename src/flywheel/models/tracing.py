@@ -1,4 +1,4 @@
-"""Networks as one call that runs without Python, so that other threads of the process go on meanwhile."""
+"""Run a network as one call without Python, so that other threads of the process can run meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def traced(network: nn.Module, example: Tensor, form: Hashable) -> Callable[[Ten
     """
     weights = (*network.parameters(), *network.buffers())
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.jit, and that sizes of images become constants
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; image sizes become constants
         if form not in _graphs:
             trace: Any = torch.jit.trace
             try:

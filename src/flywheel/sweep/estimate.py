@@ -1,6 +1,6 @@
 """Estimate the time and disk space of a sweep.
 
-Before its first epoch, the first trial takes a few training steps of each architecture.
+Before their first epoch, the first trials take a few training steps of each architecture; the first result counts.
 """
 
 from __future__ import annotations

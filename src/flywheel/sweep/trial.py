@@ -58,8 +58,8 @@ def train(config: Mapping[str, Any], data: NodeData, store: CheckpointStore, int
     checkpoints = Checkpoints(store, config["trial"])
     try:
         opened, node = data.open(), nodes.here()
-        torch.set_num_threads(threads)
         if config["measure"]:
+            torch.set_num_threads(threads)
             tune.report({METRIC: 0.0, "speeds": estimate.measure(config["measure"], opened, device)})
         training, results, best_epoch = restore(checkpoints, recipe, opened, threads, device)
         machine = {"device": device.type, "precision": training.classifier.precision, "threads": threads}

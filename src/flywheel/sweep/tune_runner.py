@@ -185,7 +185,7 @@ class _Callback(tune.Callback):
         self.recorder.on_trial_start(record)
 
     def on_speeds(self, speeds: Sequence[Speed]) -> None:
-        """Estimate the time and disk space from the speeds that the first trial measured."""
+        """Estimate the time and disk space from the first speeds; trials that start at the same time measure, too."""
         if speeds and not self.measured:
             self.measured = True
             self._guarded(lambda: self.recorder.on_speeds(speeds, self.slots.resources.concurrent))
