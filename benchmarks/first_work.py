@@ -14,18 +14,14 @@ from typing import Any
 
 FIRST_WORK = {  # stage: the module and the function in it whose first call is the first useful work
     "data": ("flywheel.data.sources", "load"),
-    "sweep": ("flywheel.sweep.tune_runner", "run"),
     "evaluate": ("flywheel.models.classifier", "Classifier.predict"),
     "retrain": ("flywheel.retraining.train", "train"),
 }
 
 
 def stop(*_: object, **__: object) -> None:
-    """Print the seconds, stop a Ray of this process, and end it."""
+    """Print the seconds and end this process."""
     print(round(time.time() - float(os.environ["STARTED"]), 2), flush=True)
-    ray: Any = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
     os._exit(0)
 
 

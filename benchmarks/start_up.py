@@ -35,7 +35,7 @@ def main() -> None:
     """Time all commands and write the table."""
     options = harness.options(__doc__, rounds=(3, "measurements of each command"), publish=harness.PUBLISH)
     times: dict[str, list[float]] = {}
-    firsts: dict[str, list[float]] = {name: [] for name in (*FIRST_WORK, "sweep, first epoch")}
+    firsts: dict[str, list[float]] = {name: [] for name in (*FIRST_WORK, "sweep", "sweep, first epoch")}
     with tempfile.TemporaryDirectory(prefix="fw-start-") as folder:
         overrides = (
             f"{harness.scratch(folder)} tracking.wandb=offline sweep.trials=2 sweep.epochs=1 gate.floor_accuracy=0 "
@@ -55,7 +55,9 @@ def main() -> None:
                 times.setdefault(name, []).append(seconds(words))
             for name in FIRST_WORK:
                 firsts[name].append(first_work(name, overrides))
-            firsts["sweep, first epoch"].append(first_epoch(f"{overrides} sweep.seed={number + 1}", Path(folder)))
+            first_trial, first_epoch = sweep(f"{overrides} sweep.seed={number + 1}", Path(folder))
+            firsts["sweep"].append(first_trial)
+            firsts["sweep, first epoch"].append(first_epoch)
             harness.script("sweep", "demo", overrides, quiet=True)  # so that it is up to date in the next round
             print(f"round {number + 1} of {options.rounds}", flush=True)
     helps = {name: statistics.median(found) for name, found in times.items() if name.endswith("--help")}
@@ -95,15 +97,20 @@ def first_work(name: str, overrides: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def first_epoch(overrides: str, folder: Path) -> float:
-    """Return the seconds until the first epoch of a sweep starts: its end minus the time its images took."""
+def sweep(overrides: str, folder: Path) -> tuple[float, float]:
+    """Return the seconds until a sweep hands its first trial to Tune, and until its first epoch starts.
+
+    The epoch starts at its end minus the time its images took.
+    """
     started = time.time()
     harness.script("sweep", "demo", overrides, quiet=True)
     journal = max((folder / "store").glob("demo/journal/*.jsonl"), key=lambda path: path.stat().st_mtime)
-    first = next(event for event in files.read_json_lines(journal) if event["event"] == "epoch")
+    events = list(files.read_json_lines(journal))
+    start, epoch = (next(event for event in events if event["event"] == kind) for kind in ("start", "epoch"))
     images = files.read_json(next((folder / "store").glob("demo/registry/**/dataset.json")))["splits"]["train"]
-    epoch_s = images / first["metrics"]["images_per_s"]
-    return round(float(datetime.fromisoformat(first["at"]).timestamp() - epoch_s - started), 2)
+    start_at, epoch_at = (datetime.fromisoformat(event["at"]).timestamp() for event in (start, epoch))
+    epoch_s = images / epoch["metrics"]["images_per_s"]
+    return round(start_at - started, 2), round(epoch_at - epoch_s - started, 2)
 
 
 def table(result: Mapping[str, Any]) -> str:

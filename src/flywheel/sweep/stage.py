@@ -5,8 +5,10 @@ A sweep that was interrupted, or gets more trials, is resumed from its journal.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from flywheel.sweep.state import SweepState
 
 log = logging.getLogger(__name__)
+
+PRELOAD = "flywheel.sweep.tune_runner"
 
 
 def define(params: Params, registry: Registry) -> Stage:
@@ -112,6 +116,7 @@ def _search(defined: Stage, force: bool) -> Outcome:
         recorder = Recorder(state, store, tracker)
         try:
             if not state.is_complete:
+                threading.Thread(target=importlib.import_module, args=(PRELOAD,)).start()  # while Ray starts
                 with cluster.connected():
                     _run_trials(state, dataset, recorder, began)
         except KeyboardInterrupt:
