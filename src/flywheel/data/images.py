@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from flywheel.data import DataError
 
 register_heif_opener()
+warnings.filterwarnings("ignore", module=r"PIL\.|pi_heif")  # _refuse has our limit; metadata never matters
 
 Pixels = NDArray[np.uint8]
 
@@ -96,13 +97,11 @@ def decode(data: bytes, size: int) -> Pixels:
 
 def _decode(data: bytes, size: int) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning of a bomb; _refuse has our limit
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                stored = image.size
-                image.draft(None, (DRAFT_SCALE * size, DRAFT_SCALE * size))  # JPEG only
-                _refuse(image, *stored)
-                return to_square(_to_rgb(_upright(image)), size)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            stored = image.size
+            image.draft(None, (DRAFT_SCALE * size, DRAFT_SCALE * size))  # JPEG only
+            _refuse(image, *stored)
+            return to_square(_to_rgb(_upright(image)), size)
     except UnidentifiedImageError:
         raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
