@@ -6,6 +6,8 @@ import base64
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,8 @@ from PIL import Image, PngImagePlugin
 
 from flywheel.data import images
 from flywheel.data.images import ImageError, decode
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # pytest replaces the filter that images.py sets
 
 Encode = Callable[..., bytes]
 Pictures = Callable[..., NDArray[np.uint8]]
@@ -327,6 +331,13 @@ NEEDLESS = {
 def test_metadata_that_no_pixel_needs_condemns_no_image(data: bytes) -> None:
     plain = sample_of(PICTURE, "JPEG") if data.startswith(b"\xff") else sample_of(PICTURE, "PNG")
     np.testing.assert_array_equal(decode(data, 8), decode(plain, 8))
+
+
+def test_nobody_sees_a_warning_of_pillow() -> None:
+    code = "import sys; from flywheel.data.images import decode; decode(sys.stdin.buffer.read(), 8)"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, input=NEEDLESS["JPEG, damaged Exif"], capture_output=True, check=True)
+    assert done.stderr == b""
 
 
 def test_the_orientation_survives_a_long_comment(encode: Encode, noise_pictures: Pictures) -> None:
