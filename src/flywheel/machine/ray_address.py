@@ -21,13 +21,17 @@ PACKAGE = Path(__file__).parents[1]
 PROBE_TIMEOUT_S = 3
 
 # Set before Ray starts, unless the user's environment sets them already.
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours (sweep/signals.py)
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files beside our journal
+    # Try to connect to a starting raylet for 10 s, every 20 ms. By default once a second, and often the first try comes
+    # too early: half of the starts on two cores then take a second longer.
+    "RAY_raylet_client_num_connect_attempts": "500",
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
 }
 
 
@@ -50,8 +54,8 @@ def connect(address: str | None, **options: Any) -> Iterator[None]:
 
     A process that is connected already stays connected as it is. `options` go to ray.init. Raises RayError.
     """
-    given = [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name not in QUIET]
-    for name, value in QUIET.items():
+    given = [name for name in os.environ if name.startswith(("RAY_", "TUNE_")) and name not in SETTINGS]
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 
