@@ -14,7 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+def require(program: str, found: object) -> None:
+    """Raise SystemExit, before anything is started, if a program was not found."""
+    if not found:
+        sys.exit(f"error: {program} is missing; apt install {program}")
 
 
 def free_port() -> int:
@@ -182,15 +188,17 @@ def extent(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def spread(values: Sequence[float], form: str = ".0f", middle: Callable[..., float] = statistics.median) -> str:
-    """Return the median (or another middle) of figures with the lowest and the highest."""
+def spread(values: Collection[float], form: str = ".0f", middle: Callable[..., float] = statistics.median) -> str:
+    """Return the median (or another middle) of figures, or of the values of their extent, with lowest and highest."""
     return f"{middle(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return (low, mean, high): the mean with its 95 % interval by Student's t."""
-    from scipy.stats import t  # a second that only one study needs
+    """Return (low, mean, high): the mean with its 95 % interval by Student's t, which one figure leaves open."""
+    from scipy.stats import t  # a second that few studies need
 
+    if len(values) == 1:
+        return -math.inf, values[0], math.inf
     mean = statistics.mean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean, mean + half

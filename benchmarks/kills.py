@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import io
 import shutil
 import tempfile
 import threading
@@ -24,11 +23,9 @@ from types import TracebackType
 from typing import Any
 
 import harness
-import numpy as np
 import psutil
 import requests
 import serving
-from PIL import Image
 
 from flywheel import cli
 from flywheel.params import Params
@@ -76,10 +73,8 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [
         (
             row["part"], row["replicas"], row["kills"],
-            *(f"{row[key]['median']:.0f} ({row[key]['least']:.0f} to {row[key]['most']:.0f})"
-              for key in ("unanswered", "refused")),
-            f"{row['seconds']['median']:.1f} ({row['seconds']['least']:.1f} to {row['seconds']['most']:.1f})",
-            row["orphans"],
+            *(harness.spread(row[key].values()) for key in ("unanswered", "refused")),
+            harness.spread(row["seconds"].values(), ".1f"), row["orphans"],
         )
         for row in result["kills"]
     ]  # fmt: skip
@@ -147,15 +142,14 @@ class Load:
             thread.join()
 
     def _work(self) -> None:
-        out = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(out, "PNG")
+        body = serving.image()
         with requests.Session() as session:
             session.trust_env = False  # no proxy
             session.headers["Connection"] = "close"  # so that each request has to be accepted
             while not self._stop.is_set():
                 sent = time.monotonic()
                 try:
-                    answer = session.post(f"{self.url}/predict", data=out.getvalue(), timeout=120)
+                    answer = session.post(f"{self.url}/predict", data=body, timeout=120)
                     status = str(answer.status_code)
                     if answer.headers.get("content-type") != "application/json":
                         status += f" not JSON: {answer.text[:200]}"

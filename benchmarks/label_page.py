@@ -52,6 +52,7 @@ def main() -> None:
         records=(100_000, "records of other predictions"),
         publish=harness.PUBLISH,
     )
+    harness.require("chromium", importlib.import_module("browser").BINARY)
     with tempfile.TemporaryDirectory(prefix="fw-label-") as folder:
         row = measure(Path(folder), options.images, options.records)
     result = {"label_page": row, "records": options.records, **harness.stamp()}
@@ -76,7 +77,7 @@ def measure(folder: Path, images: int, others: int) -> dict[str, Any]:
     registry = Registry(params.store)
     ref = registry.aliases(params.registered_model)["production"]
     opened = dataset.open_directory(registry.open(registry.resolve(params.dataset_name)))
-    records.write(params.store_paths, "other", others, ref, opened.class_names)
+    records.write(params.store_paths, "other", others, ref, opened.class_names, min(records.LABELS, others))
     recorder = Recorder(params.store_paths, params.traffic, "replica")
     for index in opened.indices["simulation"][:images]:
         recorder.add(Answered(new_id(), np.asarray(opened.images[index]), None, ref, "0", [0.1] * 10, 0.001))

@@ -90,8 +90,7 @@ def main() -> None:
         before=("", "commit whose server is measured, too"),
         publish=harness.PUBLISH,
     )
-    if shutil.which("wrk") is None:
-        sys.exit("error: wrk is missing; apt install wrk")
+    harness.require("wrk", shutil.which("wrk"))
     with tempfile.TemporaryDirectory(prefix="fw-bench-") as folder:
         figures = measure(Path(folder), options.seconds, options.rounds, options.before)
     result = {**figures, **harness.stamp("torch", "ray")}
@@ -131,16 +130,12 @@ def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[s
     overrides = f"serve.port={harness.free_port()} {harness.scratch(str(folder))}"
     params = harness.params("cifar10", overrides)
     model = _publish(params, folder / "model")
-    body = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(body, "PNG")
-    (folder / "image.png").write_bytes(body.getvalue())
-    (folder / "get.lua").write_text(REPORT)
-    (folder / "predict.lua").write_text(POST.format(body=folder / "image.png") + REPORT)
-    (folder / "image.json").write_text(json.dumps({"image": base64.b64encode(body.getvalue()).decode()}))
-    (folder / "litserve.lua").write_text(JSON + POST.format(body=folder / "image.json") + REPORT)
+    body = image()
+    post(folder, "predict", body)
+    post(folder, "litserve", json.dumps({"image": base64.b64encode(body).decode()}).encode(), JSON)
     part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
-    (folder / "parts").write_bytes((part + body.getvalue() + b"\r\n") * PARTS + f"--{BOUNDARY}--\r\n".encode())
-    (folder / "parts.lua").write_text(MULTIPART + POST.format(body=folder / "parts") + REPORT)
+    post(folder, "parts", (part + body + b"\r\n") * PARTS + f"--{BOUNDARY}--\r\n".encode(), MULTIPART)
+    (folder / "get.lua").write_text(REPORT)
     found: dict[tuple[str, int], list[Measurement]] = {}
     with contextlib.ExitStack() as stack:
         urls = {
@@ -167,9 +162,22 @@ def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[s
             swapping.result()
         http = _wrk(f"{url}/model", 64, seconds, folder, "get")
         many = _wrk(f"{url}/predict", 2, seconds, folder, "parts")
-    parts = _parts(model, body.getvalue(), http, rows[-1]["ours"])
+    parts = _parts(model, body, http, rows[-1]["ours"])
     parts[f"total, in requests with {PARTS} images, 2 connections"] = 1000 / (PARTS * many["requests_per_s"])
     return {"serving": rows, "serving_swaps": swaps, "serving_parts": parts}
+
+
+def image() -> bytes:
+    """Return a PNG file of 32 x 32 random pixels."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def post(folder: Path, script: str, body: bytes, headers: str = "") -> None:
+    """Write a script for wrk, which posts a body."""
+    (folder / script).write_bytes(body)
+    (folder / f"{script}.lua").write_text(headers + POST.format(body=folder / script) + REPORT)
 
 
 def _swap(params: Params, model: Path, folder: Path) -> None:
@@ -277,17 +285,8 @@ def _fastapi(kind: str, model: Path, python: str = sys.executable) -> Iterator[s
 def _wrk(url: str, connections: int, seconds: int, folder: Path, script: str = "predict") -> Measurement:
     """Run wrk with a script of the folder, or with `predict`, which most servers share."""
     path = folder / f"{script}.lua"
-    words = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds}s",
-        "--timeout",
-        "30s",
-        "-s",
-        str(path if path.exists() else folder / "predict.lua"),
-        url,
-    ]
+    chosen = str(path if path.exists() else folder / "predict.lua")
+    words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", chosen, url]
     output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
 

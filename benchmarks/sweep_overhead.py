@@ -12,6 +12,7 @@ Writes  reports/bench.json; with --publish benchmarks/results/sweep_overhead.jso
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,8 @@ EPOCHS = 3
 def main() -> None:
     """Run the sweeps and write the table."""
     options = harness.options(__doc__, trials=([50, 200], "trials of each sweep"), publish=harness.PUBLISH)
+    if min(options.trials) < 2:
+        sys.exit("error: --trials: the time of a trial after the first needs at least 2")
     rows = []
     for trials in options.trials:
         rows.append(measure(trials))

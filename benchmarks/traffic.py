@@ -12,7 +12,6 @@ Writes  reports/bench.json; with --publish also benchmarks/results/traffic.json 
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 import statistics
 import tempfile
@@ -21,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import numpy as np
 import serving
-from PIL import Image
 
 from flywheel import cli
 
 SERVERS = ("records nothing", "records", "records and keeps images")
-KEEP = "traffic.keep_images={}"
+RATIOS = ("rate_records", "p99_records", "rate_images", "p99_images")
 
 
 def main() -> None:
@@ -39,6 +36,7 @@ def main() -> None:
         seconds=(3, "seconds of one measurement"),
         publish=harness.PUBLISH,
     )
+    harness.require("wrk", shutil.which("wrk"))
     with tempfile.TemporaryDirectory(prefix="fw-traffic-") as folder:
         rows = measure(Path(folder), options.seconds, options.rounds)
     result = {"traffic": rows, **harness.stamp("torch", "ray")}
@@ -56,9 +54,6 @@ def table(result: Mapping[str, Any]) -> str:
     return harness.markdown(header, rows) + harness.note(result, note)
 
 
-RATIOS = ("rate_records", "p99_records", "rate_images", "p99_images")
-
-
 def without_records(folder: Path) -> Path:
     """Return a copy of this code whose recorder drops everything."""
     for name in ("src", "scripts"):
@@ -72,23 +67,16 @@ def without_records(folder: Path) -> Path:
 def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
     """Return for each number of connections the median ratios to the server that records nothing."""
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    body = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(body, "PNG")
-    (folder / "image.png").write_bytes(body.getvalue())
-    (folder / "predict.lua").write_text(serving.POST.format(body=folder / "image.png") + serving.REPORT)
+    serving.post(folder, "predict", serving.image())
     with contextlib.ExitStack() as stack:
         urls = {}
-        variants = (
-            (without_records(folder / "code"), KEEP.format(0.0)),
-            (harness.ROOT, KEEP.format(0.0)),
-            (harness.ROOT, KEEP.format(1.0)),
-        )
-        for name, (code, extra) in zip(SERVERS, variants, strict=True):
+        variants = ((without_records(folder / "code"), 0.0), (harness.ROOT, 0.0), (harness.ROOT, 1.0))
+        for name, (code, share) in zip(SERVERS, variants, strict=True):
             own = folder / name.replace(" ", "-")
             own.mkdir()
-            overrides = f"serve.port={harness.free_port()} {harness.scratch(str(own))}"
+            overrides = f"serve.port={harness.free_port()} {harness.scratch(str(own))} traffic.keep_images={share}"
             serving._publish(harness.params("cifar10", overrides), own / "model")
-            urls[name] = stack.enter_context(harness.serving("cifar10", f"{overrides} {extra}", code))
+            urls[name] = stack.enter_context(harness.serving("cifar10", overrides, code))
         for url in urls.values():
             serving._wrk(f"{url}/predict", 8, 2, folder)  # warm up
         for number in range(rounds):

@@ -11,20 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import browser
 import compact
 import concurrency
 import harness
 import idle
+import label_page
 import labelling
 import made_models
 import monitor
 import numpy as np
 import precision
 import pytest
+import records
 import samples
 import searcher_table
+import serving
 import sweep_overhead
 import torch
+import traffic
 import workers
 from ray import cloudpickle
 from scipy import stats
@@ -32,7 +37,9 @@ from shades import two_shades
 
 from flywheel import files
 from flywheel.machine import ray_address
-from flywheel.params import Params
+from flywheel.params import Params, StorePaths
+from flywheel.traffic import labels
+from flywheel.traffic import records as traffic_records
 from flywheel.traffic.feedback import Example
 from flywheel.training.loop import TrainingData
 
@@ -188,20 +195,47 @@ def test_the_interval_of_a_mean_is_students_t(random: np.random.Generator) -> No
     known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((known.low, known.high))
     assert mean == pytest.approx(np.mean(values))
+    assert harness.interval([0.3]) == (-math.inf, 0.3, math.inf)
 
 
 def test_a_spread_is_the_middle_the_lowest_and_the_highest() -> None:
     assert harness.spread([3, 1, 10]) == "3 (1 to 10)"
+    assert harness.spread(harness.extent([3, 1, 10]).values()) == "3 (1 to 10)"
     assert harness.spread([0.1, 0.2, 0.6], "+.1f", np.mean) == "+0.3 (+0.1 to +0.6)"
 
 
-def test_a_study_resumes_only_results_of_the_same_command(tmp_path: Path) -> None:
-    origin = {"command": "benchmarks/compact.py --seeds 0", "machine": "m"}
-    path = tmp_path / "result.json"
-    assert harness.resumed(path, origin) == {}
-    files.write_json(path, {**origin, "rows": [1]})
-    assert harness.resumed(path, origin)["rows"] == [1]
-    assert harness.resumed(path, {**origin, "machine": "another"}) == {}
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "message"),
+    [
+        (serving, [], "error: wrk is missing; apt install wrk"),
+        (traffic, [], "error: wrk is missing; apt install wrk"),
+        (label_page, [], "error: chromium is missing; apt install chromium"),
+        (
+            sweep_overhead,
+            ["--trials", "50", "1"],
+            "error: --trials: the time of a trial after the first needs at least 2",
+        ),
+    ],
+)
+def test_what_a_benchmark_needs_is_asked_before_anything_starts(
+    benchmark: Any, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(browser, "BINARY", None)
+    monkeypatch.setattr(benchmark, "measure", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr("sys.argv", ["it", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert str(ended.value) == message
+
+
+@pytest.mark.parametrize("count", [30, 5])
+def test_records_of_a_benchmark_are_read_with_their_labels(tmp_path: Path, count: int) -> None:
+    paths = StorePaths(tmp_path)
+    records.write(paths, "replica", count, "model@0", ("a", "b"), labels=5)
+    assert len(list(traffic_records.read(paths))) == count
+    found, unknown = labels.join(paths)
+    assert (len(found), unknown) == (5, 0)
 
 
 def test_a_study_starts_over_with_other_params_code_or_machine(
@@ -211,6 +245,7 @@ def test_a_study_starts_over_with_other_params_code_or_machine(
         return harness.origin(make_params(overrides), ["data", "recipe"], [module], machine)
 
     path = tmp_path / "result.json"
+    assert harness.resumed(path, origin()) == {}
     files.write_json(path, {**origin(), "rows": [1]})
     assert harness.resumed(path, origin("sweep.trials=3"))["rows"] == [1]  # a section that this study does not read
     for other in (
