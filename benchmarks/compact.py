@@ -196,22 +196,14 @@ def update_lookahead(network: nn.Module, slow: Mapping[str, Tensor], decay: floa
 
 
 @torch.inference_mode()
-def evaluate(
-    network: nn.Module,
-    data: TrainingData,
-    precision: str,
-    side: int | None = None,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> float:
-    """Return the accuracy on the validation images, scaled to `side` if it is given."""
+def evaluate(network: nn.Module, data: TrainingData, precision: str) -> float:
+    """Return the accuracy on the validation images."""
     network.eval()
     device, right = devices.pick(), 0
     for start in range(0, len(data.validation_labels), 500):
         images = normalize(torch.from_numpy(np.array(data.validation_images[start : start + 500])).to(device))
-        if side is not None:
-            images = functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
         with devices.autocast(device, precision):
-            predicted = network(images.contiguous(memory_format=memory_format)).argmax(dim=1).cpu().numpy()
+            predicted = network(images).argmax(dim=1).cpu().numpy()
         right += int((predicted == data.validation_labels[start : start + 500]).sum())
     return right / len(data.validation_labels)
 

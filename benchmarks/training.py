@@ -102,13 +102,23 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 
 def textbook(data: TrainingData, recipe: Recipe, workers: int) -> Iterator[float]:
-    """Yield the images per second of each epoch of the textbook loop."""
-    model = textbook_network(recipe.architecture, len(data.class_names)).to(devices.pick())
-    optimizer = textbook_optimizer("sgd", model, recipe.learning_rate)
-    loader = textbook_loader(recipe.architecture, data, recipe.batch_size, workers)
+    """Yield the images per second of each epoch of a notebook's loop, which reads the loss after every step."""
+    device = devices.pick()
+    model = textbook_network(recipe.architecture, len(data.class_names)).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(
+        Images(data, architecture(recipe.architecture).input_size), recipe.batch_size, shuffle=True,
+        num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+    )  # fmt: skip
     while True:
         started = time.perf_counter()
-        textbook_epoch(model, loader, optimizer)
+        total = 0.0
+        for inputs, targets in loader:
+            loss = functional.cross_entropy(model(inputs.to(device)), targets.to(device))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.item()
         yield len(data.labels) / (time.perf_counter() - started)
 
 
@@ -116,44 +126,11 @@ def textbook_network(name: str, classes: int) -> nn.Module:
     """Return torchvision's ResNet-18 in one of three variants, or the project's own `compact`."""
     if name == "compact":
         return architecture(name).build(classes)
-    model = torchvision.models.resnet18(num_classes=classes)
+    model: nn.Module = torchvision.models.resnet18(num_classes=classes)
     if name == "modified":
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         model.maxpool = nn.Identity()
-    network: nn.Module = model
-    return network
-
-
-def textbook_optimizer(name: str, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """Return the optimizer of a notebook: Adam or SGD."""
-    if name == "adam":
-        return torch.optim.Adam(model.parameters(), learning_rate)
-    return torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4)
-
-
-def textbook_loader(
-    name: str, data: TrainingData, batch_size: int, workers: int
-) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Return the loader of a notebook: shuffled batches of images that went through PIL one at a time."""
-    return DataLoader(
-        Images(data, architecture(name).input_size), batch_size, shuffle=True, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=devices.pick().type == "cuda",
-    )  # fmt: skip
-
-
-def textbook_epoch(
-    model: nn.Module, loader: DataLoader[tuple[torch.Tensor, int]], optimizer: torch.optim.Optimizer
-) -> None:
-    """Train for one epoch as a notebook does: float32, contiguous memory, the loss read after every step."""
-    device = devices.pick()
-    model.train()
-    total = 0.0
-    for inputs, targets in loader:
-        loss = functional.cross_entropy(model(inputs.to(device)), targets.to(device))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.item()
+    return model
 
 
 def ours(data: TrainingData, recipe: Recipe) -> Iterator[float]:
@@ -201,10 +178,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows = [
         (
             f"{row['architecture']}, {row['batch_size']}",
-            *(
-                f"{rate['median']:.0f} ({rate['least']:.0f} to {rate['most']:.0f})"
-                for rate in row["images_per_s"].values()
-            ),
+            *(harness.spread(rate.values()) for rate in row["images_per_s"].values()),
             f"{row['ratio']:.2f}x",
             f"{row['share_of_ready']:.0%}",
         )
