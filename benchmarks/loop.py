@@ -60,7 +60,6 @@ def main() -> None:
     name = f"loop_{options.name or options.profile}"
     params = harness.params(options.profile, options.set)
     modules = ["flywheel.data.stage", "flywheel.retraining.stage", "flywheel.traffic.feedback"]
-    # The number of seeds changes no row.
     origin = harness.origin(params, ["data", "recipe", "gate", "retrain"], modules, workers.machine())
     tasks = {(seed,): (options.noise, options.turns, seed) for seed in range(options.seeds)}
     path = harness.RESULTS / f"{name}.json"

@@ -1,7 +1,6 @@
 """How do time and memory of the stages grow with the images? Run data, sweep and evaluate on folders of JPEG files.
 
     python benchmarks/memory.py [--images 2000 8000 32000] [--size 64]     (make bench-long BENCH_LONG=memory)
-    python benchmarks/memory.py --images 4000 --size 224 --before COMMIT   (make data against an older commit)
 
 Takes 10 minutes. Draws the images. The sweep is one trial of one epoch of `compact`. Memory is the highest sum of the
 private memory of all processes of a stage, ten times a second; the page cache, which the system takes back when it
@@ -14,9 +13,6 @@ Writes  reports/bench.json; with --publish benchmarks/results/memory.json and it
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,8 +39,6 @@ def main() -> None:
         __doc__,
         images=([2000, 8000, 32_000], "how many images"),
         size=(64, "their height and width in pixels"),
-        before=("", "a commit: measure make data of it and of this code instead, alternately"),
-        rounds=(3, "measurements of each with --before"),
         publish=harness.PUBLISH,
     )
     rows = []
@@ -52,15 +46,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fw-memory-") as name:
             folder = Path(name)
             draw(folder / "images", count, options.size)
-            if options.before:
-                compare(folder, options.before, count, options.size, options.rounds)
-                continue
             row = {"images": count, "pixel_bytes": count * options.size**2 * 3}
             rows.append(row | {stage: measured(stage, folder, options.size) for stage in STAGES})
         print(rows[-1], flush=True)
-    if rows:
-        result = {**harness.stamp("torch", "ray"), "size": options.size, "rows": rows}
-        harness.publish("memory", "scaling.md", result, table, commit=options.publish)
+    result = {**harness.stamp("torch", "ray"), "size": options.size, "rows": rows}
+    harness.publish("memory", "scaling.md", result, table, commit=options.publish)
 
 
 def draw(folder: Path, count: int, size: int) -> None:
@@ -74,8 +64,8 @@ def draw(folder: Path, count: int, size: int) -> None:
         rough.resize((size * 3 // 2,) * 2, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def measured(stage: str, folder: Path, size: int, code: Path = harness.ROOT) -> dict[str, float]:
-    """Return seconds and peak memory of a stage of a checkout. Raises SystemExit if it fails."""
+def measured(stage: str, folder: Path, size: int) -> dict[str, float]:
+    """Return seconds and peak memory of a stage. Raises SystemExit if it fails."""
     overrides = (
         f"{harness.scratch(str(folder))} data.source=folder data.name=drawn data.path={folder}/images "
         f"data.image_size={size} sweep.trials=1 sweep.epochs=1 sweep.space.architecture=compact "
@@ -83,7 +73,7 @@ def measured(stage: str, folder: Path, size: int, code: Path = harness.ROOT) -> 
     )
     words = [sys.executable, f"scripts/{stage}.py", "--profile", "laptop", "--set", overrides]
     started, peak = time.monotonic(), 0
-    with subprocess.Popen(words, cwd=code, env={**os.environ, "PYTHONPATH": str(code / "src")}) as process:
+    with subprocess.Popen(words, cwd=harness.ROOT) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             peak = max(peak, private_bytes(watched))
@@ -102,20 +92,6 @@ def private_bytes(process: psutil.Process) -> int:
                 found = one.memory_info()
                 total += found.rss - found.shared
     return total
-
-
-def compare(folder: Path, commit: str, count: int, size: int, rounds: int) -> None:
-    """Print the images a second of make data at a commit and now, alternately, start-up included."""
-    with harness.checkout(commit, folder / "before") as before:
-        seconds: dict[str, list[float]] = {"before": [], "now": []}
-        for _ in range(rounds):
-            for name, code in (("before", before), ("now", harness.ROOT)):
-                found = measured("data", folder, size, code)
-                shutil.rmtree(folder / "store")
-                seconds[name].append(found["seconds"])
-                print(f"{name}: {count / found['seconds']:.0f} images a second, {human_size(found['peak_bytes'])}")
-    one, other = (statistics.median(seconds[name]) for name in ("before", "now"))
-    print(f"median: {count / one:.0f} before, {count / other:.0f} now: {one / other:.2f}x")
 
 
 def table(result: Mapping[str, Any]) -> str:

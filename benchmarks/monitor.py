@@ -47,7 +47,6 @@ def main() -> None:
     name = f"monitor_{options.name or options.profile}"
     params = harness.params(options.profile, options.set)
     modules = ["flywheel.metrics.alarm", "flywheel.data.drift", "flywheel.data.build", "flywheel.training.loop"]
-    # The number of seeds changes no row.
     origin = harness.origin(params, ["data", "recipe", "monitor"], modules, workers.machine())
     tasks = {(seed,): (seed, options.epochs) for seed in range(options.seeds)}
     path = harness.RESULTS / f"{name}.json"

@@ -1,16 +1,15 @@
 """Which searcher finds better models? Replay sweeps over learning curves that were measured once.
 
-    python benchmarks/searcher_table.py                               (make bench-long BENCH_LONG=searcher_table)
-    python benchmarks/searcher_table.py --measure --set "data.source=folder data.name=… data.path=…"
+    python benchmarks/searcher_table.py                  (make bench-long BENCH_LONG=searcher_table, ten minutes)
 
-`--measure` trains every recipe of a grid on 2,000 photographs and writes its accuracy on 2,000 others after each epoch
-(half an hour). The replay (ten minutes) runs our searchers and our ASHA on sweeps of 16 trials, two at a time, in
-simulated time. A learning rate between two of the grid gets the mean of their curves, weighted by the logarithm of the
-rate. *Regret* is the best accuracy of the grid minus the best that the sweep saw, in points; *at equal time* is at the
-end of the sweep by TPE with ASHA.
+The curves are those of every recipe of a grid: the accuracy on 2,000 photographs after each epoch on 2,000 others. The
+code that measured them is in git until commit 4903ddb. Our searchers and our ASHA run on sweeps of 16 trials, two at a
+time, in simulated time. A learning rate between two of the grid gets the mean of their curves, weighted by the
+logarithm of the rate. *Regret* is the best accuracy of the grid minus the best that the sweep saw, in points; *at equal
+time* is at the end of the sweep by TPE with ASHA.
 
 Reads   params.yaml; the curves in benchmarks/results/learning_curves.json
-Writes  benchmarks/results/searcher_table.json and its table in docs/scaling.md; with --measure the curves first
+Writes  benchmarks/results/searcher_table.json and its table in docs/scaling.md
 """
 
 from __future__ import annotations
@@ -19,27 +18,20 @@ import heapq
 import itertools
 import math
 import statistics
-import sys
-import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import harness
 import numpy as np
-import samples
-import workers
 from numpy.typing import NDArray
 
 from flywheel import cli, files
-from flywheel.models import device as devices
-from flywheel.params import Params, Recipe
 from flywheel.sweep.asha import Asha
 from flywheel.sweep.searcher import Searcher
-from flywheel.training.loop import TrainingData, TrainingDiverged, fit
 
 CURVES = harness.RESULTS / "learning_curves.json"
-IMAGES, EPOCHS, TRIALS, AT_A_TIME = 2000, 6, 16, 2
+EPOCHS, TRIALS, AT_A_TIME = 6, 16, 2
 RATES = [0.003, 0.0095, 0.03, 0.095, 0.3]
 GRID: dict[str, list[Any]] = {
     "architecture": ["compact", "standard"],
@@ -52,44 +44,10 @@ KINDS = [("tpe", True), ("random", True), ("random", False), ("tpe", False), ("g
 
 
 def main() -> None:
-    """Measure the curves if asked to, replay the sweeps and write the table."""
-    options = harness.options(
-        __doc__,
-        seeds=(200, "sweeps of each kind"),
-        measure=(False, "train the grid first; an interrupted one is continued"),
-        set=harness.SET,
-    )
-    if options.measure:
-        measure(harness.params("laptop", options.set))
-    if not CURVES.exists() or len(files.read_json(CURVES)["rows"]) < math.prod(map(len, GRID.values())):
-        sys.exit("error: the curves are not measured yet; add --measure, and --set for the photographs")
+    """Replay the sweeps and write the table."""
+    options = harness.options(__doc__, seeds=(200, "sweeps of each kind"))
     warnings.filterwarnings("ignore")  # GPSampler is marked experimental
     harness.publish("searcher_table", "scaling.md", replay(files.read_json(CURVES), options.seeds), table)
-
-
-def measure(params: Params) -> None:
-    """Train every recipe of the grid that the curves lack."""
-    small = samples.draw(TrainingData.of(samples.load(params)), IMAGES, IMAGES)
-    origin = {
-        **harness.origin(params, ["data", "recipe"], ["flywheel.training.loop"], workers.machine()),
-        "images": IMAGES, "epochs": EPOCHS, "seed": 0, "validation_images": len(small.validation_labels),
-    }  # fmt: skip
-    points = itertools.product(*GRID.values())
-    tasks = {point: (params.complete_recipe(dict(zip(GRID, point, strict=True)), EPOCHS),) for point in points}
-    workers.complete(CURVES, origin, list(GRID), tasks, train, small)
-
-
-def train(data: TrainingData, recipe: Recipe) -> dict[str, Any]:
-    """Return the accuracy after each epoch and the seconds per epoch; after a divergence it is that of chance."""
-    started, accuracies, epochs = time.perf_counter(), [], EPOCHS
-    try:
-        for result in fit(data.classifier(recipe), data, recipe, devices.pick()):
-            accuracies.append(round(result.accuracy, 4))
-    except TrainingDiverged:
-        epochs = len(accuracies) + 1
-        accuracies += [1 / len(data.class_names)] * (EPOCHS - len(accuracies))
-    seconds = (time.perf_counter() - started) / epochs
-    return {name: getattr(recipe, name) for name in GRID} | {"accuracy": accuracies, "epoch_s": round(seconds, 2)}
 
 
 class Curves:
