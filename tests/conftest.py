@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -129,7 +130,10 @@ def double() -> Iterator[WandbDouble]:
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """The messages that the package logs during the test."""
-    from messages import captured
-
-    with captured() as messages:
-        yield messages
+    messages: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("flywheel")
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield messages
+    log.removeHandler(handler)

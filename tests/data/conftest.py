@@ -1,4 +1,4 @@
-"""What the tests of the data room share: small pictures in memory, and files made of them."""
+"""What the tests of the package data share: small pictures in memory, and files made of them."""
 
 from __future__ import annotations
 

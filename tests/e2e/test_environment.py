@@ -12,15 +12,11 @@ from pathlib import Path
 import checkouts
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What make needs for setting up, without an environment."""
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    return tmp_path
+    return checkouts.copy_makefile(tmp_path)
 
 
 def setup(
@@ -52,9 +48,7 @@ def test_a_python_that_is_too_old_is_one_sentence(checkout: Path) -> None:
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A checkout whose half-made environment was set up without a package index: made once, it takes a while."""
-    folder = tmp_path_factory.mktemp("refused")
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        (folder / name).write_bytes((ROOT / name).read_bytes())
+    folder = checkouts.copy_makefile(tmp_path_factory.mktemp("refused"))
     binary = folder / ".venv" / "bin"
     binary.mkdir(parents=True)
     (binary / "python").symlink_to("/no/such/python")  # left by a kill within venv, or by a Python that was removed

@@ -91,11 +91,7 @@ def test_a_sweep_survives_the_loss_of_two_hosts_and_uses_one_that_joins_late(mad
 def test_replicas_on_two_hosts_record_into_a_shared_store(made: Hosts) -> None:
     params = scripts.load(made.shared, SERVE)
     registry = Registry(params.store)
-    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
-    model = made_models.publish(
-        registry, params, "model-1", made_models.model(wrong=(3,)), inputs={"dataset": data.ref}
-    )
-    registry.link(model, params.registered_model, ("best", "production"), reason="the parent of a test")
+    made_models.produce(registry, params, (3,))
     address = made.head("a", cpus=0)  # the proxy there would prefer a replica of its host
     for host in "bc":
         made.join(host, address)

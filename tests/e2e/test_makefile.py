@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
+import checkouts
 import pytest
 import scripts
 from chain import make
@@ -48,15 +48,8 @@ def test_a_script_without_its_input_names_the_command_to_run_first(tmp_path: Pat
 
 def test_the_environment_follows_the_content_of_what_is_installed(tmp_path: Path) -> None:
     """A new time stamp changes nothing; another byte requires an installation."""
-
-    def ready() -> str:
-        shown = subprocess.run(["make", "-n", "-p", "help"], cwd=tmp_path, capture_output=True, text=True).stdout
-        return next(line for line in shown.splitlines() if line.startswith("READY :="))
-
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    before = ready()
+    before = checkouts.stamp(checkouts.copy_makefile(tmp_path))
     (tmp_path / "pyproject.toml").touch()
-    assert ready() == before
+    assert checkouts.stamp(tmp_path) == before
     (tmp_path / "requirements.lock").write_text((ROOT / "requirements.lock").read_text() + "# changed\n")
-    assert ready() != before
+    assert checkouts.stamp(tmp_path) != before

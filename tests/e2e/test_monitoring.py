@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.long, pytest.mark.numerics]
 def server(tmp_path: Path) -> Server:
     """Digits with drift in production, and a trained model of them, published twice: model-1 is in production."""
     server = of_store(tmp_path, f"{SETTINGS} {SMALL}")
-    done(server, "data")
+    server.done("data")
     params, registry = server.params, server.registry
     data = registry.resolve(params.dataset_name)
     images = TrainingData.of(dataset.open_directory(registry.open(data)))
@@ -45,12 +45,6 @@ def server(tmp_path: Path) -> Server:
     for seed, name in enumerate(("model-2", "model-1")):
         server.produce(made_models.publish(registry, params, name, model, inputs={"dataset": data.ref}, seed=seed))
     return server
-
-
-def done(server: Server, script: str, extra: str = "") -> str:
-    printed = server.run(script, extra=extra)
-    assert printed.endswith("[exit 0]"), printed
-    return printed
 
 
 def production(server: Server) -> Version:
@@ -88,7 +82,7 @@ def test_drift_alarms_and_labels_and_a_retraining_end_it(server: Server) -> None
     with serving(server):
         # The control: without drift nothing alarms, and nothing is promoted.
         server.wait_until_served("model-1:v0")
-        done(server, "simulate", "simulate.drift=none")
+        server.done("simulate", extra="simulate.drift=none")
         report = watched(server, total, 0)
         assert (report.alarm.state, report.predictions) == ("quiet", total)
         server.run("retrain")
@@ -96,7 +90,7 @@ def test_drift_alarms_and_labels_and_a_retraining_end_it(server: Server) -> None
 
         server.produce(server.registry.resolve("model-2"))
         server.wait_until_served("model-2:v0")
-        done(server, "simulate")
+        server.done("simulate")
         report = watched(server, total, 3)
         assert (report.alarm.state, report.others[0].alarm.state) == ("alarm", "quiet")
 
@@ -109,12 +103,12 @@ def test_drift_alarms_and_labels_and_a_retraining_end_it(server: Server) -> None
         drifted = data.split("simulation")
         model = classifier.load(server.registry.open(production(server)))
         assert report.labelled.accuracy == pytest.approx(accuracy(model, drifted.images, drifted.labels), abs=0.1)
-        assert "200 labelled" in done(server, "collect")
-        done(server, "retrain")
+        assert "200 labelled" in server.done("collect")
+        server.done("retrain")
         assert production(server).label == "retrained-model:v0"
 
         server.wait_until_served("retrained-model:v0")
-        done(server, "simulate")
+        server.done("simulate")
         report = watched(server, total, 0)
         assert report.alarm.state == "quiet"
         assert 150 <= report.predictions == total - report.left_out["trained on"] < total - 100

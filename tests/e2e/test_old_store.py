@@ -99,8 +99,7 @@ def test_lineage_infers_the_role_of_each_input(unchanged: Server) -> None:
 
 def lineage(server: Server, *reference: str) -> list[tuple[int, str, str]]:
     """Return (depth, role, name:vN) of each line of the command's tree."""
-    printed = server.run("lineage", *reference)
-    assert printed.endswith(DONE), printed
+    printed = server.done("lineage", *reference)
     found = re.findall(r"^( *)(?:└─ (\w+): )?([\w-]+:v\d+)  \(", printed, re.MULTILINE)
     assert len(found) == printed.count("\n")
     return [(len(indent) // 3, role, label) for indent, role, label in found]
@@ -111,7 +110,7 @@ def test_prune_finds_that_every_version_is_needed(unchanged: Server) -> None:
 
 
 def test_the_report_has_the_figures_of_every_stage(unchanged: Server) -> None:
-    assert unchanged.run("report").endswith(DONE)
+    unchanged.done("report")
     page = (unchanged.params.reports / "index.html").read_text()
     text = " ".join(html.unescape(re.sub("<[^>]+>", " ", page)).split())
     for shown in (
@@ -138,8 +137,7 @@ def test_compare_tells_the_models_apart(unchanged: Server) -> None:
 
 def test_retrain_continues_from_production_with_the_new_feedback(old: Server) -> None:
     known = {record.key for record in run_files.records(old.params.store)}
-    printed = old.run("retrain", extra="retrain.epochs=1 retrain.control=true")
-    assert printed.endswith(DONE), printed
+    old.done("retrain", extra="retrain.epochs=1 retrain.control=true")
     (record,) = [record for record in run_files.records(old.params.store) if record.key not in known]
     (tracked,) = (old.params.store_paths.wandb / record.folders[0]).glob("*.wandb")
     content = tracked.read_bytes()
@@ -165,8 +163,7 @@ def test_retrain_continues_from_production_with_the_new_feedback(old: Server) ->
 
 
 def test_sync_uploads_runs_artifacts_and_aliases(old: Server, double: WandbDouble) -> None:
-    printed = old.run("sync", env=double.environment)
-    assert printed.endswith(DONE), printed
+    old.done("sync", env=double.environment)
     project = double.projects["flywheel-demo"]
     for name in old.registry.collections():
         uploaded = [member.digest for member in double.collection("flywheel-demo", name).members]
@@ -190,8 +187,7 @@ def test_sync_uploads_runs_artifacts_and_aliases(old: Server, double: WandbDoubl
 def test_serve_answers_with_production_and_simulate_adds_to_the_feedback(old: Server) -> None:
     before = {row.hash: row for row in feedback.read(old.registry, old.registry.resolve("digits-feedback:v1"))}
     with serving(old):
-        printed = old.run("simulate")
-    assert printed.endswith(DONE), printed
+        old.done("simulate")
     report = files.read_json(old.params.reports / "simulation.json")
     assert report["models"] == {RETRAINED: 547}
     newest = old.registry.resolve("digits-feedback")

@@ -25,18 +25,8 @@ pytestmark = pytest.mark.long
 def server(tmp_path: Path) -> Server:
     """A made data set and a made model in production."""
     server = of_store(tmp_path, f"{SETTINGS} {SMALL}")
-    params, registry = server.params, server.registry
-    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
-    model = made_models.model(wrong=WRONG[0])
-    version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": data.ref})
-    registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
+    made_models.produce(server.registry, server.params, WRONG[0])
     return server
-
-
-def done(server: Server, script: str, *arguments: str, extra: str = "") -> str:
-    printed = server.run(script, *arguments, extra=extra)
-    assert printed.endswith("[exit 0]"), printed
-    return printed
 
 
 def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows(server: Server) -> None:
@@ -48,7 +38,7 @@ def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows
         for number in range(1, 4):
             before = files.size_of(params.store / "registry")
             serving_model = registry.resolve(f"{params.registered_model}:production")
-            done(server, "simulate", extra=f"simulate.requests=60 simulate.seed={number}")
+            server.done("simulate", extra=f"simulate.requests=60 simulate.seed={number}")
             report = files.read_json(params.reports / "simulation.json")
             assert report["models"] == {serving_model.label: 60}
 
@@ -64,7 +54,7 @@ def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows
             assert set(listed[-1] if listed else ()) < {example.hash for example in examples}
             listed.append([example.hash for example in examples])
 
-            done(server, "retrain")
+            server.done("retrain")
             outcome = files.read_json(params.reports / "retrain.json")
             candidate = registry.resolve(outcome["candidate"])
             assert candidate.label == f"retrained-model:v{number - 1}"
@@ -72,7 +62,7 @@ def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows
                 "dataset": data.ref, "feedback": newest.ref, "parent": serving_model.ref,
             }  # fmt: skip
             retrained.append(candidate)
-            assert "nothing to do (every labelled image" in done(server, "retrain")
+            assert "nothing to do (every labelled image" in server.done("retrain")
             assert registry.aliases(params.registered_model)["candidate"] == candidate.ref
             sizes.append(files.size_of(params.store / "registry") - before)  # before the test adds a model
             if number < 3:
@@ -80,11 +70,11 @@ def test_three_rounds_count_nothing_twice_leave_a_lineage_and_the_server_follows
                     registry, params, f"model-{number + 1}", made_models.model(wrong=WRONG[number]),
                     inputs={"dataset": data.ref, "feedback": newest.ref, "parent": candidate.ref},
                 )  # fmt: skip
-                done(server, "promote", made.label, "--force", "--reason", "the next round")
+                server.done("promote", made.label, "--force", "--reason", "the next round")
                 aliases = registry.aliases(params.registered_model)
                 assert (aliases["production"], aliases["previous"]) == (made.ref, serving_model.ref)
                 server.wait_until_served(made.label)
-        assert "model-2:v0 is in production again" in done(server, "rollback")
+        assert "model-2:v0 is in production again" in server.done("rollback")
         server.wait_until_served("model-2:v0")
     most = 2 * retrained[0].size + 1_000_000  # a model, as version and as blobs; feedback, manifests
     assert max(sizes) < most, (sizes, most)

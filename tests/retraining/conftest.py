@@ -32,11 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store with the data set and the model in production."""
     root = tmp_path_factory.mktemp("built")
     params = load(root)
-    registry = Registry(params.store)
-    data = made_models.publish_dataset(registry, params, made_models.dataset(params))
-    model = made_models.model(wrong=WRONG)
-    version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": data.ref})
-    registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
+    made_models.produce(Registry(params.store), params, WRONG)
     return root
 
 

@@ -33,7 +33,7 @@ class Server:
     """Knows every image by its pixels and answers its true class, except for those it is told to get wrong.
 
     `fault` is asked before each prediction, with the number of the request (from 1) and how often this image was
-    sent (from 1); what it returns is called with the handler in root of answering.
+    sent (from 1); what it returns is called with the handler instead of an answer.
     """
 
     def __init__(self, opened: Dataset, params: Params):

@@ -29,12 +29,24 @@ def clone(parent: Path) -> Path:
     return folder
 
 
+def copy_makefile(folder: Path) -> Path:
+    """Copy what make needs for setting up, without an environment, into a folder, and return that."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def stamp(checkout: Path) -> Path:
+    """Return the file that a finished installation leaves."""
+    shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
+    return checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
+
+
 def install(checkout: Path, python: str = sys.executable) -> None:
     """Make .venv look like a finished installation; its Python is a script that runs `python`."""
-    shown = subprocess.run(["make", "-n", "-p", "help"], cwd=checkout, capture_output=True, text=True).stdout
-    stamp = checkout / next(line for line in shown.splitlines() if line.startswith("READY :=")).split()[-1]
+    ready = stamp(checkout)
     binary = checkout / ".venv" / "bin" / "python"
     binary.parent.mkdir(parents=True)
     binary.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
     binary.chmod(0o755)
-    stamp.touch()
+    ready.touch()

@@ -10,6 +10,7 @@ of the groups named in `wrong`, for which it predicts class 0.
     version = made_models.publish(registry, params, "model-1", model, inputs={"dataset": ...})
     made_models.predicted(labels, groups, wrong=(1, 2))                   what it predicts for such images
     made_models.images([3, 4], groups=[0, 1])                             single images, for a server
+    made_models.produce(registry, params, wrong=(3,))                     both published, the model in production
 
 Of the images of `dataset`, the parts of the groups are GROUPS. Images are 8 pixels wide; 16 and more work too. At most
 ten classes.
@@ -137,3 +138,11 @@ def publish(
     with tempfile.TemporaryDirectory() as folder:
         made.save(Path(folder), recipe)
         return registry.publish(name, "model", Path(folder), metadata={"recipe": recipe}, inputs=inputs or {})
+
+
+def produce(registry: Registry, params: Params, wrong: Iterable[int]) -> Version:
+    """Publish a data set and a model of it, model-1, which is put into production; return the model."""
+    data = publish_dataset(registry, params, dataset(params))
+    version = publish(registry, params, "model-1", model(wrong=wrong), inputs={"dataset": data.ref})
+    registry.link(version, params.registered_model, ("best", "production"), reason="the parent of a test")
+    return version

@@ -66,7 +66,7 @@ def listening(store: Path) -> list[tuple[str, int, str]]:
 
 
 def left(mark: str) -> list[str]:
-    """Return the command lines of live processes with a mark, NAME=value, in their environment."""
+    """Return the command lines of live processes with a mark, a path or NAME=value, in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

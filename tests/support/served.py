@@ -70,6 +70,12 @@ class Server:
         )  # fmt: skip
         return f"{done.stdout}[exit {done.returncode}]"
 
+    def done(self, script: str, *arguments: str, extra: str = "", env: dict[str, str] | None = None) -> str:
+        """Run a script that must succeed; return what it printed."""
+        printed = self.run(script, *arguments, extra=extra, env=env)
+        assert printed.endswith("[exit 0]"), printed
+        return printed
+
     def command(self, script: str, *arguments: str, extra: str = "") -> list[str]:
         return scripts.command(self.folder, script, f"{self.overrides} {extra}", *arguments)
 

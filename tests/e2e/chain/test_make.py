@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import scripts
 from chain import SMALL, Built, make
@@ -101,14 +102,7 @@ def test_only_store_and_reports_are_written(built: Built) -> None:
 
 
 def test_no_process_is_left(built: Built) -> None:
-    marked = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(built.folder).encode() in (process / "environ").read_bytes():
-                marked.append((process / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    assert marked == []
+    assert processes.left(str(built.folder)) == []
 
 
 def test_report_and_compare_by_the_makefile(built: Built) -> None:
