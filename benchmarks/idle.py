@@ -10,6 +10,7 @@ Writes  reports/bench.json; with --publish also benchmarks/results/idle.json and
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -78,9 +79,10 @@ def cpu_seconds(host: int | None) -> dict[tuple[str, int], float]:
     """Return what each process of a server has used so far, by its name and pid."""
     root, found = psutil.Process(host), {}
     for process in (root, *root.children(recursive=True)):
-        line, times = " ".join(process.cmdline()), process.cpu_times()
-        name = next((name for part, name in PARTS.items() if part in line), line[:40])
-        found[name, process.pid] = times.user + times.system
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+            name = next((name for part, name in PARTS.items() if part in line), line[:40])
+            found[name, process.pid] = times.user + times.system
     return found
 
 
