@@ -98,8 +98,8 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(profile: str, overrides: str, code: Path = ROOT) -> Iterator[str]:
     """Run the server of a checkout in the background, on the overrides' serve.port; yield its URL."""
-    script("serve", profile, overrides, quiet=True, code=code)
     try:
+        script("serve", profile, overrides, quiet=True, code=code)
         yield f"http://127.0.0.1:{params(profile, overrides).serve.port}"
     finally:
         script("stop", profile, overrides, quiet=True, code=code)

@@ -224,6 +224,20 @@ def test_what_a_benchmark_needs_is_asked_before_anything_starts(
     assert str(ended.value) == message
 
 
+def test_a_server_is_stopped_when_its_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def script(name: str, *_: object, **__: object) -> None:
+        ran.append(name)
+        if name == "serve":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "script", script)
+    with pytest.raises(KeyboardInterrupt), harness.serving("demo", ""):
+        pytest.fail("it serves")
+    assert ran == ["serve", "stop"]
+
+
 @pytest.mark.parametrize("count", [30, 5])
 def test_records_of_a_benchmark_are_read_with_their_labels(tmp_path: Path, count: int) -> None:
     paths = StorePaths(tmp_path)

@@ -4,14 +4,11 @@
         address = made.head("a")
         made.join("b", address)
         made.start("a", ["python", ...])          a process on a host
-        made.cut("b")                             its link is down; `mend` puts it up
+        made.cut("b")                             its link is down
         made.kill("b")                            every process of the host ends at once
 
 Each host sees a folder of its own at `own` (all others: `folder_of(host)`), also for temporary files, and all share
 `shared`. A bridge in a namespace of its own connects them, so nothing of the machine's network changes.
-
-    python tests/support/hosts.py                 make three hosts with a Ray on them, show its nodes, remove all
-
 Host a is to have the head.
 """
 
@@ -108,9 +105,6 @@ class Hosts:
     def cut(self, host: str) -> None:
         ip("-n", self.switch, "link", "set", f"to-{host}", "down")
 
-    def mend(self, host: str) -> None:
-        ip("-n", self.switch, "link", "set", f"to-{host}", "up")
-
     def kill(self, host: str) -> None:
         """End every process of a host at once, as a power failure does."""
         listed = subprocess.run(["ip", "netns", "pids", f"{self.prefix}-{host}"], capture_output=True, text=True)
@@ -163,9 +157,3 @@ def network() -> Iterator[Hosts]:
     finally:
         hosts.remove()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    with network() as made:
-        ray_address = made.head("a")
-        print(*(made.join(host, ray_address) for host in "bc"), sep="\n")

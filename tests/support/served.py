@@ -135,10 +135,10 @@ def of_store(folder: Path, more: str) -> Server:
 @contextlib.contextmanager
 def serving(server: Server) -> Iterator[Server]:
     """Serve for the duration of the block."""
-    printed = server.run("serve")
-    assert "answers at" in printed, printed
-    assert "waiting for the replicas to load the model" in printed or "nothing changed" in printed
     try:
+        printed = server.run("serve")
+        assert "answers at" in printed, printed
+        assert "waiting for the replicas to load the model" in printed or "nothing changed" in printed
         yield server
     finally:
         server.run("stop")
