@@ -189,7 +189,10 @@ def extent(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread(values: Collection[float], form: str = ".0f", middle: Callable[..., float] = statistics.median) -> str:
-    """Return the median (or another middle) of figures, or of the values of their extent, with lowest and highest."""
+    """Return the median (or another middle) of figures with the lowest and the highest.
+
+    For the values of an `extent`, and for an `interval`, these are the same three figures.
+    """
     return f"{middle(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 

@@ -202,8 +202,8 @@ def training_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             shares = [
                 (now - row["before"]) / (row["all"] - row["before"]) for now, row in zip(found, rows, strict=True)
             ]
-            low, mean, high = harness.interval([100 * gain for gain in ahead])
-            against = "–" if way == "at random" else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            points = harness.spread(harness.interval([100 * gain for gain in ahead]), "+.1f")
+            against = "–" if way == "at random" else points
             holdout = f"{100 * statistics.mean(found):.1f}"
             yield count, way, holdout, f"{statistics.median(shares):.0%}", against
 
@@ -213,10 +213,9 @@ def second_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for above in result["rows"][0]["second"]:
         found = [row["second"][above] for row in result["rows"]]
         gains = [100 * (one["holdout"] - row["null"]) for one, row in zip(found, result["rows"], strict=True)]
-        low, mean, high = harness.interval(gains)
         total = {key: sum(one[key] for one in found) for key in found[0]}
         yield (
-            above, f"{mean:+.1f} ({low:+.1f} to {high:+.1f})", f"{total['asked_twice'] / total['labels']:.1%}",
+            above, harness.spread(harness.interval(gains), "+.1f"), f"{total['asked_twice'] / total['labels']:.1%}",
             f"{total['correct_held_back'] / total['correct']:.1%}", f"{total['wrong_kept']:,} of {total['wrong']:,}",
         )  # fmt: skip
 

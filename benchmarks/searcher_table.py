@@ -143,13 +143,12 @@ def table(result: Mapping[str, Any]) -> str:
     rows = []
     longest = max(row["seconds"] for row in result["rows"])
     for row in result["rows"]:
-        low, mean, high = row["worse_than_tpe_with_asha_points"]
         rows.append(
             (
                 f"{row['searcher']}{' with ASHA' if row['asha'] else ''}",
                 f"{row['lost_points']:.2f}",
                 f"{row['lost_at_equal_time_points']:.2f}",
-                "" if row is result["rows"][0] else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})",
+                "" if row is result["rows"][0] else harness.spread(row["worse_than_tpe_with_asha_points"], "+.2f"),
                 f"{row['seconds'] / longest:.0%}",
             )
         )

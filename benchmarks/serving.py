@@ -136,7 +136,6 @@ def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[s
     part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'.encode()
     post(folder, "parts", (part + body + b"\r\n") * PARTS + f"--{BOUNDARY}--\r\n".encode(), MULTIPART)
     (folder / "get.lua").write_text(REPORT)
-    found: dict[tuple[str, int], list[Measurement]] = {}
     with contextlib.ExitStack() as stack:
         urls = {
             "textbook": stack.enter_context(_fastapi("textbook", model)),
@@ -145,14 +144,7 @@ def measure(folder: Path, seconds: int, rounds: int, before: str = "") -> dict[s
             **({"before": stack.enter_context(_before(before, folder / "before"))} if before else {}),
             "ours": stack.enter_context(harness.serving("cifar10", overrides)),
         }
-        for name, url in urls.items():
-            _wrk(f"{url}/predict", 8, 2, folder, name)  # warm up
-        for number in range(rounds):
-            for connections in CONNECTIONS:
-                for name, url in urls.items():
-                    result = _wrk(f"{url}/predict", connections, seconds, folder, name)
-                    found.setdefault((name, connections), []).append(result)
-                    print(f"round {number + 1}, {connections:>2} connections, {name:<9}{result}", flush=True)
+        found = in_turn(urls, folder, seconds, rounds)
     rows = [_row(found, connections) for connections in CONNECTIONS]
     with harness.serving("cifar10", overrides) as url:  # without the other servers
         swaps = {"steady": _wrk(f"{url}/predict", 16, SWAP_RUN_S, folder)}
@@ -178,6 +170,22 @@ def post(folder: Path, script: str, body: bytes, headers: str = "") -> None:
     """Write a script for wrk, which posts a body."""
     (folder / script).write_bytes(body)
     (folder / f"{script}.lua").write_text(headers + POST.format(body=folder / script) + REPORT)
+
+
+def in_turn(
+    urls: Mapping[str, str], folder: Path, seconds: int, rounds: int
+) -> dict[tuple[str, int], list[Measurement]]:
+    """Measure servers in turn; return the measurements by name and number of connections."""
+    found: dict[tuple[str, int], list[Measurement]] = {}
+    for name, url in urls.items():
+        _wrk(f"{url}/predict", 8, 2, folder, name)  # warm up
+    for number in range(rounds):
+        for connections in CONNECTIONS:
+            for name, url in urls.items():
+                result = _wrk(f"{url}/predict", connections, seconds, folder, name)
+                found.setdefault((name, connections), []).append(result)
+                print(f"round {number + 1}, {connections:>2} connections, {name:<10} {result}", flush=True)
+    return found
 
 
 def _swap(params: Params, model: Path, folder: Path) -> None:

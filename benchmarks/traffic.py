@@ -66,7 +66,6 @@ def without_records(folder: Path) -> Path:
 
 def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
     """Return for each number of connections the median ratios to the server that records nothing."""
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
     serving.post(folder, "predict", serving.image())
     with contextlib.ExitStack() as stack:
         urls = {}
@@ -77,27 +76,17 @@ def measure(folder: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
             overrides = f"serve.port={harness.free_port()} {harness.scratch(str(own))} traffic.keep_images={share}"
             serving._publish(harness.params("cifar10", overrides), own / "model")
             urls[name] = stack.enter_context(harness.serving("cifar10", overrides, code))
-        for url in urls.values():
-            serving._wrk(f"{url}/predict", 8, 2, folder)  # warm up
-        for number in range(rounds):
-            for connections in serving.CONNECTIONS:
-                for name, url in urls.items():
-                    result = serving._wrk(f"{url}/predict", connections, seconds, folder)
-                    found.setdefault((name, connections), []).append(result)
-                    print(f"round {number + 1}, {connections:>2} connections, {name:<25}{result}", flush=True)
+        found = serving.in_turn(urls, folder, seconds, rounds)
     rows = []
     for connections in serving.CONNECTIONS:
-        off, on, kept = (found[name, connections] for name in SERVERS)
-        row: dict[str, Any] = {
-            "connections": connections,
-            "rate": statistics.median(one["requests_per_s"] for one in off),
-        }
-        for key, measured in (("records", on), ("images", kept)):
-            for short, figure in (("rate", "requests_per_s"), ("p99", "p99_ms")):
-                row[f"{short}_{key}"] = statistics.median(
-                    one[figure] / base[figure] for one, base in zip(measured, off, strict=True)
-                )
-        rows.append(row)
+        base, *others = (found[name, connections] for name in SERVERS)
+        ratios = [
+            statistics.median(one[figure] / first[figure] for one, first in zip(measured, base, strict=True))
+            for measured in others
+            for figure in ("requests_per_s", "p99_ms")
+        ]
+        rate = statistics.median(one["requests_per_s"] for one in base)
+        rows.append({"connections": connections, "rate": rate, **dict(zip(RATIOS, ratios, strict=True))})
     return rows
 
 
