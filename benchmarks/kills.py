@@ -161,7 +161,10 @@ class Load:
 
 def kill(url: str, store: Path, part: str, replicas: int = 1) -> dict[str, Any]:
     """Kill a part under load; return what the clients saw until it was replaced and all requests were answered."""
+    until = time.monotonic() + LONGEST_S
     while f"flywheel_replicas {replicas}\n" not in requests.get(f"{url}/metrics", timeout=60).text:
+        if time.monotonic() > until:
+            raise SystemExit(f"error: fewer than {replicas} replicas answer for {LONGEST_S} s")
         time.sleep(0.5)  # the one before may still be starting
     victim = marked(store, PARTS[part])[0]
     backend = victim.environ()[RAY] if part in ("GCS", "raylet", "driver", "files") else "none"

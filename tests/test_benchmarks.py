@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import browser
@@ -17,6 +18,7 @@ import compact
 import concurrency
 import harness
 import idle
+import kills
 import label_page
 import labelling
 import made_models
@@ -236,6 +238,15 @@ def test_a_server_is_stopped_when_its_start_is_interrupted(monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt), harness.serving("demo", ""):
         pytest.fail("it serves")
     assert ran == ["serve", "stop"]
+
+
+def test_a_server_whose_replicas_do_not_come_back_ends_the_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kills, "LONGEST_S", 0)
+    monkeypatch.setattr(kills.requests, "get", lambda *_, **__: SimpleNamespace(text="flywheel_replicas 1\n"))
+    with pytest.raises(SystemExit, match="fewer than 2 replicas answer"):
+        kills.kill("http://nowhere", tmp_path, "replica", replicas=2)
 
 
 @pytest.mark.parametrize("count", [30, 5])
