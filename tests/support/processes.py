@@ -45,7 +45,7 @@ def once(
 def gone(store: Path, timeout_s: float = 30) -> bool:
     """Wait until no process carries the store's mark; a process that is ended but not reaped counts as gone."""
     until = time.monotonic() + timeout_s
-    while alive := [process for process in of(store) if process.status() != psutil.STATUS_ZOMBIE]:
+    while alive := left(f"{MARK}={store}"):
         if time.monotonic() > until:
             print(alive)
             return False
