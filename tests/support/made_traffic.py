@@ -13,7 +13,7 @@ import numpy as np
 from flywheel import files
 from flywheel.params import StorePaths, Traffic
 from flywheel.traffic import records
-from flywheel.traffic.capture import Answered
+from flywheel.traffic.capture import Answered, Recorder
 
 CLASSES = ("cat", "dog", "fox")
 OPTIONS = Traffic(keep_images=1.0, max_bytes=10**9, max_age_days=30.0, min_free_fraction=0.0, share=False)
@@ -23,6 +23,14 @@ def answered(seed: int = 0, *, group: str | None = None, size: int = 8, confiden
     """Return an answered image with random pixels."""
     image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Answered(records.new_id(), image, group, "model-1@sha256:00", "cat", [confidence, 0.2, 0.1], 0.0021)
+
+
+def record_all(paths: StorePaths, answers: Iterable[Answered], options: Traffic = OPTIONS) -> None:
+    """Record answers and their images, as a replica does."""
+    recorder = Recorder(paths, options, "r")
+    for one in answers:
+        recorder.add(one)
+    recorder.close(60)
 
 
 def id_of_age(seconds: float) -> str:

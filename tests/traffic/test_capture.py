@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traffic import OPTIONS, answered
+from made_traffic import OPTIONS, answered, record_all
 from PIL import Image
 from waiting import wait_until
 
@@ -59,9 +61,7 @@ def test_the_fraction_of_kept_images_is_that_of_the_params() -> None:
 
 
 def test_without_kept_images_only_records_are_written(paths: StorePaths) -> None:
-    recorder = Recorder(paths, OPTIONS.model_copy(update={"keep_images": 0.0}), "r")
-    recorder.add(answered())
-    recorder.close()
+    record_all(paths, [answered()], OPTIONS.model_copy(update={"keep_images": 0.0}))
     assert len(list(records.read(paths))) == 1
     assert not paths.traffic_images.exists()
 
@@ -165,10 +165,17 @@ def test_a_killed_replica_leaves_records_that_can_be_read_and_the_next_one_goes_
         Image.open(kept).load()
 
 
-def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    path = tmp_path / "store" / "token"
-    made = keys.secret(path)
+@pytest.mark.parametrize("left_empty", [False, True], ids=["new", "a killed process left it empty"])
+def test_replicas_that_start_at_once_have_one_secret_that_only_its_owner_reads(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch, left_empty: bool
+) -> None:
+    make = secrets.token_urlsafe
+    monkeypatch.setattr("secrets.token_urlsafe", lambda size: (time.sleep(0.1), make(size))[1])
+    if left_empty:
+        files.write_text(paths.salt, "")
+    with ThreadPoolExecutor(3) as replicas:
+        (made,) = set(replicas.map(keys.salt, [paths] * 3))
+    assert made.decode() == paths.salt.read_text().strip()
     assert len(made) >= 43
-    assert keys.secret(path) == made
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keys.hash_group("patient 1", b"salt") != keys.hash_group("patient 1", b"other")
+    assert stat.S_IMODE(paths.salt.stat().st_mode) == 0o600
+    assert keys.hash_group("patient 1", made) != keys.hash_group("patient 1", b"other")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import made_models
 import numpy as np
 import pytest
-from made_traffic import CLASSES, OPTIONS, answered
+from made_traffic import CLASSES, answered, record_all
 
-from flywheel.params import StorePaths
-from flywheel.traffic import records, samples, sampling
-from flywheel.traffic.capture import Recorder
+from flywheel.params import Params, StorePaths
+from flywheel.registry import Registry
+from flywheel.traffic import label, records, samples, sampling
 from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.monitor_report import Labelled
 from flywheel.traffic.samples import Drawn, Sample
@@ -22,10 +25,7 @@ Say = Callable[..., None]
 @pytest.fixture
 def rows(paths: StorePaths) -> list[dict[str, str]]:
     """Return the records of forty images, answered "cat" with growing confidence; the first was answered twice."""
-    recorder = Recorder(paths, OPTIONS, "r")
-    for seed in (0, *range(40)):
-        recorder.add(answered(seed, confidence=0.55 + seed / 100))
-    recorder.close()
+    record_all(paths, (answered(seed, confidence=0.55 + seed / 100) for seed in (0, *range(40))))
     return list(records.read(paths))
 
 
@@ -86,6 +86,16 @@ def test_labelled_images_and_those_of_earlier_samples_are_drawn_others_are_left_
     assert sampling.draw(paths, MODEL, 99, frozenset({seen})) is None  # nothing to label
 
 
+def test_people_who_start_at_the_same_time_label_one_sample(params: Params, registry: Registry) -> None:
+    model = made_models.publish(registry, params, "model-a", made_models.model()).ref
+    record_all(params.store_paths, (replace(answered(seed), model=model) for seed in range(20)))
+    with ThreadPoolExecutor(4) as people:
+        chosen = list(people.map(lambda _: label.choose_sample(params, registry, model), range(4)))
+    assert list(samples.read(params.store_paths)) == chosen[:1]
+    assert chosen == chosen[:1] * 4
+    assert label.choose_sample(params, registry, model, new=True).number == 2
+
+
 def test_the_newest_sample_of_a_model_is_unfinished_while_a_kept_image_has_no_label_from_the_page(
     paths: StorePaths, rows: list[dict[str, str]]
 ) -> None:
@@ -122,9 +132,7 @@ def test_the_estimate_counts_decided_undecided_foreign_and_lost_images(
     assert (disputed.n, disputed.undecided) == (11, 2)
     assert np.ptp(disputed.interval) > np.ptp(found.interval)
     again = answered(int(np.flatnonzero([row["hash"] == third.hash for row in rows[1:]])[0]), confidence=0.9)
-    recorder = Recorder(paths, OPTIONS, "r")
-    recorder.add(again)
-    recorder.close()
+    record_all(paths, [again])
     say(paths, (third.model_copy(update={"prediction_id": again.prediction_id}), "fox"), who="eve", writer="replica1")
     assert estimate(paths).undecided == 3  # another answer to the same image is in dispute
 
@@ -175,10 +183,7 @@ def test_a_page_label_stays_one_when_its_labeller_corrects_it_elsewhere(
 
 def test_half_a_sample_stands_for_all_of_it(paths: StorePaths) -> None:
     """Without the weight n/m of the labelled part, the correction of an overconfident model would be too small."""
-    recorder = Recorder(paths, OPTIONS, "r")
-    for seed in range(60):
-        recorder.add(answered(seed, confidence=0.9))
-    recorder.close()
+    record_all(paths, (answered(seed, confidence=0.9) for seed in range(60)))
     sample = draw(paths, 40)
     say(paths, *((one, "cat" if i % 2 else "dog") for i, one in enumerate(sample.images[:20])))
     found = estimate(paths)

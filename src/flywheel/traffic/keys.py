@@ -8,6 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
+from flywheel import files
 from flywheel.params import StorePaths
 
 
@@ -18,23 +19,20 @@ def hash_group(name: str, salt: bytes) -> str:
 
 def token(paths: StorePaths) -> str:
     """Return the secret that a client needs to send labels: FLYWHEEL_TOKEN if set, otherwise that of the store."""
-    return os.environ.get("FLYWHEEL_TOKEN", "").strip() or secret(paths.token)
+    return os.environ.get("FLYWHEEL_TOKEN", "").strip() or _secret(paths, paths.token)
 
 
 def salt(paths: StorePaths) -> bytes:
     """Return the salt for the names of groups; make the folder of the traffic, which only its owner can open."""
     paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return secret(paths.salt).encode()
+    return _secret(paths, paths.salt).encode()
 
 
-def secret(path: Path) -> str:
-    """Return the secret in a file that only its owner can read; make one if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+def _secret(paths: StorePaths, path: Path) -> str:
+    """Return the secret in a file that only its owner can read; make one if there is none, one for all processes."""
+    with files.lock(paths.lock("secrets"), wait=True):
+        if not path.exists() or not path.stat().st_size:
+            with files.atomic(path) as temporary:
+                temporary.touch(0o600)
+                temporary.write_text(f"{secrets.token_urlsafe(32)}\n")
         return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        value = secrets.token_urlsafe(32)
-        file.write(f"{value}\n")
-    return value

@@ -7,7 +7,7 @@ import logging
 import secrets
 import socket
 
-from flywheel import FlywheelError
+from flywheel import FlywheelError, files
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.registry import Registry
@@ -37,7 +37,7 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
     ref = registry.aliases(params.registered_model).get("production")
     if ref is None:
         raise LabelError(f"there is no production model; run make evaluate serve PROFILE={params.profile}")
-    sample = (None if new else sampling.unfinished(params.store_paths, ref)) or _draw(params, registry, ref)
+    sample = choose_sample(params, registry, ref, new=new)
     opened = dataset.open_directory(registry.open(data))
     try:
         listening = socket.create_server(("127.0.0.1", port))
@@ -64,14 +64,21 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
         log.info(f"label: {state['done']:,} of {state['total']:,} images have a label; make collect publishes them")
 
 
-def _draw(params: Params, registry: Registry, ref: str) -> Sample:
-    """Draw a sample of what the production model answered. Raises LabelError that says what to do."""
-    try:
-        seen = feedback.seen(registry, registry.resolve(ref))
-    except FeedbackError as error:
-        log.info(f"label: images that the model was trained on cannot be left out: {error}")
-        seen = frozenset()
-    sample = sampling.draw(params.store_paths, ref, params.label.budget, seen)
+def choose_sample(params: Params, registry: Registry, ref: str, *, new: bool = False) -> Sample:
+    """Return the unfinished sample of a model, or another one. Raises LabelError that says what to do.
+
+    People who start at the same time get the same sample.
+    """
+    with files.lock(params.store_paths.lock("label"), wait=True):
+        unfinished = None if new else sampling.unfinished(params.store_paths, ref)
+        if unfinished is not None:
+            return unfinished
+        try:
+            seen = feedback.seen(registry, registry.resolve(ref))
+        except FeedbackError as error:
+            log.info(f"label: images that the model was trained on cannot be left out: {error}")
+            seen = frozenset()
+        sample = sampling.draw(params.store_paths, ref, params.label.budget, seen)
     if sample is None:
         raise LabelError(
             "no image waits for a label: none of the production model's is kept, or all are labelled; "
