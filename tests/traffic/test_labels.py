@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_traffic import CLASSES, OPTIONS, answered, id_of_age
+from made_traffic import CLASSES, answered, id_of_age, record_all
 
 from flywheel import files
 from flywheel.params import StorePaths
 from flywheel.traffic import labels, records
-from flywheel.traffic.capture import Recorder
 from flywheel.traffic.labels import Label, LabelLog
-
-OPTIONS_WITHOUT_IMAGES = OPTIONS.model_copy(update={"keep_images": 0.0})
 
 
 def log_of(paths: StorePaths, writer: str = "replica1") -> LabelLog:
@@ -83,9 +81,7 @@ def test_two_replicas_see_each_others_labels(paths: StorePaths) -> None:
 def test_a_label_may_come_before_its_prediction_is_on_disk(paths: StorePaths) -> None:
     one, log = answered(), log_of(paths)
     assert statuses(log, row(one.prediction_id, "cat")) == ["pending"]
-    recorder = Recorder(paths, OPTIONS_WITHOUT_IMAGES, "replica1")
-    recorder.add(one)
-    recorder.close()
+    record_all(paths, [one])
     assert statuses(log, row(one.prediction_id, "cat"), row(one.prediction_id, "dog")) == ["duplicate", "replaced"]
     assert held(paths) == {one.prediction_id: ("dog",)}
 
@@ -106,12 +102,15 @@ def test_only_so_many_labels_wait_for_their_predictions(paths: StorePaths, monke
         ({"label": "cat"}, "prediction_id is missing"),
         ({"prediction_id": "ID"}, "label is missing"),
         ({"prediction_id": "ID", "label": "cat", "when": 1}, "unknown key 'when'"),
+        ({"prediction_id": "ID", "label": "cat", "when": "1", None: ["2"]}, "unknown key None"),  # of a CSV file
         ({"prediction_id": "abc", "label": "cat"}, "not a prediction_id: 'abc'"),
         ({"prediction_id": 5, "label": "cat"}, "not a prediction_id: 5"),
+        ({"prediction_id": "\ud800", "label": "cat"}, r"not a prediction_id: '\ud800'"),
         ({"prediction_id": "ID", "label": "wolf"}, "'wolf' is not a class of the model"),
         ({"prediction_id": "ID", "label": 1}, "1 is not a class of the model"),
         ({"prediction_id": "ID", "label": ["cat"]}, "['cat'] is not a class"),
         ({"prediction_id": "ID", "label": "cat", "labeller": ""}, "labeller must be a name"),
+        ({"prediction_id": "ID", "label": "cat", "labeller": "\ud800"}, "labeller must be a name"),
         ({"prediction_id": "ID", "label": "cat", "labeller": "x" * 101}, "labeller must be a name"),
         ({"prediction_id": "ID", "label": "cat", "verdict": "not_sure"}, "verdict must be"),
         ({"prediction_id": "ID", "label": None, "verdict": []}, "verdict must be"),
@@ -124,6 +123,7 @@ def test_a_wrong_row_is_answered_and_the_others_are_taken(paths: StorePaths, wro
     answers = log_of(paths).add([wrong, row(made, "cat")])
     assert [answer.status for answer in answers] == ["invalid", "accepted"]
     assert reason in answers[0].reason
+    assert json.dumps([asdict(one) for one in answers], ensure_ascii=False).encode()  # it can be sent
     assert held(paths) == {made: ("cat",)}
 
 

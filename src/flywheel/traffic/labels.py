@@ -35,6 +35,7 @@ NOT_OURS = "not_ours"
 UNCONFIRMED = "unconfirmed"
 UNDECIDED = ("not_sure", UNCONFIRMED)
 VERDICTS = (*UNDECIDED, NOT_OURS)
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # of JSON: no file and no answer can hold it
 PAGE = re.compile(r"page(\d+)-")  # writers that are pages of make label, with the number of the sample
 WRITTEN = ("prediction_id", "label", "labeller", "sequence", "at", "verdict")
 
@@ -168,7 +169,8 @@ class LabelLog:
                 given = _checked(row, names)
             except ValueError as error:
                 shown = row.get("prediction_id") if isinstance(row, dict) else None
-                answers.append(Answer(shown if isinstance(shown, str) else None, "invalid", str(error)))
+                shown = shown if isinstance(shown, str) and not LONE_SURROGATE.search(shown) else None
+                answers.append(Answer(shown, "invalid", str(error)))
                 continue
             name = records.hour_of(given.prediction_id)
             hour = hours.get(name) or hours.setdefault(name, self._look_at(name))
@@ -261,14 +263,15 @@ def _checked(row: object, class_names: frozenset[str]) -> Label:
     if not isinstance(row, dict):
         raise ValueError("not an object with prediction_id and label")
     if unknown := set(row) - set(KEYS):
-        raise ValueError(f"unknown key {min(unknown)!r:.50}; there are {', '.join(KEYS)}")
+        raise ValueError(f"unknown key {min(unknown, key=str)!r:.50}; there are {', '.join(KEYS)}")
     if missing := {"prediction_id", "label"} - set(row):
         raise ValueError(f"{min(missing)} is missing")
     records.time_of(row["prediction_id"])
     label, labeller, verdict = row["label"], row.get("labeller", DEFAULT_LABELLER), row.get("verdict", "")
     if label is not None and (not isinstance(label, str) or label not in class_names):
         raise ValueError(f"{label!r:.50} is not a class of the model; GET /model lists them")
-    if not isinstance(labeller, str) or not labeller.strip() or len(labeller) > MAX_LABELLER:
+    named = isinstance(labeller, str) and labeller.strip() and not LONE_SURROGATE.search(labeller)
+    if not named or len(labeller) > MAX_LABELLER:
         raise ValueError(f"labeller must be a name of at most {MAX_LABELLER} characters")
     if verdict not in ("", *VERDICTS) or (verdict and (label is None) == (verdict == UNCONFIRMED)):
         raise ValueError("verdict must be not_sure or not_ours, with label null")
