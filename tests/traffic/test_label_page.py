@@ -19,14 +19,13 @@ import numpy as np
 import pytest
 import requests
 import uvicorn
-from made_traffic import OPTIONS, answered
+from made_traffic import answered, record_all
 from PIL import Image
 from waiting import wait_until
 
 from flywheel.data.dataset import Dataset
 from flywheel.params import StorePaths
 from flywheel.traffic import labels, records, sampling
-from flywheel.traffic.capture import Recorder
 from flywheel.traffic.label_app import LabelApp, Session
 from flywheel.traffic.labels import LabelLog
 
@@ -41,6 +40,28 @@ def dataset(class_names: tuple[str, ...]) -> Dataset:
         images, truth, np.zeros((len(truth), 32), np.uint8), np.arange(len(truth)),
         {"train": np.arange(len(truth))}, {"class_names": class_names},
     )  # fmt: skip
+
+
+class Browser(requests.Session):
+    """It sends what the page sends."""
+
+    def __init__(self, url: str):
+        super().__init__()
+        self.url = url
+        self.headers["Origin"] = url
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:  # type: ignore[override]
+        return super().request(method, f"{self.url}/{path}", timeout=30, **options)
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("state").json()
+        return found
+
+    def label(self, label: str | None, verdict: str = "") -> dict[str, Any]:
+        """Label the image that is shown; return the next state."""
+        body = {"prediction_id": self.state()["image"], "label": label, "verdict": verdict}
+        found: dict[str, Any] = self.post("label", json=body).json()
+        return found
 
 
 @dataclass
@@ -63,12 +84,11 @@ class Served:
             if given.label or given.verdict
         }
 
-    def browser(self) -> requests.Session:
-        """Return a client that opened the printed URL and sends what the page sends."""
-        client = requests.Session()
-        assert client.get(f"{self.url}/?token={self.app.token}", timeout=30).status_code == 200
-        client.headers["Origin"] = self.url
-        return client
+    def browser(self) -> Browser:
+        """Return a browser that opened the printed URL."""
+        opened = Browser(self.url)
+        assert opened.get(f"?token={self.app.token}").status_code == 200
+        return opened
 
 
 @contextlib.contextmanager
@@ -96,31 +116,33 @@ def serving(
 @pytest.fixture
 def page(paths: StorePaths) -> Iterator[Served]:
     """The page with six images."""
-    recorder = Recorder(paths, OPTIONS, "r")
-    for seed in range(6):
-        recorder.add(answered(seed))
-    recorder.close()
+    record_all(paths, map(answered, range(6)))
     with serving(paths, "ann") as served:
         yield served
 
 
 def test_labels_are_given_undone_and_finished(page: Served) -> None:
     client = page.browser()
-    state = client.get(f"{page.url}/state", timeout=30).json()
+    state = client.state()
     assert (state["done"], state["total"], state["classes"], state["can_undo"]) == (0, 6, list(CLASSES), False)
     first = state["image"]
     for label, verdict in (("cat", ""), (None, "not_sure"), (None, "not_ours")):
-        state = client.post(
-            f"{page.url}/label", json={"prediction_id": state["image"], "label": label, "verdict": verdict}, timeout=30
-        ).json()
+        state = client.label(label, verdict)
     assert state["done"] == 3
     assert sorted(page.held().values(), key=str) == [("cat", ""), (None, "not_ours"), (None, "not_sure")]
-    undone = client.post(f"{page.url}/undo", json={}, timeout=30).json()
+    page.paths.traffic_labels.rename(page.paths.root / "moved")
+    page.paths.traffic_labels.write_text("in the way")
+    refused = client.post("undo", json={})
+    assert (refused.status_code, refused.json()) == (503, {"error": "the label cannot be stored: File exists"})
+    page.paths.traffic_labels.unlink()
+    (page.paths.root / "moved").rename(page.paths.traffic_labels)
+    assert client.state() == state
+    undone = client.post("undo", json={}).json()
     assert undone["done"] == 2
     assert len(page.held()) == 2
     assert page.held()[first] == ("cat", "")
-    assert client.get(f"{page.url}/state", timeout=30).json() == undone  # a reload shows the same image
-    ended = client.post(f"{page.url}/finish", json={}, timeout=30).json()
+    assert client.state() == undone  # a reload shows the same image
+    ended = client.post("finish", json={}).json()
     assert (ended["finished"], ended["image"]) == (True, None)
     assert page.finished.wait(30)
     assert not any(page.paths.traffic_claims.iterdir())
@@ -128,28 +150,28 @@ def test_labels_are_given_undone_and_finished(page: Served) -> None:
 
 def test_the_image_and_the_training_examples_are_shown(page: Served) -> None:
     client = page.browser()
-    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    made = client.state()["image"]
     row = next(row for row in records.read(page.paths) if row["prediction_id"] == made)
-    sent = client.get(f"{page.url}/image/{made}", timeout=30)
+    sent = client.get(f"image/{made}")
     assert sent.content == records.image_path(page.paths, row["hash"]).read_bytes()
-    strip = Image.open(io.BytesIO(client.get(f"{page.url}/examples/1", timeout=30).content))
+    strip = Image.open(io.BytesIO(client.get("examples/1").content))
     assert strip.size == (5 * 8, 8)
-    empty = Image.open(io.BytesIO(client.get(f"{page.url}/examples/2", timeout=30).content))
+    empty = Image.open(io.BytesIO(client.get("examples/2").content))
     assert empty.size == (1, 1)  # no training image of this class
-    assert client.get(f"{page.url}/image/..%2f..%2ftoken", timeout=30).status_code == 404
+    assert client.get("image/..%2f..%2ftoken").status_code == 404
 
 
 def test_a_wrong_label_is_refused_and_the_image_stays(page: Served) -> None:
     client = page.browser()
-    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    made = client.state()["image"]
     for body, status in (
         ({"prediction_id": made, "label": "wolf"}, 409),
         ({"prediction_id": records.new_id(), "label": "cat"}, 409),
         ({"label": "cat"}, 400),
         ([], 400),
     ):
-        assert client.post(f"{page.url}/label", json=body, timeout=30).status_code == status
-    assert client.get(f"{page.url}/state", timeout=30).json()["image"] == made
+        assert client.post("label", json=body).status_code == status
+    assert client.state()["image"] == made
     assert page.held() == {}
 
 
@@ -175,31 +197,23 @@ def test_the_token_works_once_and_the_cookie_is_strict(page: Served) -> None:
 )
 def test_other_hosts_pages_and_browsers_are_refused(page: Served, headers: dict[str, str | None], status: int) -> None:
     client = page.browser()
-    made = client.get(f"{page.url}/state", timeout=30).json()["image"]
+    made = client.state()["image"]
     client.headers["Content-Type"] = "application/json"
     if "Cookie" in headers:
         client.cookies.clear()
     body = f'{{"prediction_id": "{made}", "label": "cat"}}'
-    refused = client.post(f"{page.url}/label", data=body, headers=headers, timeout=30)  # type: ignore[arg-type]
+    refused = client.post("label", data=body, headers=headers)  # type: ignore[arg-type]
     assert refused.status_code == status
     assert page.held() == {}
 
 
 def test_two_people_label_different_images(page: Served) -> None:
     with serving(page.paths, "bob") as other:
-        clients = [(page, page.browser()), (other, other.browser())]
-        shown = [client.get(f"{one.url}/state", timeout=30).json()["image"] for one, client in clients]
-        seen = list(shown)
-        for turn in range(6):
-            one, client = clients[turn % 2]
-            state = client.post(
-                f"{one.url}/label", json={"prediction_id": shown[turn % 2], "label": "cat"}, timeout=30
-            ).json()
-            shown[turn % 2] = state["image"]
-            seen += [state["image"]] if state["image"] else []
-            if not all(shown):
-                break
-        assert len(seen) == len(set(seen)) == 6
+        clients = [page.browser(), other.browser()]
+        shown = [client.state()["image"] for client in clients]
+        for turn in range(4):
+            shown.append(clients[turn % 2].label("cat")["image"])
+        assert len(set(shown)) == 6
 
 
 def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twice(page: Served) -> None:
@@ -207,14 +221,12 @@ def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twi
         client = strict.browser()
 
         def give(label: str) -> dict[str, Any]:
-            shown = client.get(f"{strict.url}/state", timeout=30).json()["image"]
-            body = {"prediction_id": shown, "label": label}
-            return {"was": shown, **client.post(f"{strict.url}/label", json=body, timeout=30).json()}
+            return {"was": client.state()["image"], **client.label(label)}
 
         contradicted = give("dog")
         assert (contradicted["done"], strict.held()) == (0, {contradicted["was"]: ("dog", "unconfirmed")})
         assert sampling.estimates(page.paths) == []
-        assert client.post(f"{strict.url}/undo", json={}, timeout=30).json()["image"] == contradicted["was"]
+        assert client.post("undo", json={}).json()["image"] == contradicted["was"]
         first = [contradicted["was"], *(give(label)["was"] for label in ("dog", "dog", "fox", "cat", "cat", "cat"))][1:]
         assert len(set(first)) == 6
         (found,) = sampling.estimates(page.paths)
@@ -222,7 +234,7 @@ def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twi
         again = [give(label)["was"] for label in ("dog", "cat", "dog", "fox")]  # agrees, gives in, changes twice
         assert again == [*first[:3], first[2]]
         assert give("fox")["was"] == first[2]
-        assert client.get(f"{strict.url}/state", timeout=30).json()["image"] is None
+        assert client.state()["image"] is None
     assert [strict.held()[made] for made in first[:3]] == [("dog", ""), ("cat", ""), ("fox", "")]
     assert sampling.estimates(page.paths)[0].n == 6
     assert sampling.unfinished(page.paths, answered().model) is None
@@ -230,8 +242,8 @@ def test_a_label_that_contradicts_a_confident_answer_counts_when_it_is_given_twi
 
 def test_images_on_which_people_disagree_come_again_until_they_agree(page: Served) -> None:
     client = page.browser()
-    shown = client.get(f"{page.url}/state", timeout=30).json()["image"]
-    client.post(f"{page.url}/label", json={"prediction_id": shown, "label": "dog"}, timeout=30)
+    shown = client.state()["image"]
+    client.label("dog")
     api = LabelLog(page.paths, "replica1", lambda: CLASSES, 30.0)
     assert api.add([{"prediction_id": shown, "label": "fox"}])[0].status == "conflict"
     page.session.finish()
@@ -241,12 +253,9 @@ def test_images_on_which_people_disagree_come_again_until_they_agree(page: Serve
     with serving(page.paths, "ann") as again:
         client = again.browser()
         for _ in range(5):
-            state = client.get(f"{again.url}/state", timeout=30).json()
-            body = {"prediction_id": state["image"], "label": "cat"}
-            state = client.post(f"{again.url}/label", json=body, timeout=30).json()
+            state = client.label("cat")
         assert (state["image"], state["done"]) == (shown, 5)
-        body = {"prediction_id": shown, "label": "fox"}
-        assert client.post(f"{again.url}/label", json=body, timeout=30).json()["done"] == 6
+        assert client.label("fox")["done"] == 6
     (found,) = sampling.estimates(page.paths)
     assert (found.n, found.undecided, sampling.disputed(page.paths, "ann")) == (6, 0, [])
 
@@ -291,9 +300,7 @@ def test_a_browser_with_the_cookie_sends_no_label_from_another_page(page: Served
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
 def test_digits_are_labelled_with_their_own_keys(paths: StorePaths) -> None:
-    recorder = Recorder(paths, OPTIONS, "r")
-    recorder.add(answered())
-    recorder.close()
+    record_all(paths, [answered()])
     with serving(paths, "ann", tuple("0123456789")) as page, browser.chromium() as tab:
         tab.open(f"{page.url}/?token={page.app.token}")
         tab.wait(lambda: tab.value("document.querySelectorAll('#classes button').length") == 10)
@@ -304,9 +311,7 @@ def test_digits_are_labelled_with_their_own_keys(paths: StorePaths) -> None:
 
 @pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
 def test_many_classes_have_a_search_box(paths: StorePaths) -> None:
-    recorder = Recorder(paths, OPTIONS, "r")
-    recorder.add(answered())
-    recorder.close()
+    record_all(paths, [answered()])
     names = tuple(f"class {number:03}" for number in range(200))
     with serving(paths, "ann", names) as page, browser.chromium() as tab:
         tab.open(f"{page.url}/?token={page.app.token}")

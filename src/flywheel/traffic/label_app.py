@@ -97,15 +97,17 @@ class Session:
     def undo(self) -> None:
         """Take the last label back and show its image again."""
         if self._given:
+            last = self._given[-1]
+            self._labels.add([{"prediction_id": last, "label": None, "labeller": self._labeller}])
+            self._given.pop()
             if self.shown is not None:
                 self._waiting.appendleft(self.shown)
                 self._release(self.shown)
-            self.shown = self._given.pop()
-            self._done.discard(self.shown)
+            self.shown = last
+            self._done.discard(last)
             with contextlib.suppress(ValueError):  # it waits only if its label was unconfirmed
-                self._waiting.remove(self.shown)
-            self._labels.add([{"prediction_id": self.shown, "label": None, "labeller": self._labeller}])
-            self._claim(self.shown)
+                self._waiting.remove(last)
+            self._claim(last)
 
     def finish(self) -> None:
         """Release the image that is shown, and show no other."""
@@ -119,7 +121,7 @@ class Session:
             known = self._labels.known(made).values()
             if made not in self._disputed and any(label.verdict != UNCONFIRMED for label in known):  # another person
                 self._done.add(made)
-            elif self._kept(made):
+            elif sampling.is_kept(self._paths, self._images[made].hash):
                 if self._claim(made):
                     return made
                 self._waiting.append(made)  # who sees it now may never answer
@@ -131,9 +133,6 @@ class Session:
         if self._second_above is None or drawn.confidence <= self._second_above or label == drawn.prediction:
             return False
         return label not in {known.label for known in self._labels.known(made).values()}
-
-    def _kept(self, made: str) -> bool:
-        return records.image_path(self._paths, self._images[made].hash).exists()
 
     def _claim(self, made: str) -> bool:
         """Reserve an image, so that two people label different ones. Returns whether it was free."""
@@ -164,20 +163,18 @@ class LabelApp:
 
     def build(self) -> Starlette:
         """Return the ASGI application."""
-        get: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            "/": self._page,
-            "/state": self._state,
-            "/image/{made}": self._image,
-            "/examples/{class_id:int}": self._examples,
-        }
-        post: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            "/label": self._label,
-            "/undo": self._undo,
-            "/finish": self._finish,
-        }
-        routes = [Route(path, self._guarded(handler), methods=["GET"]) for path, handler in get.items()]
-        routes += [Route(path, self._guarded(handler), methods=["POST"]) for path, handler in post.items()]
-        return Starlette(routes=routes)
+        routes = (
+            ("GET", "/", self._page),
+            ("GET", "/state", self._state),
+            ("GET", "/image/{made}", self._image),
+            ("GET", "/examples/{class_id:int}", self._examples),
+            ("POST", "/label", self._label),
+            ("POST", "/undo", self._undo),
+            ("POST", "/finish", self._finish),
+        )
+        return Starlette(
+            routes=[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes]
+        )
 
     def _guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Return a handler that refuses other hosts, other pages, and who has no cookie."""
@@ -199,7 +196,10 @@ class LabelApp:
                     return _refused(403, "labels are taken from this server's own page only")
                 if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
                     return _refused(415, "the body must be JSON")
-            response = await handler(request)
+            try:
+                response = await handler(request)
+            except OSError as error:
+                return _refused(503, f"the label cannot be stored: {error.strerror or error}")
             response.headers["Cache-Control"] = "no-store"
             return response
 
@@ -241,8 +241,6 @@ class LabelApp:
             problem = self._session.give(body["prediction_id"], body["label"], body.get("verdict", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             return _refused(400, "not a label")
-        except OSError as error:
-            return _refused(503, f"the label cannot be stored: {error.strerror or error}")
         return _refused(409, problem) if problem else await self._state(request)
 
     async def _undo(self, request: Request) -> Response:
