@@ -13,7 +13,7 @@ from pathlib import Path
 import made_models
 import numpy as np
 import pytest
-from made_traffic import OPTIONS
+from made_traffic import record_all
 from numpy.typing import NDArray
 
 from flywheel.data import splits
@@ -22,7 +22,7 @@ from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import examples
 from flywheel.traffic import collect, feedback, forget, records, samples
-from flywheel.traffic.capture import Answered, Recorder
+from flywheel.traffic.capture import Answered
 from flywheel.traffic.collect import CollectError
 from flywheel.traffic.feedback import Example
 from flywheel.traffic.forget import ForgetError
@@ -56,13 +56,14 @@ def answer(
     params: Params, model: Version, pixels: NDArray[np.uint8], *, prediction: str = "0", group: str | None = None
 ) -> list[str]:
     """Record that a model answered images; return the ids."""
-    recorder = Recorder(params.store_paths, OPTIONS, "r")
     ids = [records.new_id() for _ in pixels]
     probabilities = [0.05] * 10
     probabilities[int(prediction)] = 0.55
-    for made, image in zip(ids, pixels, strict=True):
-        recorder.add(Answered(made, image, group, model.ref, prediction, probabilities, 0.001))
-    recorder.close(60)
+    answers = (
+        Answered(made, image, group, model.ref, prediction, probabilities, 0.001)
+        for made, image in zip(ids, pixels, strict=True)
+    )
+    record_all(params.store_paths, answers)
     return ids
 
 
@@ -258,6 +259,11 @@ def test_labels_are_read_from_a_csv_file(
         collect.run(params, registry, path)
     with pytest.raises(CollectError, match="cannot be read"):
         collect.run(params, registry, tmp_path / "none.csv")
+    path.write_text(f"prediction_id,label\n{ids[0]},2\n")
+    params.store_paths.traffic_labels.rename(tmp_path / "moved")
+    params.store_paths.traffic_labels.write_text("in the way")
+    with pytest.raises(FileExistsError):  # and not that labels.csv cannot be read
+        collect.run(params, registry, path)
 
 
 def test_without_labels_nothing_is_published(params: Params, registry: Registry, data: Dataset) -> None:
@@ -278,7 +284,7 @@ def test_a_forgotten_image_leaves_traffic_and_feedback_for_good(
     assert [version.ref for versions in forgotten.holders.values() for version in versions] == [before.ref]
     assert [row["prediction_id"] for row in records.read(params.store_paths)] == ids[1:]
     assert not records.image_path(params.store_paths, gone).exists()
-    for again in (ids[0], gone[:10]):
+    for again in (records.new_id(), gone[:10]):
         with pytest.raises(ForgetError):
             forget.run(params, registry, [again])
     label(params, *((made, "2", "ann") for made in answer(params, model, images[1:2])))
@@ -293,7 +299,7 @@ def test_a_forgotten_image_leaves_traffic_and_feedback_for_good(
     assert sum((np.load(shard) == images[0]).all(axis=(1, 2, 3)).sum() for shard in shards) == 0
     assert np.array_equal(feedback.pixels(registry, after, found.values())[content(images[2])], images[2])
     assert registry.has(before.ref)
-    forget.run(params, registry, [gone], everywhere=True)
+    forget.run(params, registry, [ids[0]], everywhere=True)  # as the first run says
     assert not registry.has(before.ref)
     assert not registry.has(before.inputs["pixels"][0])
     assert registry.has(after.ref)

@@ -7,7 +7,6 @@ came. It keeps in memory what has a label, not the log. A run that is killed pub
 from __future__ import annotations
 
 import csv
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -92,7 +91,7 @@ def run(params: Params, registry: Registry, labels_file: Path | None = None) -> 
 
 def examples_of(
     paths: StorePaths,
-    found: Mapping[str, labels.Labelled],
+    found: Mapping[str, labels.LabelledImage],
     groups: Mapping[str, Collection[str]],
     opened: Dataset,
     stored: Collection[str] = (),
@@ -133,7 +132,7 @@ def examples_of(
     return examples, images, counts
 
 
-def _list_disputed(found: Mapping[str, labels.Labelled]) -> None:
+def _list_disputed(found: Mapping[str, labels.LabelledImage]) -> None:
     """Log who says what about the images whose labellers disagree."""
     disputed = [image for image in found.values() if len(image.labels) > 1]
     for image in disputed[:SHOWN]:
@@ -164,18 +163,17 @@ def side_of(hashes: Collection[str]) -> Literal["train", "holdout", "both"]:
 
 def _read_file(params: Params, path: Path, class_names: Sequence[str]) -> None:
     """Take the labels of a CSV file with the columns prediction_id, label and, if you like, labeller."""
-    taker = labels.LabelLog(params.store_paths, "file", lambda: class_names, params.traffic.max_age_days)
-    answers: list[labels.Answer] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := {"prediction_id", "label"} - set(reader.fieldnames or ()):
                 raise CollectError(f"{path} has no column {min(missing)}; its first line must name prediction_id,label")
-            while rows := list(itertools.islice(reader, ROWS)):
-                # An empty label takes a label back; an empty labeller is the default one.
-                answers += taker.add([{k: v or None for k, v in row.items() if v or k == "label"} for row in rows])
+            # An empty label takes a label back; an empty labeller is the default one.
+            rows = [{k: v or None for k, v in row.items() if v or k == "label"} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CollectError(f"{path} cannot be read: {error}") from None
+    taker = labels.LabelLog(params.store_paths, "file", lambda: class_names, params.traffic.max_age_days)
+    answers = [answer for start in range(0, len(rows), ROWS) for answer in taker.add(rows[start : start + ROWS])]
     counts = Counter(answer.status for answer in answers)
     log.info(f"collect: {path.name}: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()))
     rejected = [answer for answer in answers if answer.status not in (*labels.STORED, "duplicate")]

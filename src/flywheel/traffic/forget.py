@@ -38,8 +38,9 @@ def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: b
     """
     paths = params.store_paths
     with files.lock(paths.lock("collect")):
-        hashes = {_content(paths, one) for one in ids}
-        files.append_json_lines(paths.forgotten, *({"hash": one, "at": files.timestamp()} for one in sorted(hashes)))
+        noted = [{"hash": _content(paths, one), "id": one, "at": files.timestamp()} for one in ids]
+        files.append_json_lines(paths.forgotten, *noted)
+        hashes = {row["hash"] for row in noted}
         for content in hashes:
             records.image_path(paths, content).unlink(missing_ok=True)
         removed = sum(_blank(path, hashes) for path in paths.traffic_records.glob("*.jsonl"))
@@ -71,7 +72,10 @@ def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: b
 
 
 def _content(paths: StorePaths, one: str) -> str:
-    """Return the content hash that an id names."""
+    """Return the content hash that an id names, also of an image that is forgotten already: it may be elsewhere."""
+    for row in files.read_json_lines(paths.forgotten):
+        if one in (row["hash"], row.get("id")):
+            return str(row["hash"])
     try:
         hour = records.hour_of(one)
     except ValueError:
@@ -89,7 +93,7 @@ def _content(paths: StorePaths, one: str) -> str:
 def _blank(path: Path, hashes: Collection[str]) -> int:
     """Overwrite the records of images with spaces, in place: a replica may append to the file meanwhile."""
     blanked, position = 0, 0
-    with path.open("r+b", buffering=0) as file:
+    with contextlib.suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
         for line in file.read().splitlines(keepends=True):
             with contextlib.suppress(ValueError):
                 row = json.loads(line)

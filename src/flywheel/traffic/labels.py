@@ -107,7 +107,7 @@ def current(of_prediction: Mapping[str, Label]) -> tuple[str, ...]:
 
 
 @dataclass
-class Labelled:
+class LabelledImage:
     """What is known of an image that has or had a label: one or several predictions of the same content."""
 
     hash: str
@@ -120,9 +120,9 @@ class Labelled:
         return {str(label.label) for label in self.given}
 
 
-def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
+def join(paths: StorePaths) -> tuple[dict[str, LabelledImage], int]:
     """Return the images that have or had a label, by content hash, and the number of labels without a record."""
-    found: dict[str, Labelled] = {}
+    found: dict[str, LabelledImage] = {}
     unknown = 0
     for hour, by_prediction in read(paths):
         missing = set(by_prediction)
@@ -130,7 +130,7 @@ def join(paths: StorePaths) -> tuple[dict[str, Labelled], int]:
             for row in records.read_file(path, missing):
                 made = row["prediction_id"]
                 missing.discard(made)
-                image = found.setdefault(row["hash"], Labelled(row["hash"], row))
+                image = found.setdefault(row["hash"], LabelledImage(row["hash"], row))
                 image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
                 image.given += [label for label in by_prediction[made].values() if label.label and not label.verdict]
         unknown += len(missing)
