@@ -336,8 +336,11 @@ def test_the_bins_grow_with_the_time_and_stay_few(params: Params, registry: Regi
     assert len(report.change) <= observed.MAX_BINS
 
 
-def test_a_damaged_state_counts_all_records_again(params: Params, registry: Registry, model: Version) -> None:
+@pytest.mark.parametrize("damaged", [b"PK\x03\x04 damaged", b""])
+def test_a_damaged_state_counts_all_records_again(
+    params: Params, registry: Registry, model: Version, damaged: bytes
+) -> None:
     write_records(params.store_paths, traffic(model, share(60, 0.0)))
     run(params, registry)
-    params.store_paths.monitor_state.write_bytes(b"PK\x03\x04 damaged")
+    params.store_paths.monitor_state.write_bytes(damaged)
     assert run(params, registry).predictions == 60

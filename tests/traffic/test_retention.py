@@ -41,6 +41,10 @@ def test_above_the_limit_the_oldest_images_without_a_label_go_first(paths: Store
     assert retention.measure(paths).size_bytes < 0.9 * 1_700_000
     assert retention.tidy(paths, options)
     assert images(paths) == {0, 4, 5}
+    keep(paths, 6, 0, 900_000)
+    retention.tidy(paths, options)
+    assert images(paths) == {0, 6}  # its record is still there, too, and tells that it has a label
+    assert ids[0] in {row["prediction_id"] for row in records.read(paths)}
 
 
 def test_what_is_too_old_goes_with_its_records_and_labels(paths: StorePaths) -> None:

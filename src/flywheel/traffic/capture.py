@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -114,7 +113,7 @@ class Recorder:
     def _write(self, batch: Sequence[Answered]) -> None:
         self._paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
         forgotten = retention.forgotten(self._paths)
-        lines: dict[datetime, list[dict[str, Any]]] = {}
+        lines: dict[str, list[dict[str, Any]]] = {}
         for answered in batch:
             content = hashlib.sha256(answered.image.tobytes()).hexdigest()
             if content in forgotten:
@@ -123,7 +122,7 @@ class Recorder:
             if self._options.keep_images and has_room and is_kept(answered.prediction_id, self._options.keep_images):
                 self._keep(content, answered.image)
             at = records.made_at(answered.prediction_id)
-            lines.setdefault(at.replace(minute=0, second=0, microsecond=0), []).append(
+            lines.setdefault(f"{self._replica}-{at:{records.HOUR_FORMAT}}.jsonl", []).append(
                 {
                     "prediction_id": answered.prediction_id,
                     "at": at.isoformat(timespec="milliseconds"),
@@ -135,10 +134,8 @@ class Recorder:
                     "latency_ms": round(answered.latency_s * 1000, 2),
                 }
             )
-        for hour, rows in lines.items():
-            self._since_tidy_bytes += files.append_json_lines(
-                self._paths.traffic_records / f"{self._replica}-{hour:{records.HOUR_FORMAT}}.jsonl", *rows
-            )
+        for name, rows in lines.items():
+            self._since_tidy_bytes += files.append_json_lines(self._paths.traffic_records / name, *rows)
             self.counts.recorded += len(rows)
         if batch and self._failing:
             self._failing = False

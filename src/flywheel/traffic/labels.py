@@ -90,12 +90,11 @@ def parse(row: Mapping[str, Any], writer: str) -> Label:
     )  # fmt: skip
 
 
-def read(paths: StorePaths) -> Iterator[tuple[str, dict[str, ByLabeller]]]:
+def read(paths: StorePaths) -> Iterator[tuple[datetime, dict[str, ByLabeller]]]:
     """Yield (hour, {prediction_id: {labeller: label}}) for every hour with labels, the oldest first."""
-    hours = {path.stem.rpartition("-")[2] for path in paths.traffic_labels.glob("*.jsonl") if records.file_time(path)}
-    for hour in sorted(hours):
+    for hour, of_labels in records.by_hour(paths.traffic_labels).items():
         known: dict[str, ByLabeller] = {}
-        for path in paths.traffic_labels.glob(f"*-{hour}.jsonl"):
+        for path in of_labels:
             for row in records.read_file(path):
                 fold(known, parse(row, path.stem))
         yield hour, known
@@ -123,10 +122,10 @@ class LabelledImage:
 def join(paths: StorePaths) -> tuple[dict[str, LabelledImage], int]:
     """Return the images that have or had a label, by content hash, and the number of labels without a record."""
     found: dict[str, LabelledImage] = {}
-    unknown = 0
+    unknown, of_records = 0, records.by_hour(paths.traffic_records)
     for hour, by_prediction in read(paths):
         missing = set(by_prediction)
-        for path in sorted(paths.traffic_records.glob(f"*-{hour}.jsonl")):
+        for path in of_records.get(hour, ()):
             for row in records.read_file(path, missing):
                 made = row["prediction_id"]
                 missing.discard(made)

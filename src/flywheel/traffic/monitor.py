@@ -6,6 +6,7 @@ a run that is killed in between changed nothing that the next one does not write
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -102,40 +103,36 @@ class _Models:
 
     def __init__(self, params: Params, registry: Registry):
         self._params, self._registry = params, registry
-        self._references: dict[str, ModelReference | None] = {}
-        self._judges: dict[str, Judge | None] = {}
         self.problems: dict[str, str] = {}
+        self.reference, self.judge = functools.cache(self._reference), functools.cache(self._judge)
 
-    def reference(self, ref: str) -> ModelReference | None:
+    def _reference(self, ref: str) -> ModelReference | None:
         """Return the reference of a model, or None if it has none that gives an alarm."""
-        if ref not in self._references:
-            from flywheel.traffic import reference
+        from flywheel.traffic import reference
 
-            found, problem = None, ""
-            try:
-                found = reference.load(self._params, self._registry, ref)
-                problem = found.problem
-            except FlywheelError as error:
-                problem = str(error)
-            if problem:
-                self.problems[ref] = problem
-            self._references[ref] = None if problem else found
-        return self._references[ref]
+        try:
+            found = reference.load(self._params, self._registry, ref)
+        except FlywheelError as error:
+            self.problems[ref] = str(error)
+            return None
+        if found.alarm is None:
+            self.problems[ref] = found.problem
+            return None
+        return found
 
-    def judge(self, ref: str) -> Judge | None:
+    def _judge(self, ref: str) -> Judge | None:
         """Return what the predictions of a model are judged by, or None if it has no reference."""
-        if ref not in self._judges:
-            from flywheel.traffic import observed, reference
+        from flywheel.traffic import observed, reference
 
-            self._judges[ref] = None
-            found = self.reference(ref)
-            if found is not None and found.alarm is not None:
-                try:
-                    trained = reference.trained_on(self._registry, self._registry.resolve(ref))
-                    self._judges[ref] = observed.Judge(found.alarm, len(found.predicted), trained)
-                except RegistryError as error:
-                    self.problems[ref] = str(error)
-        return self._judges[ref]
+        found = self.reference(ref)
+        if found is None or found.alarm is None:
+            return None
+        try:
+            trained = reference.trained_on(self._registry, self._registry.resolve(ref))
+        except RegistryError as error:
+            self.problems[ref] = str(error)
+            return None
+        return observed.Judge(found.alarm, len(found.predicted), trained)
 
 
 def _restart(state: State, samples: Sequence[Labelled]) -> None:

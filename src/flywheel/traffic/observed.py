@@ -3,8 +3,9 @@
 One file holds it all and is replaced atomically: how far each file of records was read, and for each model the state
 of its alarm, what it counted in bins of time, and which contents. A run that is killed before that changed nothing.
 
-The bins grow with the time that they cover (1 s, 2 s, 4 s, …), so that there are at most `MAX_BINS`. Bins and contents
-older than the oldest records are dropped, so the memory needed is bounded by the records (`traffic.max_bytes`).
+The bins grow with the time that they cover (1 s, 2 s, 4 s, …), so that there are at most `MAX_BINS`. Contents of hours
+that have no records any more are dropped, so the memory needed is bounded by the records (`traffic.max_bytes`), and so
+are bins older than the oldest records.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import contextlib
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,11 @@ class Observed:
         np.maximum.at(peaks, index, self.peaks)
         self.table, self.peaks = table, peaks
 
-    def drop_before(self, hour: int, width_s: int) -> None:
-        """Drop bins and contents from before the hour of the oldest records."""
-        kept = self.hours >= hour
+    def keep_hours(self, hours: Sequence[int], width_s: int) -> None:
+        """Drop contents of other hours than those that have records, and bins from before the oldest."""
+        kept = np.isin(self.hours, hours)
         self.hashes, self.hours = self.hashes[kept], self.hours[kept]
-        kept = self.starts + width_s > hour * 3600
+        kept = self.starts + width_s > min(hours, default=2**40) * 3600
         self.starts, self.peaks, self.table = self.starts[kept], self.peaks[kept], self.table[kept]
 
     def _add(self, kept: NDArray[Any], levels: NDArray[np.float64], classes: int) -> None:
@@ -159,9 +160,12 @@ class State:
 
     def update(self, paths: StorePaths, judge: Callable[[str], Judge | None], limit: float) -> None:
         """Count what is new. `judge` is called for each model that answered; the alarm is raised at `limit`."""
-        self._forget_removed(paths)
+        by_hour = {
+            int(at.timestamp()) // 3600: of_hour for at, of_hour in records.by_hour(paths.traffic_records).items()
+        }
+        self._forget_removed(by_hour)
         found: dict[str, list[NDArray[Any]]] = {}
-        for hour, of_hour in _by_hour(paths).items():
+        for hour, of_hour in by_hour.items():
             for path in of_hour:
                 for lines, end in _new_lines(path, self.offsets.get(path.name, 0)):
                     for ref, seen in self._judged(lines, hour, judge):
@@ -215,13 +219,12 @@ class State:
             observed.merge(self.width_s)
         found.clear()
 
-    def _forget_removed(self, paths: StorePaths) -> None:
+    def _forget_removed(self, by_hour: Mapping[int, Sequence[Path]]) -> None:
         """Drop what belongs to files of records that are gone."""
-        found = _by_hour(paths)
-        names = {path.name for of_hour in found.values() for path in of_hour}
+        names = {path.name for of_hour in by_hour.values() for path in of_hour}
         self.offsets = {name: offset for name, offset in self.offsets.items() if name in names}
         for observed in self.models.values():
-            observed.drop_before(min(found, default=2**40), self.width_s)
+            observed.keep_hours(list(by_hour), self.width_s)
 
 
 def load(paths: StorePaths) -> State:
@@ -237,7 +240,7 @@ def load(paths: StorePaths) -> State:
                 return State(models=models, **known)
     except FileNotFoundError:
         return State()
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         log.info(f"monitor: {paths.monitor_state} cannot be read ({error}); counting all records again")
     return State()
 
@@ -251,19 +254,13 @@ def save(paths: StorePaths, state: State) -> None:
     }
     values = [one.name for one in fields(Observed) if one.name not in ARRAYS]
     models = {ref: {name: getattr(observed, name) for name in values} for ref, observed in state.models.items()}
-    known = {"version": VERSION, **asdict(State(state.offsets, state.width_s, {}, state.unwatched)), "models": models}
+    known = {
+        "version": VERSION, "offsets": state.offsets, "width_s": state.width_s, "unwatched": state.unwatched,
+        "models": models,
+    }  # fmt: skip
     paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
     with files.atomic(paths.monitor_state) as temporary:
         np.savez(temporary, state=np.frombuffer(json.dumps(known).encode(), np.uint8), **arrays)
-
-
-def _by_hour(paths: StorePaths) -> dict[int, list[Path]]:
-    """Return the files of records by their hour since 1970, the oldest first."""
-    found: dict[int, list[Path]] = {}
-    for path in sorted(paths.traffic_records.glob("*.jsonl")):
-        if (start := records.file_time(path)) is not None:
-            found.setdefault(int(start.timestamp()) // 3600, []).append(path)
-    return dict(sorted(found.items()))
 
 
 def _new_lines(path: Path, start: int) -> Iterator[tuple[list[bytes], int]]:

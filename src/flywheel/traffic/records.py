@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,18 +77,25 @@ def image_path(paths: StorePaths, content: str) -> Path:
     return paths.traffic_images / content[:2] / f"{content}.png"
 
 
+def by_hour(folder: Path) -> dict[datetime, list[Path]]:
+    """Return the files of records or labels in a folder by their hour, the oldest first."""
+    found: dict[datetime, list[Path]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        if (hour := file_time(path)) is not None:
+            found.setdefault(hour, []).append(path)
+    return dict(sorted(found.items()))
+
+
 def read(paths: StorePaths) -> Iterator[dict[str, Any]]:
     """Yield every record, hour by hour; the memory needed does not grow with their number."""
-    known = ((file_time(path), path) for path in paths.traffic_records.glob("*.jsonl"))
-    for _, path in sorted((hour, path) for hour, path in known if hour is not None):
-        yield from read_file(path)
+    for of_hour in by_hour(paths.traffic_records).values():
+        yield from chain.from_iterable(map(read_file, of_hour))
 
 
 def newest_hours(paths: StorePaths) -> Iterator[Iterator[dict[str, Any]]]:
     """Yield for each hour, the newest first, its records in any order."""
-    known = [(hour, path) for path in paths.traffic_records.glob("*.jsonl") if (hour := file_time(path)) is not None]
-    for _, files in itertools.groupby(sorted(known, reverse=True), key=lambda each: each[0]):
-        yield (row for _, path in files for row in read_file(path))
+    for of_hour in reversed(by_hour(paths.traffic_records).values()):
+        yield chain.from_iterable(map(read_file, of_hour))
 
 
 def groups(paths: StorePaths, contents: Collection[str]) -> dict[str, set[str]]:

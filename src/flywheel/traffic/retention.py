@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import time
@@ -64,7 +65,7 @@ def tidy(paths: StorePaths, options: Traffic) -> Kept:
     excess = sum(file.size for file in found) - options.max_bytes
     if excess > 0:
         excess += int((1 - LOW) * options.max_bytes)
-    labelled = labelled_hashes(paths) if max(excess, missing) > 0 else set()
+    labelled = _labelled(paths) if max(excess, missing) > 0 else set()
     left = []
     for file in sorted(found, key=lambda file: (file.path.stem in labelled, file.time)):
         image = file.path.suffix == IMAGE and file.path.stem not in labelled
@@ -82,36 +83,30 @@ def _kept(found: Sequence[_File]) -> Kept:
     return Kept(sum(file.size for file in found), images, min(hours, default=None))
 
 
-def labelled_hashes(paths: StorePaths) -> set[str]:
-    """Return the content hashes of the images that have a label."""
-    ids: dict[str, set[str]] = {}
-    for path in paths.traffic_labels.glob("*.jsonl"):
-        ids.setdefault(path.stem.rpartition("-")[2], set()).update(
-            row["prediction_id"] for row in records.read_file(path)
-        )
-    return {
-        row["hash"]
-        for hour, wanted in ids.items()
-        for path in paths.traffic_records.glob(f"*-{hour}.jsonl")
-        for row in records.read_file(path, wanted)
-    }
-
-
-_forgotten: dict[Path, tuple[tuple[int, int], frozenset[str]]] = {}  # by the file's time and size
+def _labelled(paths: StorePaths) -> set[str]:
+    """Return the names, without suffix, of the images that have a label, and of the files with their records."""
+    found: set[str] = set()
+    of_records = records.by_hour(paths.traffic_records)
+    for hour, of_labels in records.by_hour(paths.traffic_labels).items():
+        wanted = {row["prediction_id"] for path in of_labels for row in records.read_file(path)}
+        for path in of_records.get(hour, ()):
+            if hashes := {row["hash"] for row in records.read_file(path, wanted)}:
+                found |= {path.stem, *hashes}
+    return found
 
 
 def forgotten(paths: StorePaths) -> frozenset[str]:
     """Return the content hashes of the images that `make forget` removed; nothing may keep or train on them."""
-    path = paths.forgotten
     try:
-        status = path.stat()
+        status = paths.forgotten.stat()
     except OSError:
         return frozenset()
-    version = (status.st_mtime_ns, status.st_size)
-    known = _forgotten.get(path)
-    if known is None or known[0] != version:
-        known = _forgotten[path] = (version, frozenset(row["hash"] for row in files.read_json_lines(path)))
-    return known[1]
+    return _read_forgotten(paths.forgotten, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)  # by time and size, and so again only when the list has grown
+def _read_forgotten(path: Path, _time_ns: int, _size: int) -> frozenset[str]:
+    return frozenset(row["hash"] for row in files.read_json_lines(path))
 
 
 def _files(paths: StorePaths) -> list[_File]:

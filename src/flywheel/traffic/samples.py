@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from flywheel import files
 from flywheel.params import StorePaths
@@ -56,7 +56,7 @@ def write(paths: StorePaths, sample: Sample) -> None:
 def read(paths: StorePaths) -> Iterator[Sample]:
     """Yield the samples, the oldest first; other files are skipped, also those of version 1, which prove nothing."""
     for path in sorted(_files(paths), key=lambda path: int(path.stem)):
-        with contextlib.suppress(OSError, ValidationError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             yield Sample.model_validate(files.read_json(path))
 
 
