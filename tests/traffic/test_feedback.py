@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import made_models
@@ -87,6 +89,18 @@ def test_pixels_that_no_data_set_holds_are_appended(
     assert found.keys() == {*keys, key}
     assert all((found[key] == image).all() for key, image in zip(keys, shown, strict=True))
     assert (found[key] == larger[0]).all()
+
+
+def test_two_that_publish_at_the_same_time_are_both_listed(
+    params: Params, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = feedback._store
+    monkeypatch.setattr(feedback, "_store", lambda *given: (time.sleep(0.2), store(*given))[1])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: feedback.publish(params, registry, [one], {}, {}), [example("ab"), example("cd")]))
+    newest = feedback.latest(params, registry)
+    assert newest is not None
+    assert feedback.read(registry, newest) == (example("ab"), example("cd"))
 
 
 def test_format_1_lists_failures(params: Params, registry: Registry, tmp_path: Path) -> None:

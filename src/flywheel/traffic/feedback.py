@@ -191,15 +191,16 @@ def publish(
     is in no data set. Images in `withdrawn` (hashes), and those that `make forget` removed, are listed no more, and
     their pixels are erased. Nothing new: the version that is there, untouched.
     """
-    before = latest(params, registry)
-    known = read(registry, before) if before else ()
-    gone = {*withdrawn, *retention.forgotten(params.store_paths)}
-    merged = tuple(example for example in merge(known, labelled) if example.hash not in gone)
-    if merged == tuple(sorted(known, key=lambda example: example.hash)):
-        return before, 0
     folder = params.store_paths.scratch("feedback")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as directory:
+    lock = params.store_paths.lock("feedback")  # who publishes meanwhile would leave out what this adds
+    with files.lock(lock, wait=True), tempfile.TemporaryDirectory(dir=folder) as directory:
+        before = latest(params, registry)
+        known = read(registry, before) if before else ()
+        gone = {*withdrawn, *retention.forgotten(params.store_paths)}
+        merged = tuple(example for example in merge(known, labelled) if example.hash not in gone)
+        if merged == tuple(sorted(known, key=lambda example: example.hash)):
+            return before, 0
         opened = _pixels_of(registry, before)
         shards = sorted(registry.open(opened).glob("pixels-*.npy")) if opened else []
         if opened is None:  # they are on another machine
@@ -228,7 +229,7 @@ def publish(
                 **inputs, "previous": [before.ref] if before else [], "pixels": [pixels.ref] if pixels else [],
             },
         )  # fmt: skip
-    return version, len({example.hash for example in merged} - {example.hash for example in known})
+        return version, len({example.hash for example in merged} - {example.hash for example in known})
 
 
 def trained_on(registry: Registry, model: Version) -> frozenset[str]:
