@@ -81,7 +81,7 @@ class Served:
             for _, by_prediction in labels.read(self.paths)
             for made, of_labellers in by_prediction.items()
             for given in of_labellers.values()
-            if given.label or given.verdict
+            if given.said
         }
 
     def browser(self) -> Browser:
@@ -89,6 +89,11 @@ class Served:
         opened = Browser(self.url)
         assert opened.get(f"?token={self.app.token}").status_code == 200
         return opened
+
+    def open_in(self, tab: browser.Page) -> None:
+        """Open the printed URL and wait for the image."""
+        tab.open(f"{self.url}/?token={self.app.token}")
+        tab.wait(lambda: tab.value("state?.image"))
 
 
 @contextlib.contextmanager
@@ -119,6 +124,21 @@ def page(paths: StorePaths) -> Iterator[Served]:
     record_all(paths, map(answered, range(6)))
     with serving(paths, "ann") as served:
         yield served
+
+
+@pytest.fixture
+def tab() -> Iterator[browser.Page]:
+    """A tab of a browser."""
+    if browser.BINARY is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    with browser.chromium() as opened:
+        yield opened
+
+
+def press(tab: browser.Page, key: str, text: str) -> None:
+    """Press a key that sends a text."""
+    tab.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
+    tab.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
 
 
 def test_labels_are_given_undone_and_finished(page: Served) -> None:
@@ -260,33 +280,29 @@ def test_images_on_which_people_disagree_come_again_until_they_agree(page: Serve
     assert (found.n, found.undecided, sampling.disputed(page.paths, "ann")) == (6, 0, [])
 
 
-@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_the_keyboard_alone_labels(page: Served) -> None:
-    with browser.chromium() as tab:
-        tab.open(f"{page.url}/?token={page.app.token}")
-        tab.wait(lambda: tab.value("document.querySelectorAll('#classes button').length") == 3)
-        for key, count in (("2", "1 of 6"), ("n", "2 of 6"), ("u", "1 of 6"), ("1", "2 of 6")):
-            tab.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
-            tab.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
-            tab.wait(lambda count=count: tab.value("document.getElementById('count').textContent") == count)
-        assert sorted(page.held().values(), key=str) == [("cat", ""), ("dog", "")]
-        assert not tab.console
-        assert all(url.startswith((page.url, "data:")) for url in tab.requested)
-        roles = tab.ask("Accessibility.getFullAXTree")["nodes"]
-        named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in roles if "role" in node}
-        assert ("image", "the image to label") in named
-        assert any(role == "button" and name and "dog" in name for role, name in named)
+def test_the_keyboard_alone_labels(page: Served, tab: browser.Page) -> None:
+    page.open_in(tab)
+    for key, count in (("2", "1 of 6"), ("n", "2 of 6"), ("u", "1 of 6"), ("1", "2 of 6")):
+        press(tab, key, key)
+        tab.wait(lambda count=count: tab.value("document.getElementById('count').textContent") == count)
+    assert sorted(page.held().values(), key=str) == [("cat", ""), ("dog", "")]
+    assert not tab.console
+    assert all(url.startswith((page.url, "data:")) for url in tab.requested)
+    roles = tab.ask("Accessibility.getFullAXTree")["nodes"]
+    named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in roles if "role" in node}
+    assert ("image", "the image to label") in named
+    assert any(role == "button" and name and "dog" in name for role, name in named)
 
 
-@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_a_browser_with_the_cookie_sends_no_label_from_another_page(page: Served, tmp_path: Path) -> None:
+def test_a_browser_with_the_cookie_sends_no_label_from_another_page(
+    page: Served, tab: browser.Page, tmp_path: Path
+) -> None:
     """The other page is on another port of this machine, for which SameSite=Strict sends the cookie."""
     (tmp_path / "index.html").write_text("<title>other</title>")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other, browser.chromium() as tab:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        tab.open(f"{page.url}/?token={page.app.token}")
-        tab.wait(lambda: tab.value("state?.image"))
+        page.open_in(tab)
         body = json.dumps({"prediction_id": tab.value("state.image"), "label": "cat"})
         post = f"{{method: 'POST', headers: {{'Content-Type': 'TYPE'}}, body: {body!r}, credentials: 'include'}}"
         for origin in (f"http://127.0.0.1:{other.server_port}", page.url):
@@ -298,25 +314,23 @@ def test_a_browser_with_the_cookie_sends_no_label_from_another_page(page: Served
         other.shutdown()
 
 
-@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_digits_are_labelled_with_their_own_keys(paths: StorePaths) -> None:
+@pytest.mark.parametrize(
+    ("names", "keys", "label"),
+    [
+        pytest.param(tuple("0123456789"), [("7", "7")], "7", id="digits have their own keys"),
+        pytest.param(
+            tuple(f"class {number:03}" for number in range(200)), [*zip("117", "117", strict=True), ("Enter", "\r")],
+            "class 117", id="many classes have a search box",
+        ),
+    ],
+)  # fmt: skip
+def test_classes_are_chosen_by_keys(
+    paths: StorePaths, tab: browser.Page, names: tuple[str, ...], keys: list[tuple[str, str]], label: str
+) -> None:
     record_all(paths, [answered()])
-    with serving(paths, "ann", tuple("0123456789")) as page, browser.chromium() as tab:
-        tab.open(f"{page.url}/?token={page.app.token}")
-        tab.wait(lambda: tab.value("document.querySelectorAll('#classes button').length") == 10)
-        tab.ask("Input.dispatchKeyEvent", type="keyDown", key="7", text="7")
+    with serving(paths, "ann", names) as page:
+        page.open_in(tab)
+        for key, text in keys:
+            press(tab, key, text)
         tab.wait(lambda: len(page.held()) == 1)
-        assert list(page.held().values()) == [("7", "")]
-
-
-@pytest.mark.skipif(browser.BINARY is None, reason="no Chromium here (Debian: apt install chromium)")
-def test_many_classes_have_a_search_box(paths: StorePaths) -> None:
-    record_all(paths, [answered()])
-    names = tuple(f"class {number:03}" for number in range(200))
-    with serving(paths, "ann", names) as page, browser.chromium() as tab:
-        tab.open(f"{page.url}/?token={page.app.token}")
-        tab.wait(lambda: tab.value("document.activeElement.id") == "search")
-        tab.ask("Input.insertText", text="117")
-        tab.ask("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
-        tab.wait(lambda: len(page.held()) == 1)
-        assert list(page.held().values()) == [("class 117", "")]
+        assert list(page.held().values()) == [(label, "")]

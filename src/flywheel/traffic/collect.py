@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flywheel import FlywheelError, files
+from flywheel import files
 from flywheel.params import Params, StorePaths
 from flywheel.pipeline import stage
 from flywheel.registry import Registry, Version
-from flywheel.traffic import feedback, labels, records, retention, sampling
+from flywheel.traffic import TrafficError, feedback, labels, records, retention, sampling
 from flywheel.traffic.feedback import Example
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ ROWS = 1_000  # of a file of labels at a time
 SHOWN = 5  # rejected rows, disputed images
 
 
-class CollectError(FlywheelError):
-    """Labels cannot be collected; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Collected:
     """What a run of `collect` found: the newest feedback, how many images are new, counts by what became of them."""
@@ -48,7 +44,7 @@ class Collected:
 
 
 def run(params: Params, registry: Registry, labels_file: Path | None = None) -> Collected:
-    """Publish labelled traffic as feedback. Raises StageError, CollectError, FeedbackError, files.Locked."""
+    """Publish labelled traffic as feedback. Raises StageError, TrafficError, FeedbackError, files.Locked."""
     with files.lock(params.store_paths.lock("collect")):
         registry.refresh()
         data = stage.dataset_of(params, registry)
@@ -167,11 +163,11 @@ def _read_file(params: Params, path: Path, class_names: Sequence[str]) -> None:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := {"prediction_id", "label"} - set(reader.fieldnames or ()):
-                raise CollectError(f"{path} has no column {min(missing)}; its first line must name prediction_id,label")
+                raise TrafficError(f"{path} has no column {min(missing)}; its first line must name prediction_id,label")
             # An empty label takes a label back; an empty labeller is the default one.
             rows = [{k: v or None for k, v in row.items() if v or k == "label"} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CollectError(f"{path} cannot be read: {error}") from None
+        raise TrafficError(f"{path} cannot be read: {error}") from None
     taker = labels.LabelLog(params.store_paths, "file", lambda: class_names, params.traffic.max_age_days)
     answers = [answer for start in range(0, len(rows), ROWS) for answer in taker.add(rows[start : start + ROWS])]
     counts = Counter(answer.status for answer in answers)

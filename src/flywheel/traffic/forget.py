@@ -9,16 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flywheel import FlywheelError, files
+from flywheel import files
 from flywheel.params import Params, StorePaths
 from flywheel.registry import Registry, Version
-from flywheel.traffic import feedback, records
+from flywheel.traffic import TrafficError, feedback, records
 
 UNREACHED = "W&B is offline, so if they were uploaded, delete them there"
-
-
-class ForgetError(FlywheelError):
-    """There is no such image."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Forgotten:
 def run(params: Params, registry: Registry, ids: Sequence[str], *, everywhere: bool = False) -> Forgotten:
     """Remove images by prediction_id or content hash (hex), and publish feedback that does not list them.
 
-    With `everywhere`, also delete the versions of the feedback that list them, on W&B and here. Raises ForgetError for
+    With `everywhere`, also delete the versions of the feedback that list them, on W&B and here. Raises TrafficError for
     an unknown id, RegistryError when W&B refuses, and files.Locked while feedback is being published.
     """
     paths = params.store_paths
@@ -81,13 +77,13 @@ def _content(paths: StorePaths, one: str) -> str:
     except ValueError:
         if len(one) == 64 and set(one) <= set("0123456789abcdef"):
             return one
-        raise ForgetError(
+        raise TrafficError(
             f"{one!r:.80} is neither a prediction_id nor a content hash; name one: make forget ID=…"
         ) from None
     for path in paths.traffic_records.glob(f"*-{hour}.jsonl"):
         for row in records.read_file(path, {one}):
             return str(row["hash"])
-    raise ForgetError(f"no prediction {one} is recorded; it may be older than traffic.max_age_days")
+    raise TrafficError(f"no prediction {one} is recorded; it may be older than traffic.max_age_days")
 
 
 def _blank(path: Path, hashes: Collection[str]) -> int:

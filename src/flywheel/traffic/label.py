@@ -7,11 +7,11 @@ import logging
 import secrets
 import socket
 
-from flywheel import FlywheelError, files
+from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.registry import Registry
-from flywheel.traffic import feedback, sampling
+from flywheel.traffic import TrafficError, feedback, sampling
 from flywheel.traffic.feedback import FeedbackError
 from flywheel.traffic.labels import DEFAULT_LABELLER, LabelLog
 from flywheel.traffic.samples import Sample
@@ -19,12 +19,8 @@ from flywheel.traffic.samples import Sample
 log = logging.getLogger(__name__)
 
 
-class LabelError(FlywheelError):
-    """There is nothing to label, or the page cannot be served."""
-
-
 def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bool = False) -> None:
-    """Serve the page until Finish is pressed. Raises StageError, LabelError.
+    """Serve the page until Finish is pressed. Raises StageError, TrafficError.
 
     The sample is the last one of the production model while images of it wait, otherwise, or if `new`, another one.
     """
@@ -36,13 +32,13 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
     data = stage.dataset_of(params, registry)
     ref = registry.aliases(params.registered_model).get("production")
     if ref is None:
-        raise LabelError(f"there is no production model; run make evaluate serve PROFILE={params.profile}")
+        raise TrafficError(f"there is no production model; run make evaluate serve PROFILE={params.profile}")
     sample = choose_sample(params, registry, ref, new=new)
     opened = dataset.open_directory(registry.open(data))
     try:
         listening = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise LabelError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+        raise TrafficError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
     port = listening.getsockname()[1]
     writer = f"page{sample.number}-{secrets.token_hex(4)}"  # labels.PAGE
     labels = LabelLog(params.store_paths, writer, lambda: opened.class_names, params.traffic.max_age_days)
@@ -65,7 +61,7 @@ def run(params: Params, registry: Registry, labeller: str, port: int, *, new: bo
 
 
 def choose_sample(params: Params, registry: Registry, ref: str, *, new: bool = False) -> Sample:
-    """Return the unfinished sample of a model, or another one. Raises LabelError that says what to do.
+    """Return the unfinished sample of a model, or another one. Raises TrafficError that says what to do.
 
     People who start at the same time get the same sample.
     """
@@ -80,7 +76,7 @@ def choose_sample(params: Params, registry: Registry, ref: str, *, new: bool = F
             seen = frozenset()
         sample = sampling.draw(params.store_paths, ref, params.label.budget, seen)
     if sample is None:
-        raise LabelError(
+        raise TrafficError(
             "no image waits for a label: none of the production model's is kept, or all are labelled; "
             f"traffic.keep_images is {params.traffic.keep_images:g} (above 0, make serve keeps images)"
         )

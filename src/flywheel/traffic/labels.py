@@ -61,6 +61,16 @@ class Label:
     verdict: str = ""
     sample: float = field(default=math.inf, compare=False)
 
+    @property
+    def said(self) -> str:
+        """The verdict, otherwise the label, or "" if it was taken back."""
+        return self.verdict or self.label or ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a label, and no verdict makes it count nowhere."""
+        return self.label is not None and not self.verdict
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -102,7 +112,7 @@ def read(paths: StorePaths) -> Iterator[tuple[datetime, dict[str, ByLabeller]]]:
 
 def current(of_prediction: Mapping[str, Label]) -> tuple[str, ...]:
     """Return the distinct labels that hold for a prediction, sorted: none, one, or several that are in dispute."""
-    return tuple(sorted({label.label for label in of_prediction.values() if label.label and not label.verdict}))
+    return tuple(sorted({label.said for label in of_prediction.values() if label.counts}))
 
 
 @dataclass
@@ -116,7 +126,7 @@ class LabelledImage:
     @property
     def labels(self) -> set[str]:
         """The distinct labels: one, or several that are in dispute."""
-        return {str(label.label) for label in self.given}
+        return {label.said for label in self.given}
 
 
 def join(paths: StorePaths) -> tuple[dict[str, LabelledImage], int]:
@@ -131,7 +141,7 @@ def join(paths: StorePaths) -> tuple[dict[str, LabelledImage], int]:
                 missing.discard(made)
                 image = found.setdefault(row["hash"], LabelledImage(row["hash"], row))
                 image.first = min(image.first, row, key=lambda each: str(each["prediction_id"]))
-                image.given += [label for label in by_prediction[made].values() if label.label and not label.verdict]
+                image.given += [label for label in by_prediction[made].values() if label.counts]
         unknown += len(missing)
     return found, unknown
 
@@ -195,11 +205,7 @@ class LabelLog:
     def known(self, prediction_id: str) -> ByLabeller:
         """Return what labellers said on the page about a prediction and did not take back. Raises ValueError."""
         given = self._look_at(records.hour_of(prediction_id)).labels.get(prediction_id, {})
-        return {
-            name: label
-            for name, label in given.items()
-            if label.sample < math.inf and (label.label is not None or label.verdict)
-        }
+        return {name: label for name, label in given.items() if label.sample < math.inf and label.said}
 
     def _judge(self, hour: _Hour, given: Label) -> tuple[Status, str]:
         age = datetime.now(UTC) - records.time_of(given.prediction_id)
@@ -218,10 +224,10 @@ class LabelLog:
                 return "unknown", f"{MAX_PENDING:,} labels wait for their predictions; send it again in a minute"
             self._pending.append(time.monotonic())
             return "pending", "the prediction is not on disk yet; the label is"
-        if before is None and given.label is None and not given.verdict:
+        if before is None and not given.said:
             return "duplicate", f"{given.labeller} gave no label that could be taken back"
         others = set(current({name: label for name, label in known.items() if name != given.labeller}))
-        if current({"": given}) and (others := others - {str(given.label)}):
+        if given.counts and (others := others - {given.said}):
             return "conflict", f"another labeller says {', '.join(sorted(others))}"
         return ("accepted" if before is None else "replaced"), ""
 

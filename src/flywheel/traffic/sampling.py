@@ -162,7 +162,7 @@ def _given(sample: Sample, content: str, said: Said) -> set[str]:
     """
     of_page = sample.labeller is None
     return {
-        label.verdict or str(label.label)
+        label.said
         for label in said.get(content, ())
         if (label.sample <= sample.number if of_page else label.labeller == sample.labeller)
     }
@@ -174,8 +174,7 @@ def _said(paths: StorePaths, *more: Sample) -> Said:
     found: dict[str, list[Label]] = {}
     for _, of_hour in labels.read(paths):
         for made in content.keys() & of_hour.keys():
-            given = [label for label in of_hour[made].values() if label.label is not None or label.verdict]
-            found.setdefault(content[made], []).extend(given)
+            found.setdefault(content[made], []).extend(label for label in of_hour[made].values() if label.said)
     return found
 
 
