@@ -11,7 +11,7 @@ import requests
 from served import SETTINGS, Server, of_store, serving
 from waiting import wait_until
 
-from flywheel.traffic import feedback, keys, records, samples
+from flywheel.traffic import feedback, keys, records, sampling
 
 SMALL = (
     "data.image_size=8 retrain.epochs=1 retrain.min_failures=1 traffic.keep_images=1.0 label.budget=5 "
@@ -42,7 +42,7 @@ def test_labels_of_real_traffic_reach_the_retrained_model(server: Server) -> Non
 
         printed, code = server.label_on_the_page({one: str(label) for one, label in zip(made, truth, strict=True)})
         assert (code, "label: 5 of 5 images have a label" in printed) == (0, True), printed
-        (sample,) = samples.read(paths)
+        (sample,) = sampling.read(paths)
         total = len({*made[:40], *(one.prediction_id for one in sample.images)})
         assert f"collect: {total} labelled" in server.run("collect")
         assert "0 new" in server.run("collect")

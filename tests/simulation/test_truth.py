@@ -13,7 +13,7 @@ from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.simulation import SimulationError
 from flywheel.simulation import stage as simulation_stage
-from flywheel.traffic import collect, feedback, labels, samples
+from flywheel.traffic import collect, feedback, labels, sampling
 from flywheel.traffic.feedback import Example
 
 Make = Callable[[str], Params]
@@ -53,7 +53,7 @@ def test_a_fraction_of_the_labels_is_a_recorded_sample(
     n = len(opened.indices["simulation"])
     assert report is not None
     assert sum(report.labels.values()) == round(0.4 * n)
-    (sample,) = samples.read(params.store_paths)
+    (sample,) = sampling.read(params.store_paths)
     assert (sample.population, len(sample.images)) == (n, round(0.4 * n))
     assert {drawn.probability for drawn in sample.images} == {round(0.4 * n) / n}
     given = {made for _, known in labels.read(params.store_paths) for made in known}

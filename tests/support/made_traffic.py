@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flywheel import files
 from flywheel.params import StorePaths, Traffic
@@ -23,6 +25,11 @@ def answered(seed: int = 0, *, group: str | None = None, size: int = 8, confiden
     """Return an answered image with random pixels."""
     image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Answered(records.new_id(), image, group, "model-1@sha256:00", "cat", [confidence, 0.2, 0.1], 0.0021)
+
+
+def content(image: NDArray[np.uint8]) -> str:
+    """Return the content hash of an image."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def record_all(paths: StorePaths, answers: Iterable[Answered], options: Traffic = OPTIONS) -> None:

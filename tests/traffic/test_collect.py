@@ -13,19 +13,18 @@ from pathlib import Path
 import made_models
 import numpy as np
 import pytest
-from made_traffic import record_all
+from made_traffic import content, record_all
 from numpy.typing import NDArray
 
-from flywheel.data import splits
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.retraining import examples
-from flywheel.traffic import TrafficError, collect, feedback, forget, records, samples
+from flywheel.traffic import TrafficError, collect, feedback, forget, records, sampling
 from flywheel.traffic.capture import Answered
 from flywheel.traffic.feedback import Example
 from flywheel.traffic.labels import LabelLog
-from flywheel.traffic.samples import Drawn, Sample
+from flywheel.traffic.sampling import Drawn, Sample
 
 # A group of each side.
 GROUPS = {collect.side_of([f"{number:02x}" * 32]): f"{number:02x}" * 32 for number in range(256)}
@@ -80,19 +79,15 @@ def sample(
         for made, image in zip(ids, pixels, strict=False)
     )
     made = Sample(
-        number=samples.next_number(params.store_paths), made="now", model="m", mean_confidence=0.5, images=drawn,
+        number=sampling.next_number(params.store_paths), made="now", model="m", mean_confidence=0.5, images=drawn,
         population=len(ids) if probability == 1 else 8, labeller=labeller,
     )  # fmt: skip
-    samples.write(params.store_paths, made)
+    sampling.write(params.store_paths, made)
 
 
 def listed(registry: Registry, collected: collect.Collected) -> dict[str, Example]:
     assert collected.feedback is not None
     return {example.hash: example for example in feedback.read(registry, collected.feedback)}
-
-
-def content(image: NDArray[np.uint8]) -> str:
-    return splits.content_hashes(image[None])[0].tobytes().hex()
 
 
 def test_a_labelled_image_is_listed_with_its_first_answer_and_its_pixels(

@@ -10,10 +10,10 @@ from pathlib import Path
 import made_models
 import numpy as np
 import pytest
+from made_traffic import content
 
 from flywheel import files
 from flywheel.commands import status
-from flywheel.data import splits
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.traffic import feedback
@@ -70,7 +70,7 @@ def test_pixels_that_no_data_set_holds_are_appended(
     """A full file never changes again, so that a registry uploads each image once."""
     monkeypatch.setattr(feedback, "SHARD_IMAGES", 4)
     shown = np.concatenate([made_models.images(np.arange(7)), made_models.images(np.arange(4), seed=1)])
-    keys = [row.tobytes().hex() for row in splits.content_hashes(shown)]
+    keys = [content(image) for image in shown]
     versions = []
     for part in (slice(0, 3), slice(1, 7), slice(5, 11)):
         listed = [Example(hash=key, label="1", side="train", source="traffic") for key in keys[part]]
@@ -78,7 +78,7 @@ def test_pixels_that_no_data_set_holds_are_appended(
         assert version is not None
         versions.append(version)
     larger = made_models.images([1], size=12)
-    key = splits.content_hashes(larger)[0].tobytes().hex()
+    key = content(larger[0])
     last, _ = feedback.publish(params, registry, [Example(hash=key, label="1", side="train")], {}, {}, {key: larger[0]})
     assert last is not None
     stored = [registry.resolve(version.inputs["pixels"][0]) for version in (*versions, last)]

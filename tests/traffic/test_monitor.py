@@ -26,10 +26,10 @@ from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry, Version
 from flywheel.tracking import run_files
-from flywheel.traffic import feedback, monitor, monitor_text, observed, records, samples
+from flywheel.traffic import feedback, monitor, monitor_text, observed, records, sampling
 from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.monitor_report import MonitorReport
-from flywheel.traffic.samples import Drawn, Sample
+from flywheel.traffic.sampling import Drawn, Sample
 
 START = datetime(2026, 11, 28, 9, 58, tzinfo=UTC)
 SETTINGS = "data.image_size=8 tracking.wandb=disabled"
@@ -164,7 +164,7 @@ def test_labels_drawn_after_an_alarm_end_it(params: Params, registry: Registry, 
         )
         for one in drawn:
             files.write_text(records.image_path(paths, one.hash), "pixels")
-        samples.write(paths, Sample(number=number, made=made.isoformat(), model=model.ref, population=300,
+        sampling.write(paths, Sample(number=number, made=made.isoformat(), model=model.ref, population=300,
                                     mean_confidence=0.6, images=drawn))  # fmt: skip
         taker = LabelLog(paths, f"page{number}-ann", lambda: made_models.DIGITS, 1e6)
         for part, state in ((drawn[:15], "alarm"), (drawn[15:], "alarm" if number == 1 else "quiet")):

@@ -13,10 +13,10 @@ from made_traffic import CLASSES, answered, record_all
 
 from flywheel.params import Params, StorePaths
 from flywheel.registry import Registry
-from flywheel.traffic import label, records, samples, sampling
+from flywheel.traffic import label, records, sampling
 from flywheel.traffic.labels import LabelLog
 from flywheel.traffic.monitor_report import Labelled
-from flywheel.traffic.samples import Drawn, Sample
+from flywheel.traffic.sampling import Drawn, Sample
 
 MODEL = answered().model
 Say = Callable[..., None]
@@ -62,7 +62,7 @@ def test_every_image_is_drawn_once_with_its_probability(paths: StorePaths, rows:
     assert len({one.hash for one in sample.images}) == 20
     by_confidence = sorted(sample.images, key=lambda one: one.confidence)
     assert by_confidence[0].probability > 0.5 > by_confidence[-1].probability > 0.25
-    assert list(samples.read(paths)) == [sample]
+    assert list(sampling.read(paths)) == [sample]
     for one in sample.images:
         row = min((row for row in rows if row["hash"] == one.hash), key=lambda row: row["prediction_id"])
         assert (one.prediction_id, one.prediction, one.confidence) == (
@@ -91,7 +91,7 @@ def test_people_who_start_at_the_same_time_label_one_sample(params: Params, regi
     record_all(params.store_paths, (replace(answered(seed), model=model) for seed in range(20)))
     with ThreadPoolExecutor(4) as people:
         chosen = list(people.map(lambda _: label.choose_sample(params, registry, model), range(4)))
-    assert list(samples.read(params.store_paths)) == chosen[:1]
+    assert list(sampling.read(params.store_paths)) == chosen[:1]
     assert chosen == chosen[:1] * 4
     assert label.choose_sample(params, registry, model, new=True).number == 2
 
@@ -101,8 +101,8 @@ def test_the_newest_sample_of_a_model_is_unfinished_while_a_kept_image_has_no_la
 ) -> None:
     assert sampling.unfinished(paths, MODEL) is None
     old, new = draw(paths), draw(paths)
-    samples.write(paths, new.model_copy(update={"number": 3, "labeller": "simulate"}))
-    samples.write(paths, new.model_copy(update={"number": 4, "model": "another"}))
+    sampling.write(paths, new.model_copy(update={"number": 3, "labeller": "simulate"}))
+    sampling.write(paths, new.model_copy(update={"number": 4, "model": "another"}))
     (paths.traffic_samples / "9.json").write_text('{"version": 1, "made": "", "images": []}')
     assert sampling.unfinished(paths, MODEL) == new
     *others, last = new.images
@@ -162,7 +162,7 @@ def test_labels_of_an_earlier_sample_do_not_count_before_their_turn(
     new = [one for one in second.images if one.hash not in {one.hash for one in first.images}]
     known = [one for one in second.images if one not in new]
     order = (known[0], new[0], known[1], new[1], *known[2:], *new[2:])
-    samples.write(paths, second.model_copy(update={"images": order}))  # instead of the second
+    sampling.write(paths, second.model_copy(update={"images": order}))  # instead of the second
     assert sampling.estimates(paths)[-1].n == 1
     say(paths, (new[0], "cat"), writer="page2-a")
     assert sampling.estimates(paths)[-1].n == 3

@@ -16,9 +16,9 @@ from flywheel.registry import Version
 from flywheel.simulation import SimulationError
 from flywheel.simulation.client import Client, NoAnswer
 from flywheel.simulation.result import Result
-from flywheel.traffic import samples
+from flywheel.traffic import sampling
 from flywheel.traffic.labels import STORED
-from flywheel.traffic.samples import Drawn, Sample
+from flywheel.traffic.sampling import Drawn, Sample
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ def send(
             for i in drawn
         )
         sample = Sample(
-            number=samples.next_number(params.store_paths), made=files.timestamp(),
+            number=sampling.next_number(params.store_paths), made=files.timestamp(),
             model=version.ref if version else model, population=len(answered),
             mean_confidence=float(result.confidence[answered].mean()), images=images, labeller=LABELLER,
         )  # fmt: skip
-        samples.write(params.store_paths, sample)
+        sampling.write(params.store_paths, sample)
     time.sleep(options.label_delay_s)
     client, counts = Client(url, options), Counter[str]()
     for start in range(0, count, ROWS):

@@ -121,7 +121,7 @@ class Recorder:
             has_room = self.kept is None or self.kept.has_room
             if self._options.keep_images and has_room and is_kept(answered.prediction_id, self._options.keep_images):
                 self._keep(content, answered.image)
-            at = records.made_at(answered.prediction_id)
+            at = records.time_of(answered.prediction_id)
             lines.setdefault(f"{self._replica}-{at:{records.HOUR_FORMAT}}.jsonl", []).append(
                 {
                     "prediction_id": answered.prediction_id,

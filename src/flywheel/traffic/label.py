@@ -14,7 +14,7 @@ from flywheel.registry import Registry
 from flywheel.traffic import TrafficError, feedback, sampling
 from flywheel.traffic.feedback import FeedbackError
 from flywheel.traffic.labels import DEFAULT_LABELLER, LabelLog
-from flywheel.traffic.samples import Sample
+from flywheel.traffic.sampling import Sample
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from flywheel.data.dataset import Dataset
 from flywheel.params import StorePaths
 from flywheel.traffic import records, sampling
 from flywheel.traffic.labels import UNCONFIRMED, LabelLog
-from flywheel.traffic.samples import Sample
+from flywheel.traffic.sampling import Sample
 
 PAGE = Path(__file__).with_name("label.html")
 EXAMPLES = 5  # training images beside each class

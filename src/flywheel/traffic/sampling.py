@@ -1,24 +1,76 @@
-"""Draw the images that people are asked to label, and estimate the accuracy from the labels."""
+"""Draw the images that people are asked to label, and estimate the accuracy from the labels.
+
+samples/<number>.json   {number, made, model, labeller, population, mean_confidence, images: [a Drawn each, …]}
+
+Only these images prove an accuracy, because the probability is known with which each was drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
+
+from pydantic import BaseModel
 
 from flywheel import files
 from flywheel.params import StorePaths
-from flywheel.traffic import labels, records, retention, samples
+from flywheel.traffic import labels, records, retention
 from flywheel.traffic.labels import Label
 from flywheel.traffic.monitor_report import Labelled
-from flywheel.traffic.samples import Drawn, Sample
 
 Chosen = Literal["all", "sample", "volunteered"]
 Said = Mapping[str, Sequence[Label]]  # by content hash
 
 
+class Drawn(BaseModel, frozen=True):
+    """An answered image in a sample, and how probable it was that it would be drawn."""
+
+    prediction_id: str
+    hash: str
+    probability: float
+    prediction: str
+    confidence: float
+
+
+class Sample(BaseModel, frozen=True):
+    """A sample: `images` in random order, which is the order in which people label them.
+
+    They are drawn from `population` images of a model, whose mean confidence the accuracy needs. Only labels that were
+    given for the sample count: those of `labeller`, or, if that is None, of people on the page of `make label`.
+    """
+
+    version: Literal[2] = 2
+    number: int
+    made: str
+    model: str
+    population: int
+    mean_confidence: float
+    images: tuple[Drawn, ...]
+    labeller: str | None = None
+
+
+def next_number(paths: StorePaths) -> int:
+    """Return the number of the next sample."""
+    return max(_files(paths), default=0) + 1
+
+
+def write(paths: StorePaths, sample: Sample) -> None:
+    """Write a sample under its number."""
+    files.write_json(paths.traffic_samples / f"{sample.number}.json", sample.model_dump(mode="json"))
+
+
+def read(paths: StorePaths) -> Iterator[Sample]:
+    """Yield the samples, the oldest first; other files are skipped, also those of version 1, which prove nothing."""
+    for _, path in sorted(_files(paths).items()):
+        with contextlib.suppress(OSError, ValueError):
+            yield Sample.model_validate(files.read_json(path))
+
+
 def unfinished(paths: StorePaths, model: str) -> Sample | None:
     """Return the newest sample of a model for the page if some of its images still wait for a label."""
-    *_, newest = (None, *(one for one in samples.read(paths) if one.model == model and one.labeller is None))
+    *_, newest = (None, *(one for one in read(paths) if one.model == model and one.labeller is None))
     return newest if newest is not None and waiting(paths, newest) else None
 
 
@@ -80,12 +132,12 @@ def draw(paths: StorePaths, model: str, budget: int, seen: Collection[str]) -> S
         for i in sampled.draw(probability, np.random.default_rng())
     ]  # fmt: skip
     sample = Sample(
-        number=samples.next_number(paths), made=files.timestamp(), model=model, population=len(population),
+        number=next_number(paths), made=files.timestamp(), model=model, population=len(population),
         mean_confidence=float(confidence.mean()), images=tuple(images),
     )  # fmt: skip
     if not waiting(paths, sample):
         return None
-    samples.write(paths, sample)
+    write(paths, sample)
     return sample
 
 
@@ -93,7 +145,7 @@ def estimates(paths: StorePaths) -> list[Labelled]:
     """Return the accuracy by each sample that has a label, the oldest sample first."""
     said, (joined, _) = _said(paths), labels.join(paths)
     everyone = {content: image.labels for content, image in joined.items()}
-    found = (_estimate(paths, sample, said, everyone) for sample in samples.read(paths))
+    found = (_estimate(paths, sample, said, everyone) for sample in read(paths))
     return [one for one in found if one is not None]
 
 
@@ -105,7 +157,7 @@ def labelled(paths: StorePaths) -> dict[str, tuple[Chosen, float | None]]:
     """
     said = _said(paths)
     found: dict[str, tuple[Chosen, float | None]] = {}
-    for sample in samples.read(paths):
+    for sample in read(paths):
         everything = len(sample.images) == sample.population
         for one in sample.images:
             if _given(sample, one.hash, said) - set(labels.VERDICTS):
@@ -170,7 +222,7 @@ def _given(sample: Sample, content: str, said: Said) -> set[str]:
 
 def _said(paths: StorePaths, *more: Sample) -> Said:
     """Return what labellers say at present about the images of the samples."""
-    content = {one.prediction_id: one.hash for sample in (*samples.read(paths), *more) for one in sample.images}
+    content = {one.prediction_id: one.hash for sample in (*read(paths), *more) for one in sample.images}
     found: dict[str, list[Label]] = {}
     for _, of_hour in labels.read(paths):
         for made in content.keys() & of_hour.keys():
@@ -181,3 +233,7 @@ def _said(paths: StorePaths, *more: Sample) -> Said:
 def is_kept(paths: StorePaths, content: str) -> bool:
     """Return whether the pixels of an image are there and not forgotten."""
     return content not in retention.forgotten(paths) and records.image_path(paths, content).exists()
+
+
+def _files(paths: StorePaths) -> dict[int, Path]:
+    return {int(path.stem): path for path in paths.traffic_samples.glob("*.json") if path.stem.isdigit()}
