@@ -169,6 +169,18 @@ class LabelLog:
 
         Raises OSError when the disk refuses; the rows may be sent again.
         """
+        try:
+            return self._take(rows)
+        except OSError:
+            self._hours.clear()  # what was not written is not known
+            raise
+
+    def known(self, prediction_id: str) -> ByLabeller:
+        """Return what labellers said on the page about a prediction and did not take back. Raises ValueError."""
+        given = self._look_at(records.hour_of(prediction_id)).labels.get(prediction_id, {})
+        return {name: label for name, label in given.items() if label.sample < math.inf and label.said}
+
+    def _take(self, rows: Sequence[object]) -> list[Answer]:
         answers: list[Answer] = []
         stored: dict[str, list[Label]] = {}
         hours: dict[str, _Hour] = {}
@@ -192,20 +204,11 @@ class LabelLog:
                 given = replace(given, sequence=highest + 1, writer=writer, sample=_sample_of(writer))
                 fold(hour.labels, given)
                 stored.setdefault(name, []).append(given)
-        try:
-            self._paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for name, labels in stored.items():
-                path = self._paths.traffic_labels / f"{self._writer}-{name}.jsonl"
-                files.append_json_lines(path, *({key: getattr(label, key) for key in WRITTEN} for label in labels))
-        except OSError:
-            self._hours.clear()  # what was not written is not known
-            raise
+        self._paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, labels in stored.items():
+            path = self._paths.traffic_labels / f"{self._writer}-{name}.jsonl"
+            files.append_json_lines(path, *({key: getattr(label, key) for key in WRITTEN} for label in labels))
         return answers
-
-    def known(self, prediction_id: str) -> ByLabeller:
-        """Return what labellers said on the page about a prediction and did not take back. Raises ValueError."""
-        given = self._look_at(records.hour_of(prediction_id)).labels.get(prediction_id, {})
-        return {name: label for name, label in given.items() if label.sample < math.inf and label.said}
 
     def _judge(self, hour: _Hour, given: Label) -> tuple[Status, str]:
         age = datetime.now(UTC) - records.time_of(given.prediction_id)
