@@ -109,6 +109,17 @@ def test_a_hanging_disk_drops_predictions_without_delay_and_recording_resumes(
     assert "recording again" in caplog.text
 
 
+def test_the_queue_of_small_images_is_bounded_by_the_memory_of_their_answers(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "WRITE_EVERY_S", 2.0)
+    monkeypatch.setattr(capture, "QUEUE_BYTES", 1_000_000)
+    for _ in range(2_000):
+        recorder.add(answered())
+    assert recorder.waiting + recorder.counts.dropped == 2_000
+    assert 500 < recorder.waiting < 1_000  # not 5,208, by their pixels alone
+
+
 def test_a_folder_that_cannot_be_written_counts_the_loss_says_it_once_and_resumes(
     paths: StorePaths, recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:

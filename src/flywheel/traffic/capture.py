@@ -27,7 +27,8 @@ from flywheel.traffic import records, retention
 
 log = logging.getLogger("flywheel.serving")
 
-QUEUE_BYTES = 64_000_000  # of pixels
+QUEUE_BYTES = 64_000_000
+ANSWER_BYTES = 1_000  # of the memory that an answer needs besides its pixels
 WRITE_EVERY_S = 0.05  # one write for many predictions, and few switches to the writer's thread
 TIDY_EVERY_S = 600
 
@@ -70,7 +71,7 @@ class Recorder:
 
     def add(self, answered: Answered) -> None:
         """Queue an answered image. Never waits: with a full queue the prediction is dropped and counted."""
-        if len(self._queue) >= max(64, QUEUE_BYTES // answered.image.nbytes):
+        if len(self._queue) >= max(64, QUEUE_BYTES // (answered.image.nbytes + ANSWER_BYTES)):
             self.counts.dropped += 1
             self._say_failing("its disk is too slow")
             return
