@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from flywheel import files
 from flywheel.params import StorePaths, Traffic
 from flywheel.traffic import records
 
 IMAGE = ".png"
+HOUR = timedelta(hours=1)
 LOW = 0.9  # of the limit: after a removal there is room for a while
 STALE_S = 3600  # a temporary file older than this is nobody's
 
@@ -35,11 +36,15 @@ class Kept:
     has_room: bool = True
 
 
-@dataclass(frozen=True)
-class _File:
-    path: Path
+class _File(NamedTuple):
+    path: str
     size: int
-    time: float
+    time: float  # of records: the end of their hour
+    hour: datetime | None = None  # of records
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
 
 
 def measure(paths: StorePaths) -> Kept:
@@ -53,10 +58,11 @@ def tidy(paths: StorePaths, options: Traffic) -> Kept:
     While the disk has less free space than `min_free_fraction`, images without a label go, too. Several replicas may do
     this at the same time: a file that is gone already is no error.
     """
-    cutoff = (datetime.now(UTC) - timedelta(days=options.max_age_days)).timestamp()
-    for path in paths.traffic_labels.glob("*.jsonl"):
-        if _time(path, 0) < cutoff:
-            path.unlink(missing_ok=True)
+    oldest = datetime.now(UTC) - timedelta(days=options.max_age_days)
+    for hour, of_labels in records.by_hour(paths.traffic_labels).items():
+        if hour + HOUR < oldest:
+            for path in of_labels:
+                path.unlink(missing_ok=True)
     found = _files(paths)
     paths.traffic.mkdir(parents=True, exist_ok=True, mode=0o700)
     disk = shutil.disk_usage(paths.traffic)
@@ -67,10 +73,10 @@ def tidy(paths: StorePaths, options: Traffic) -> Kept:
         excess += int((1 - LOW) * options.max_bytes)
     labelled = _labelled(paths) if max(excess, missing) > 0 else set()
     left = []
-    for file in sorted(found, key=lambda file: (file.path.stem in labelled, file.time)):
-        image = file.path.suffix == IMAGE and file.path.stem not in labelled
-        if file.time < cutoff or excess > 0 or (missing > 0 and image):
-            file.path.unlink(missing_ok=True)
+    for file in sorted(found, key=lambda file: (file.name in labelled, file.time)):
+        image = file.hour is None and file.name not in labelled
+        if file.time < oldest.timestamp() or excess > 0 or (missing > 0 and image):
+            Path(file.path).unlink(missing_ok=True)
             excess, missing = excess - file.size, missing - file.size
         else:
             left.append(file)
@@ -78,20 +84,19 @@ def tidy(paths: StorePaths, options: Traffic) -> Kept:
 
 
 def _kept(found: Sequence[_File]) -> Kept:
-    hours = [hour for file in found if (hour := records.file_time(file.path)) is not None]
-    images = sum(file.path.suffix == IMAGE for file in found)
-    return Kept(sum(file.size for file in found), images, min(hours, default=None))
+    hours = [file.hour for file in found if file.hour is not None]
+    return Kept(sum(file.size for file in found), len(found) - len(hours), min(hours, default=None))
 
 
 def _labelled(paths: StorePaths) -> set[str]:
-    """Return the names, without suffix, of the images that have a label, and of the files with their records."""
+    """Return the names of the images that have a label, and of the files with their records."""
     found: set[str] = set()
     of_records = records.by_hour(paths.traffic_records)
     for hour, of_labels in records.by_hour(paths.traffic_labels).items():
         wanted = {row["prediction_id"] for path in of_labels for row in records.read_file(path)}
         for path in of_records.get(hour, ()):
             if hashes := {row["hash"] for row in records.read_file(path, wanted)}:
-                found |= {path.stem, *hashes}
+                found |= {path.name, *(f"{content}{IMAGE}" for content in hashes)}
     return found
 
 
@@ -110,20 +115,21 @@ def _read_forgotten(path: Path, _time_ns: int, _size: int) -> frozenset[str]:
 
 
 def _files(paths: StorePaths) -> list[_File]:
-    """Return the files of images and records; remove temporary files that a killed writer left."""
+    """Return the files of images and records; remove temporary files that a killed writer left.
+
+    There may be a million images, and this runs in each replica: 6 us and 360 bytes for each, without a Path.
+    """
     found = []
-    for directory, _, names in chain(os.walk(paths.traffic_images), os.walk(paths.traffic_records)):
-        for name in names:
+    for folder in paths.traffic_images.glob("*/"):
+        for entry in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):
-                status = (path := Path(directory) / name).stat()
-                if path.suffix in (IMAGE, ".jsonl"):
-                    found.append(_File(path, status.st_size, _time(path, status.st_mtime)))
-                elif name.startswith(".") and time.time() - status.st_mtime > STALE_S:
-                    path.unlink()
+                status = entry.stat()
+                if entry.name.endswith(IMAGE):
+                    found.append(_File(entry.path, status.st_size, status.st_mtime))
+                elif time.time() - status.st_mtime > STALE_S:
+                    Path(entry.path).unlink()
+    for hour, of_hour in records.by_hour(paths.traffic_records).items():
+        for path in of_hour:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_File(str(path), path.stat().st_size, (hour + HOUR).timestamp(), hour))
     return found
-
-
-def _time(path: Path, otherwise: float) -> float:
-    """Return the end of the hour that a file covers, in seconds since 1970."""
-    hour = records.file_time(path)
-    return otherwise if hour is None else hour.timestamp() + 3600
