@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from flywheel.params import Params
-from flywheel.registry import Registry
-from flywheel.sweep import progress
-from flywheel.sweep.checkpoints import CheckpointStore
 from flywheel.sweep.journal import Journal, Trial
 from flywheel.sweep.state import MAX_WORKER_FAILURES, SweepState
-from flywheel.tracking.runs import Tracker
 
 Make = Callable[..., Params]
 
@@ -177,19 +173,3 @@ def test_the_number_of_concurrent_trials_may_change(make_params: Make, journal: 
     state = SweepState(make_params("sweep.trials=6"), journal)
     assert [bool(state.next_trial(n)) for n in (1, 1, 2, 2, 4, 4, 4)] == [True, False, True, False, True, True, False]
     assert len(journal.path.read_text().splitlines()) == 4
-
-
-def test_a_silent_sweep_tells_every_half_minute_how_far_its_trials_are(
-    make_params: Make, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params = make_params("sweep.trials=4 sweep.epochs=9")
-    state = SweepState(params, Journal(tmp_path / "a.jsonl"))
-    clock = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
-    recorder = progress.Recorder(state, CheckpointStore(str(tmp_path)), Tracker(params, Registry(params.store)))
-    for _ in range(2):
-        state.on_trial_start(started(state, 2))
-    state.on_trial_result(next(iter(state.trials.values())), 1, metrics(0.5))
-    for clock in (100.0, 129.0, 130.0, 159.0):  # noqa: B007
-        recorder.on_step()
-    assert said == ["sweep: 0/4 ended; trial 0 after epoch 1 of 9, trial 1 after epoch 0 of 9"]

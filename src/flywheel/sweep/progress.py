@@ -124,9 +124,11 @@ class Recorder:
         best = ranking(self.state.trials.values())[: self.params.sweep.keep_checkpoints]
         for name in self.store.names():
             trial = self.state.trials.get(name)
+            if trial is None:
+                continue  # a check of joining nodes (preflight) has a folder there, too
             if trial in best:
                 self.store.subfolder(name).remove(STATE)
-            elif trial is None or trial.status != "running":
+            elif trial.status != "running":
                 self.store.remove(name)
         return best
 
