@@ -67,6 +67,13 @@ class ByBatch(nn.Module):
         return x * len(x)
 
 
+class ByShape(nn.Module):
+    """Needs the batch size that a trace keeps as a constant: the graph fails for another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 3, 16, 16)
+
+
 class Untraceable(nn.Module):
     """Cannot be traced."""
 
@@ -76,6 +83,6 @@ class Untraceable(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("network", [ByBatch(), Untraceable()])
+@pytest.mark.parametrize("network", [ByBatch(), ByShape(), Untraceable()])
 def test_a_network_that_a_trace_does_not_describe_stays_as_it_is(network: nn.Module) -> None:
     assert tracing.traced(network, EXAMPLE + 1, f"test: {type(network).__name__}") is network
