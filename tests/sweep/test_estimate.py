@@ -13,6 +13,7 @@ from flywheel.params import Params, Recipe
 from flywheel.params import file as params_file
 from flywheel.sweep import estimate
 from flywheel.training import optimizers
+from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import TrainingData
 
 
@@ -52,7 +53,7 @@ def test_an_architecture_that_the_gpu_has_no_memory_for_is_left_out(monkeypatch:
 @pytest.mark.parametrize(
     ("overrides", "images", "proposed"),
     [
-        ("", 189, "recipe.batch_size=16 sweep.space.batch_size=[16,32] sweep.epochs=17"),
+        ("", 189, "recipe.batch_size=16 sweep.space.batch_size=[16,32] sweep.epochs=19"),
         ("", 40, "recipe.batch_size=8 sweep.space.batch_size=[8,16] sweep.epochs=40"),
         ("recipe.batch_size=16 sweep.epochs=17", 189, None),
         ("", 1280, None),
@@ -61,9 +62,11 @@ def test_an_architecture_that_the_gpu_has_no_memory_for_is_left_out(monkeypatch:
 def test_few_images_get_params_that_suit_them(
     make_params: Callable[..., Params], overrides: str, images: int, proposed: str | None
 ) -> None:
+    pixels, labels = np.zeros((images, 2, 2, 3), np.uint8), np.zeros(images, np.int64)
+    batches = len(AugmentedBatches(pixels, labels, 128, flip=False, translate=0, seed=0, device=torch.device("cpu")))
     line = estimate.few_steps(make_params(overrides, profile="laptop"), images)
     assert (line is None) == (proposed is None)
     if line is not None and proposed is not None:
-        assert f"are {-(-images // 128)} batches of 128 an epoch, {-(-images // 128) * 4} steps a trial" in line
+        assert f"are {batches} batches of 128 an epoch, {batches * 4} steps a trial" in line
         assert f"; try {proposed} in SET or your profile" in line
         assert estimate.few_steps(make_params(proposed, profile="laptop"), images) is None

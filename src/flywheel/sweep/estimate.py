@@ -60,11 +60,11 @@ def estimate(params: Params, concurrent: int, trials: int, speeds: Sequence[Spee
 def few_steps(params: Params, images: int) -> str | None:
     """Return a line with params that suit few training images, or None if there are enough for these params."""
     recipe, epochs = params.recipe, params.sweep.epochs
-    batches = -(-images // recipe.batch_size)
+    batches = max(1, images // recipe.batch_size)
     if batches >= FEW_BATCHES or batches * epochs >= FEW_STEPS:
         return None
     batch = max(8, 2 ** int(math.log2(max(images / FEW_BATCHES, 8))))
-    changes = [f"recipe.batch_size={batch}", f"sweep.epochs={math.ceil(ENOUGH_STEPS / -(-images // batch))}"]
+    changes = [f"recipe.batch_size={batch}", f"sweep.epochs={math.ceil(ENOUGH_STEPS / max(1, images // batch))}"]
     if "batch_size" in params.sweep.space:
         changes.insert(1, f"sweep.space.batch_size=[{batch},{2 * batch}]")
     return (
