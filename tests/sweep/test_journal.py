@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from flywheel.sweep import plots
 from flywheel.sweep.journal import Journal, Trial, ranking
 from flywheel.sweep.report import TrialReport
 
@@ -71,3 +73,17 @@ def test_the_elapsed_time_leaves_out_pauses(journal: Journal) -> None:
     lines = [{"trial": None, "event": event, "at": f"2026-11-23T{at}+00:00"} for event, at in events]
     journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert journal.read().elapsed_s == 50
+
+
+def test_the_history_shows_unfinished_trials_and_no_failed_one_as_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
+    ends = (("finished", 0.5), ("failed", 0.9), ("unfinished", 0.7))
+    rows = [{"number": n, "status": end[0], "accuracy": end[1], "bayesian": False} for n, end in enumerate(ends)]
+    plots.search_history(rows, "sweep", tmp_path / "history.png")
+    (axis,) = figures[0].axes
+    assert [points.get_label() for points in axis.collections] == ["finished", "unfinished", "failed"]
+    (best,) = axis.lines
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([0, 2], [50, 70])

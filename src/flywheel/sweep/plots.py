@@ -12,20 +12,24 @@ from matplotlib.axes import Axes
 
 from flywheel.pipeline.plotting import ACCENT, BAD, GOOD, MUTED, PALETTE, drawing
 
+# Of a trial of sweep.json, with the marker and colour of its point. A time budget leaves trials unfinished.
+STATUSES = (("finished", "o", GOOD), ("stopped", "v", MUTED), ("unfinished", "D", MUTED), ("failed", "x", BAD))
+
 
 def search_history(trials: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
     """Draw the accuracy of each trial in order, how it ended, and the best so far. Takes trials of sweep.json."""
     done = [trial for trial in trials if trial["accuracy"] is not None]
     with drawing(path, 7.2, 4.2) as figure:
         axis = figure.subplots()
-        for status, marker, colour in (("finished", "o", GOOD), ("stopped", "v", MUTED), ("failed", "x", BAD)):
+        for status, marker, colour in STATUSES:
             members = [trial for trial in done if trial["status"] == status]
             if members:
                 numbers, heights = [t["number"] for t in members], [100 * t["accuracy"] for t in members]
                 axis.scatter(numbers, heights, marker=marker, color=colour, s=42, label=status, zorder=3)
-        if done:
-            best = np.maximum.accumulate([100 * trial["accuracy"] for trial in done])
-            axis.step([t["number"] for t in done], best, where="post", color=ACCENT, linewidth=2, label="best so far")
+        judged = [trial for trial in done if trial["status"] != "failed"]  # a failed trial is never published
+        if judged:
+            best = np.maximum.accumulate([100 * trial["accuracy"] for trial in judged])
+            axis.step([t["number"] for t in judged], best, where="post", color=ACCENT, linewidth=2, label="best so far")
         guided = [trial["number"] for trial in done if trial["bayesian"]]
         if guided:
             axis.axvspan(
