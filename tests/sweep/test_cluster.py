@@ -1,17 +1,19 @@
-"""How many trials run at a time on which nodes, and a sweep of which nothing can be published."""
+"""How many trials run at a time on which nodes, and what a sweep publishes whose trials have ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import made_models
 import pytest
 
 from flywheel.params import Params
 from flywheel.pipeline import stage
-from flywheel.registry import Registry
+from flywheel.registry import Registry, Version
 from flywheel.sweep import SweepError, cluster
 from flywheel.sweep import stage as sweep_stage
+from flywheel.sweep.checkpoints import Checkpoints, CheckpointStore
 from flywheel.sweep.journal import Journal
 from flywheel.sweep.state import SweepState
 
@@ -43,7 +45,8 @@ def test_resources_of_a_trial_and_concurrent_trials(
 ) -> None:
     import ray
 
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    described = [{"NodeID": str(n), "Alive": True, "Resources": node} for n, node in enumerate(nodes)]
+    monkeypatch.setattr(ray, "nodes", lambda: described)
     sweep = make_params(f"sweep.trials=30 sweep.searcher=random {overrides}").sweep
     if isinstance(expected, str):
         with pytest.raises(SweepError, match=expected):
@@ -53,14 +56,19 @@ def test_resources_of_a_trial_and_concurrent_trials(
         assert (given.cpus, given.gpus, given.concurrent) == expected
 
 
-def test_a_sweep_without_a_model_raises_the_error_of_its_trials(make_params: Make, registry: Registry) -> None:
-    """One failed, one was stopped before its first epoch; if all had failed, the sweep would begin anew."""
-    params = make_params("data.image_size=8 sweep.trials=2 tracking.wandb=disabled")
+def begun(params: Params, registry: Registry) -> SweepState:
+    """Return the state of a sweep of a data set that is published for it."""
     made_models.publish_dataset(registry, params, made_models.dataset(params))
     defined = sweep_stage.define(params, registry)
     journal = Journal(params.store_paths.journals / "sweep-1.jsonl")
     journal.append("begin", identity={**defined.identity, "inputs": dict(defined.reads)}, code=defined.code)
-    state = SweepState(params, journal)
+    return SweepState(params, journal)
+
+
+def test_a_sweep_without_a_model_raises_the_error_of_its_trials(make_params: Make, registry: Registry) -> None:
+    """One failed, one was stopped before its first epoch; if all had failed, the sweep would begin anew."""
+    params = make_params("data.image_size=8 sweep.trials=2 tracking.wandb=disabled")
+    state = begun(params, registry)
     for error in ("TrainingDiverged: the loss", None):
         trial = state.next_trial(1)
         assert trial is not None
@@ -68,3 +76,36 @@ def test_a_sweep_without_a_model_raises_the_error_of_its_trials(make_params: Mak
     with pytest.raises(SweepError, match="all 2 trials failed: TrainingDiverged: the loss"):
         sweep_stage.run(params, registry)
     assert not stage.check(sweep_stage.define(params, registry)).up_to_date
+
+
+def test_a_sweep_that_ends_while_it_publishes_publishes_all_of_its_best_models_later(
+    make_params: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params(
+        "data.image_size=8 sweep.trials=2 sweep.epochs=1 sweep.keep_checkpoints=2 tracking.wandb=disabled"
+    )
+    state, store = begun(params, registry), CheckpointStore(params.checkpoints).subfolder("sweep-1")
+    for accuracy in (0.5, 0.6):
+        trial = state.next_trial(1)
+        assert trial is not None
+        contents = made_models.model(logit=accuracy).contents(trial.config)
+        Checkpoints(store, trial.id).save_weights(1, contents)
+        state.on_trial_result(trial, 1, {"accuracy": accuracy})
+        state.on_trial_end(trial)
+    publish, published = registry.publish, list[str]()
+
+    def publish_one(name: str, *arguments: Any, **options: Any) -> Version:
+        if published:
+            raise OSError("killed")
+        published.append(name)
+        return publish(name, *arguments, **options)
+
+    monkeypatch.setattr(registry, "publish", publish_one)
+    with pytest.raises(OSError, match="killed"):
+        sweep_stage.run(params, registry)
+    monkeypatch.undo()
+    outputs = sweep_stage.run(params, registry)["outputs"]
+    assert [ref.partition(":")[0].partition("@")[0] for ref in outputs] == [
+        f"model-{trial.id}" for trial in reversed(state.trials.values())
+    ]
+    assert store.names() == []

@@ -238,9 +238,12 @@ def _best(
 def _publish(
     defined: Stage, best: list[tuple[Trial, Path | Version]], metrics: Mapping[str, Any]
 ) -> tuple[Version, ...]:
-    """Return the versions of the best trials; only the first has the fingerprint of the stage."""
+    """Return the versions of the best trials; only the first has the fingerprint of the stage.
+
+    It is published last: once there is a version with this fingerprint, the stage counts as done.
+    """
     versions = []
-    for rank, (one, weights) in enumerate(best, start=1):
+    for rank, (one, weights) in reversed(list(enumerate(best, start=1))):
         if isinstance(weights, Version):
             versions.append(weights)
             continue
@@ -251,7 +254,7 @@ def _publish(
         versions.append(
             defined.registry.publish(f"model-{one.id}", "model", weights, metadata=metadata, inputs=defined.reads)
         )
-    return tuple(versions)
+    return tuple(reversed(versions))
 
 
 def _metrics_of(one: Trial) -> dict[str, Any]:
