@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from flywheel.sweep import plots
 from flywheel.sweep.journal import Journal, Trial, ranking
 from flywheel.sweep.report import TrialReport
+from flywheel.sweep.resume import resume
 
 
 @pytest.fixture
@@ -73,6 +74,20 @@ def test_the_elapsed_time_leaves_out_pauses(journal: Journal) -> None:
     lines = [{"trial": None, "event": event, "at": f"2026-11-23T{at}+00:00"} for event, at in events]
     journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert journal.read().elapsed_s == 50
+
+
+def test_an_extended_sweep_that_was_interrupted_goes_on_also_with_other_code(journal: Journal) -> None:
+    for event in ("begin", "done", "begin"):
+        journal.append(event, identity={"epochs": 3}, code={"trial": "1"})
+    found, record, retry_failed = resume(journal.path.parent, {"epochs": 3}, {"trial": "2"}, force=False)
+    assert (found.path, record is not None, retry_failed) == (journal.path, True, True)
+
+
+def test_the_last_of_several_sweeps_of_a_second_is_resumed(tmp_path: Path) -> None:
+    for _ in range(11):
+        journal, _, _ = resume(tmp_path, {}, {}, force=True)
+        journal.append("begin", identity={}, code={})
+    assert resume(tmp_path, {}, {}, force=False)[0].path == journal.path
 
 
 def test_the_history_shows_unfinished_trials_and_no_failed_one_as_the_best(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class Trial:
 class SweepRecord:
     """A sweep as its journal records it, with the trials in the order of their numbers.
 
-    `begun` is the last begin event, `done` the last done event, `results` holds (trial id, epoch, accuracy) in order of
-    arrival, `elapsed_s` is the time during which a process worked on the sweep.
+    `begun` is the last begin event, `done` the done event after it, `results` holds (trial id, epoch, accuracy) in
+    order of arrival, `elapsed_s` is the time during which a process worked on the sweep.
     """
 
     trials: list[Trial]
@@ -90,8 +90,7 @@ class Journal:
 
     def append(self, event: str, trial: str | None = None, **details: Any) -> None:
         """Record an event of a trial, or of the sweep as a whole."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": at})
+        files.append_json_lines(self.path, {"trial": trial, "event": event, **details, "at": files.timestamp()})
 
     def start(self, trial: Trial) -> None:
         """Record that a trial was proposed."""
@@ -118,7 +117,7 @@ class Journal:
         for event in files.read_json_lines(self.path):
             kind, name, at = event["event"], event["trial"], datetime.fromisoformat(event["at"])
             if kind == "begin":
-                begun = event
+                begun, done = event, None
             elif last is not None:  # the time before a begin event is a pause
                 elapsed_s += (at - last).total_seconds()
             last = at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,12 @@ from flywheel.sweep.journal import Journal, SweepRecord
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """The journal to write, its record so far (None for a new sweep), and whether failed trials run again."""
-
-    journal: Journal
-    record: SweepRecord | None
-    retry_failed: bool
-
-
-def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *, force: bool) -> Resumed:
+def resume(
+    folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *, force: bool
+) -> tuple[Journal, SweepRecord | None, bool]:
     """Return the newest sweep with the same identity (params and data), or a new one; log which and why.
 
+    The result is the journal to write, its record so far (None for a new sweep), and whether failed trials run again.
     A new sweep begins with `force`, when the earlier one is complete and the code changed since, or when all its
     trials failed. An incomplete sweep that is not continued is named.
     """
@@ -43,7 +36,7 @@ def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
                     f"sweep: code changed since {journal.sweep_id} was interrupted ({', '.join(changed)}): trials that "
                     "ended stay as they are, failed trials run again"
                 )
-            return Resumed(journal, record, bool(changed))
+            return journal, record, bool(changed)
     if records and not records[0][1].done:
         journal, record = records[0]
         why = "forced" if force else first_change(record.begun["identity"], identity) or "its trials failed"
@@ -51,9 +44,4 @@ def resume(folder: Path, identity: Mapping[str, Any], code: Mapping[str, str], *
             f"sweep: {journal.sweep_id} is left as it is, after {record.ended} of {len(record.trials)} trials, and a "
             f"new one begins ({why}); make clean removes its checkpoints"
         )
-    name, count = f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}", 1
-    path = folder / f"{name}.jsonl"
-    while path.exists():
-        count += 1
-        path = folder / f"{name}-{count}.jsonl"
-    return Resumed(Journal(path), None, False)
+    return Journal(folder / f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.jsonl"), None, False

@@ -21,8 +21,8 @@ from flywheel.pipeline import stage
 from flywheel.pipeline.stage import Outcome, Stage
 from flywheel.registry import Registry, Version
 from flywheel.sweep import SweepError
-from flywheel.sweep.journal import Journal, Trial, ranking
-from flywheel.sweep.resume import Resumed, resume
+from flywheel.sweep.journal import Journal, SweepRecord, Trial, ranking
+from flywheel.sweep.resume import resume
 from flywheel.sweep.signals import interruptible
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
 
 def interrupted(defined: Stage) -> str | None:
     """Return a line on the sweep that the next run would resume, or None if it would begin a new one."""
-    found, trials = _resume(defined, force=False), defined.params.sweep.trials
-    if found.record is None or found.record.ended >= trials:
+    (journal, record, _), trials = _resume(defined, force=False), defined.params.sweep.trials
+    if record is None or record.ended >= trials:
         return None
-    return f"{found.journal.sweep_id} goes on, {found.record.ended} of {trials} trials ended"
+    return f"{journal.sweep_id} goes on, {record.ended} of {trials} trials ended"
 
 
-def _resume(defined: Stage, force: bool) -> Resumed:
+def _resume(defined: Stage, force: bool) -> tuple[Journal, SweepRecord | None, bool]:
     return resume(defined.params.store_paths.journals, _identity(defined), defined.code, force=force)
 
 
@@ -98,12 +98,11 @@ def _search(defined: Stage, force: bool) -> Outcome:
     params, registry, began = defined.params, defined.registry, time.monotonic()
     version = registry.resolve(defined.reads["dataset"])
     dataset = registry.open(version)
-    resumed = _resume(defined, force)
-    journal = resumed.journal
-    if resumed.record:
-        began -= resumed.record.elapsed_s
+    journal, record, retry_failed = _resume(defined, force)
+    if record:
+        began -= record.elapsed_s
     journal.append("begin", identity=_identity(defined), code=defined.code)
-    state = SweepState(params, journal, resumed.retry_failed)
+    state = SweepState(params, journal, retry_failed)
     if state.trials and not state.is_complete:
         log.info(
             f"sweep: {journal.sweep_id} goes on: {state.ended} of {params.sweep.trials} trials ended, "
