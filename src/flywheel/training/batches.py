@@ -51,24 +51,20 @@ class AugmentedBatches:
         """Yield (images (b, h, w, 3) uint8, labels (b,) int64) on the device; `number` counts epochs from 1."""
         order = torch.randperm(len(self.labels), generator=self.random, device=self.device)
         indices = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
-        if isinstance(self.images, Tensor):
-            for index in indices:
-                yield self._augmented(self.images, index, index, number), self.labels[index]
-            return
-        rows = torch.arange(self.batch_size, device=self.device)
-        read = transfer.batches(self.images, indices.cpu().numpy(), self.device)
-        for index, images in zip(indices, read, strict=True):
-            yield self._augmented(images, rows, index, number), self.labels[index]
+        keys = indices if isinstance(self.images, Tensor) else indices.cpu().numpy()
+        for index, images in zip(indices, transfer.batches(self.images, keys, self.device), strict=True):
+            yield self._augmented(images, index, number), self.labels[index]
 
-    def _augmented(self, images: Tensor, positions: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Return images[positions] augmented; `index` are their numbers in the training set."""
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """Return images augmented; `index` are their numbers in the training set."""
         if not self.translate and not self.flip:
-            return images[positions]
+            return images
         rows, columns = self._offsets(len(index)), self._offsets(len(index))
         if self.flip:
             mirrored = self._mirrored[index] ^ (epoch % 2 == 0)
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        return images[positions[:, None, None], rows[:, :, None], columns[:, None, :]]
+        each = torch.arange(len(index), device=self.device)[:, None, None]
+        return images[each, rows[:, :, None], columns[:, None, :]]
 
     def _offsets(self, count: int) -> Tensor:
         """Return the row (or column) indices of `count` randomly shifted images, (count, size)."""
