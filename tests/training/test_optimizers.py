@@ -54,12 +54,6 @@ def test_weights_decay_and_biases_and_norms_do_not(
     assert {group["weight_decay"] for group in groups} == {WEIGHT_DECAY[kind] if decay == "auto" else decay, 0.0}
 
 
-def test_unknown_optimizer_is_refused(data: TrainingData, recipe: Recipe) -> None:
-    unknown = recipe.model_copy(update={"optimizer": "lion"})
-    with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
-        make_optimizers(data.classifier(recipe), unknown)
-
-
 @pytest.mark.numerics
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_updates_all_weights_but_the_frozen_ones(few: TrainingData, recipe: Recipe, kind: str) -> None:

@@ -18,8 +18,7 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     """Return the recipe's optimizer; with `muon` AdamW, and Muon for every convolution after the first.
 
     Each param group holds its peak learning rate. Biases and norms get no weight decay; parameters that do not require
-    a gradient are left out. Fused: one pass over the weights (45 MB for ResNet-18) instead of six. Raises ValueError
-    for an unknown optimizer.
+    a gradient are left out. Fused: one pass over the weights (45 MB for ResNet-18) instead of six.
     """
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
@@ -32,7 +31,6 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
             return [_update_as_stored(torch.optim.Adam(groups, betas=(momentum, 0.999), fused=True))]
         case "muon":
             return _muon_and_adamw(weights, others, recipe)
-    raise ValueError(f"unknown optimizer {recipe.optimizer!r}")
 
 
 class Muon(torch.optim.Muon):
