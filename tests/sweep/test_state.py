@@ -58,7 +58,6 @@ def content(state: SweepState) -> object:
         (t.number, t.params, None if t.state.name == "RUNNING" else t.state.name, t.value, t.intermediate_values)
         for t in state.searcher.study.trials
     ]
-    assert state.asha is not None
     trials = [(t.id, t.number, t.config, t.status, t.epochs) for t in state.trials.values()]
     return study, state.asha.rungs, trials
 

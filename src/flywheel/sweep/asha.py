@@ -12,6 +12,7 @@ class Asha:
 
     At each rung a trial continues unless it is below the median of the trials that reached the rung before it. Ray's
     AsyncHyperBandScheduler decides the same (a test compares them), but cannot be rebuilt after an interruption.
+    With 0 or 1 epochs there is no rung, so no trial stops.
     """
 
     def __init__(self, epochs: int):

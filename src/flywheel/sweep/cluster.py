@@ -11,7 +11,7 @@ from typing import Any
 
 from flywheel.machine import ray_address
 from flywheel.params import Sweep
-from flywheel.sweep import SweepError, preflight
+from flywheel.sweep import SweepError, nodes, preflight
 
 REFRESH_S = 2.0
 
@@ -23,11 +23,6 @@ class Resources:
     cpus: float
     gpus: float
     concurrent: int
-
-    @property
-    def threads(self) -> int:
-        """The number of torch threads of a trial."""
-        return max(1, int(self.cpus))
 
 
 @contextlib.contextmanager
@@ -53,32 +48,32 @@ class Slots:
         """Return how many trials may run now; at least one, which waits for a node if none fits."""
         if time.monotonic() - self._asked > REFRESH_S:
             self._asked = time.monotonic()
-            self._now = concurrent(self.sweep, self.resources.cpus, self.resources.gpus, _nodes())
+            self._now = concurrent(self.sweep, self.resources.cpus, self.resources.gpus)
         return self._now
 
 
 def allot(sweep: Sweep) -> Resources:
     """Return the resources of each trial on the connected Ray. Raises SweepError when no node fits a trial."""
-    nodes = _nodes()
-    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    found = _nodes()
+    most_cpus = max((node.get("CPU", 0.0) for node in found), default=0.0)
+    most_gpus = max((node.get("GPU", 0.0) for node in found), default=0.0)
     cpus = sweep.cpus_per_trial
     gpus = min(1.0, most_gpus) if sweep.gpus_per_trial == "auto" else float(sweep.gpus_per_trial)
     if cpus > most_cpus:
         raise SweepError(f"sweep.cpus_per_trial={cpus:g} but no node has more than {most_cpus:g} CPUs; ask for fewer")
     if gpus > most_gpus:
         raise SweepError(f"sweep.gpus_per_trial={gpus:g} but no node has more than {most_gpus:g} GPUs; use 0 or auto")
-    if not any(_fitting(node, cpus, gpus) for node in nodes):
+    if not any(_fitting(node, cpus, gpus) for node in found):
         raise SweepError(
             f"no node has both {cpus:g} CPUs and {gpus:g} GPUs for a trial; lower sweep.cpus_per_trial or "
             "sweep.gpus_per_trial"
         )
-    return Resources(cpus, gpus, concurrent(sweep, cpus, gpus, nodes))
+    return Resources(cpus, gpus, concurrent(sweep, cpus, gpus))
 
 
-def concurrent(sweep: Sweep, cpus: float, gpus: float, nodes: list[dict[str, float]]) -> int:
-    """Return how many trials may run at a time on nodes with these resources."""
-    fitting = sum(_fitting(node, cpus, gpus) for node in nodes)
+def concurrent(sweep: Sweep, cpus: float, gpus: float) -> int:
+    """Return how many trials with these resources may run at a time on the connected Ray."""
+    fitting = sum(_fitting(node, cpus, gpus) for node in _nodes())
     wanted = sweep.trials if sweep.max_concurrent_trials == "auto" else sweep.max_concurrent_trials
     if sweep.max_concurrent_trials == "auto" and sweep.searcher != "random":
         # Trials that run at the same time cannot learn from each other: more would be random search.
@@ -92,13 +87,11 @@ def run_as_trial(sweep: Sweep, work: Callable[..., Any], *arguments: Any) -> Any
 
     given = allot(sweep)
     remote = ray.remote(num_cpus=given.cpus, num_gpus=given.gpus, max_retries=2)(work)
-    return ray.get(remote.remote(*arguments, given.threads, given.gpus > 0))
+    return ray.get(remote.remote(*arguments, max(1, int(given.cpus)), given.gpus > 0))
 
 
 def _nodes() -> list[dict[str, float]]:
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes.alive().values()]
 
 
 def _fitting(node: dict[str, float], cpus: float, gpus: float) -> int:

@@ -9,7 +9,6 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flywheel.params import Params, Recipe
@@ -31,30 +30,21 @@ CHECKPOINTS_PER_TRIAL = 8
 FEW_BATCHES, FEW_STEPS, ENOUGH_STEPS = 10, 40, 200
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Without early stopping: `seconds` with all architectures in equal parts, `most_seconds` with the slowest only."""
-
-    seconds: float
-    most_seconds: float
-    disk_bytes: float
-
-
 def recipes(params: Params) -> list[dict[str, Any]]:
     """Return a recipe for each architecture of the sweep, for `measure`."""
     return [params.complete_recipe({"architecture": name}, epochs=1).model_dump() for name in params.architectures]
 
 
-def estimate(params: Params, concurrent: int, trials: int, speeds: Sequence[Speed]) -> Estimate:
-    """Return the time and the disk space that a number of trials may take."""
+def estimate(params: Params, concurrent: int, trials: int, speeds: Sequence[Speed]) -> tuple[float, float, float]:
+    """Return (seconds, most seconds, bytes of disk) that a number of trials take without early stopping.
+
+    The seconds are those with all architectures in equal parts, and with the slowest only.
+    """
     epochs = params.sweep.epochs * -(-trials // concurrent)
     epoch_s = [seconds for seconds, _ in speeds]
     largest = max(size for _, size in speeds)
-    return Estimate(
-        epochs * sum(epoch_s) / len(epoch_s),
-        epochs * max(epoch_s),
-        largest * (CHECKPOINTS_PER_TRIAL * concurrent + params.sweep.keep_checkpoints),
-    )
+    disk_bytes = largest * (CHECKPOINTS_PER_TRIAL * concurrent + params.sweep.keep_checkpoints)
+    return epochs * sum(epoch_s) / len(epoch_s), epochs * max(epoch_s), disk_bytes
 
 
 def few_steps(params: Params, images: int) -> str | None:

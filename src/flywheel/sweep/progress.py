@@ -42,18 +42,16 @@ class Recorder:
     def on_speeds(self, speeds: Sequence[Speed], concurrent: int) -> None:
         """Log how long the sweep may take. Raises SweepError if the disk may be too small."""
         left = self.params.sweep.trials - self.state.ended
-        expected = estimate.estimate(self.params, concurrent, left, speeds)
-        self.log(
-            f"sweep: about {human_time(expected.seconds)}, at most {human_time(expected.most_seconds)} and "
-            f"{files.human_size(expected.disk_bytes)} of disk"
-        )
+        seconds, most_seconds, disk_bytes = estimate.estimate(self.params, concurrent, left, speeds)
+        needed = files.human_size(disk_bytes)
+        self.log(f"sweep: about {human_time(seconds)}, at most {human_time(most_seconds)} and {needed} of disk")
         if self.store.directory is not None:
             self.store.directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.store.directory).free
-            if free < expected.disk_bytes:
+            if free < disk_bytes:
                 raise SweepError(
-                    f"{self.store.uri} has {files.human_size(free)} free and the sweep may need "
-                    f"{files.human_size(expected.disk_bytes)}; free space or set paths.checkpoints"
+                    f"{self.store.uri} has {files.human_size(free)} free and the sweep may need {needed}; "
+                    "free space or set paths.checkpoints"
                 )
 
     def on_trial_start(self, trial: Trial) -> None:
@@ -78,12 +76,10 @@ class Recorder:
         self._logged_at = self._logged_at or now
         if not self._bar.disable or now - self._logged_at < SILENT_S:
             return
-        sweep, running = (
-            self.params.sweep,
-            [trial for trial in self.state.trials.values() if trial.id in self.state.running],
-        )
+        sweep, state = self.params.sweep, self.state
+        running = [trial for trial in state.trials.values() if trial.id in state.running]
         told = [f"trial {trial.number} after epoch {len(trial.epochs)} of {sweep.epochs}" for trial in running]
-        self.log(f"sweep: {self.state.ended}/{sweep.trials} ended; {', '.join(told) or 'no trial runs yet'}")
+        self.log(f"sweep: {state.ended}/{sweep.trials} ended; {', '.join(told) or 'no trial runs yet'}")
 
     def on_worker_died(self, trial: Trial) -> None:
         """Log that a trial lost its worker and continues from its last checkpoint."""

@@ -27,7 +27,7 @@ class SweepState:
         self.params = params
         self.journal = journal
         self.searcher = Searcher(params)
-        self.asha = Asha(params.sweep.epochs) if params.sweep.early_stopping else None
+        self.asha = Asha(params.sweep.epochs if params.sweep.early_stopping else 0)
         self.trials: dict[str, Trial] = {}
         self.queued: deque[str] = deque()
         self.running: set[str] = set()
@@ -69,7 +69,7 @@ class SweepState:
         self._worker_failures.pop(trial.id, None)
         self.journal.epoch(trial, epoch, metrics)
         self.searcher.report(trial.number, epoch, metrics[METRIC])
-        return self._should_stop(trial.id, epoch, metrics[METRIC])
+        return self.asha.should_stop(trial.id, epoch, metrics[METRIC])
 
     def on_trial_end(self, trial: Trial, error: str | None = None) -> None:
         """Record that a trial ended: by itself, because it should stop, or with an error."""
@@ -88,12 +88,9 @@ class SweepState:
         self.queued.append(trial.id)
         return True
 
-    def _should_stop(self, trial: str, epoch: int, accuracy: float) -> bool:
-        return self.asha is not None and self.asha.should_stop(trial, epoch, accuracy)
-
     def _replay(self, retry_failed: bool) -> None:
         record = self.journal.read()
-        stopped = {name for name, epoch, accuracy in record.results if self._should_stop(name, epoch, accuracy)}
+        stopped = {name for name, epoch, accuracy in record.results if self.asha.should_stop(name, epoch, accuracy)}
         for trial in record.trials:
             self.trials[trial.id] = trial
             if trial.status == "failed" and retry_failed:

@@ -106,11 +106,9 @@ def retrain(
     """Train a trial again up to an epoch, save its weights, and return its accuracy."""
     recipe = Recipe.model_validate(dict(config))
     training = start(recipe, data.open(), threads, devices.pick(cuda))
-    for result, _ in follow(training):
-        if result.epoch == epoch:
-            checkpoints.save_weights(epoch, training.classifier.contents(recipe.model_dump()))
-            return result.accuracy
-    raise SweepError(f"the recipe has no epoch {epoch}")
+    accuracy = next(result.accuracy for result in training.epochs() if result.epoch == epoch)
+    checkpoints.save_weights(epoch, training.classifier.contents(recipe.model_dump()))
+    return accuracy
 
 
 def _advice(error: Exception, recipe: Recipe, gpus: float) -> str:

@@ -56,8 +56,8 @@ def run(
 ) -> bool:
     """Run trials until the sweep is complete. Returns False if time.monotonic() reached `until` before.
 
-    `joining` checks nodes that join meanwhile, `function` runs a trial. Raises SweepError when the journal cannot be
-    written, the disk has no room or such a node has a fault, KeyboardInterrupt at a signal.
+    `joining` checks nodes that join meanwhile, `function` runs a trial. Raises SweepError when the disk has no room or
+    such a node has a fault, OSError when the journal cannot be written, KeyboardInterrupt at a signal.
     """
     os.environ.update(TUNE_SETTINGS)
     params, resources = state.params, slots.resources
@@ -67,9 +67,8 @@ def run(
     trainable = tune.with_parameters(
         function, data=data, store=recorder.store, interval_s=params.sweep.checkpoint_interval_s
     )
-    per_trial = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
     tuner = tune.Tuner(
-        tune.with_resources(trainable, per_trial),
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(callback),
             scheduler=_Scheduler(callback),
