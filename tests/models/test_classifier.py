@@ -48,14 +48,12 @@ def test_the_params_name_the_same_architectures() -> None:
 
 
 def test_upsample_computes_at_224_pixels_and_the_others_at_the_images_own() -> None:
-    resized = {name: form.input_size for name, form in ARCHITECTURES.items() if form.input_size is not None}
-    assert resized == {"upsample": 224}
     seen = {}
-    for name in ("standard", "upsample"):
+    for name in ARCHITECTURES:
         model = make(name)
         model.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[-1]}))
         model.predict(np.zeros((1, 32, 32, 3), np.uint8))
-    assert seen == {"standard": 32, "upsample": 224}
+    assert seen == {"standard": 32, "upsample": 224, "modified": 32, "compact": 32}
 
 
 def test_modified_keeps_the_resolution_that_standard_quarters() -> None:

@@ -18,31 +18,26 @@ def searcher(make_params: Make) -> Searcher:
     return Searcher(make_params("sweep.trials=12 sweep.epochs=3"))
 
 
-def test_a_finished_trial_is_complete_with_its_best_value(searcher: Searcher) -> None:
+@pytest.mark.parametrize(
+    ("status", "accuracies", "state", "value"),
+    [
+        ("finished", (0.5, 0.9, 0.8), TrialState.COMPLETE, 0.9),  # its best
+        ("stopped", (0.5, 0.4), TrialState.PRUNED, 0.4),  # its last
+        ("failed", (0.9,), TrialState.FAIL, None),
+        ("failed", (), TrialState.FAIL, None),
+        ("stopped", (), TrialState.FAIL, None),
+    ],
+)
+def test_the_study_gets_how_a_trial_ended_and_its_values(
+    searcher: Searcher, status: str, accuracies: tuple[float, ...], state: TrialState, value: float | None
+) -> None:
     searcher.propose()
-    for epoch, accuracy in ((1, 0.5), (2, 0.9), (3, 0.8), (3, 0.8)):
+    reported = dict(enumerate(accuracies, start=1))
+    for epoch, accuracy in (*reported.items(), *reported.items()):  # repeated epochs do not count
         searcher.report(0, epoch, accuracy)
-    searcher.tell(0, "finished", 0.9)
+    searcher.tell(0, status, max(accuracies, default=None))
     trial = searcher.study.trials[0]
-    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.9)
-    assert trial.intermediate_values == {1: 0.5, 2: 0.9, 3: 0.8}
-
-
-def test_a_stopped_trial_is_pruned_with_its_values(searcher: Searcher) -> None:
-    searcher.propose()
-    searcher.report(0, 1, 0.4)
-    searcher.tell(0, "stopped", 0.4)
-    trial = searcher.study.trials[0]
-    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.4})
-
-
-@pytest.mark.parametrize("had_an_epoch", [True, False])
-def test_a_failed_trial_is_failed(searcher: Searcher, had_an_epoch: bool) -> None:
-    searcher.propose()
-    if had_an_epoch:
-        searcher.report(0, 1, 0.9)
-    searcher.tell(0, "failed", 0.9 if had_an_epoch else None)
-    assert searcher.study.trials[0].state == TrialState.FAIL
+    assert (trial.state, trial.value, trial.intermediate_values) == (state, value, reported)
 
 
 def test_the_default_recipe_comes_first(searcher: Searcher) -> None:

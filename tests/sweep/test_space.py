@@ -28,12 +28,6 @@ def test_only_what_varies_is_searched(make_params: Make) -> None:
     assert (recipe.learning_rate, recipe.batch_size, recipe.architecture) == (0.002, 32, "standard")
 
 
-def test_params_outside_the_space_come_from_the_recipe(make_params: Make) -> None:
-    made = make_params("recipe.momentum=0.5 sweep.epochs=3")
-    recipe = to_recipe(made, to_point(made, {}))
-    assert (recipe.momentum, recipe.epochs) == (0.5, 3)
-
-
 def test_ranges_depend_on_the_architecture(make_params: Make) -> None:
     made = make_params(PER_ARCHITECTURE)
     point = {"learning_rate": 1.0, "batch_size": 0.9, "optimizer": "sgd", "architecture": "compact"}

@@ -14,9 +14,6 @@ import torch
 
 from flywheel.data.dataset import ImageRows
 from flywheel.params import Params, Recipe
-from flywheel.retraining.train import train_arm
-from flywheel.sweep import trial
-from flywheel.training.batches import AugmentedBatches
 from flywheel.training.loop import EpochResult, Training, TrainingData, TrainingDiverged, fit, learning_rate_factor
 
 CPU = torch.device("cpu")
@@ -100,17 +97,11 @@ def test_every_param_of_a_recipe_has_an_effect(few: TrainingData, recipe: Recipe
     assert weights(one) != weights(other)
 
 
-@pytest.mark.numerics
-@pytest.mark.parametrize("path", ["trial", "retraining"])
-def test_trials_and_retrainings_are_deterministic_on_cuda(
-    few: TrainingData, recipe: Recipe, path: str, monkeypatch: pytest.MonkeyPatch
+def test_every_training_is_deterministic_on_cuda(
+    few: TrainingData, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
-    recipe = recipe.model_copy(update={"epochs": 1})
-    if path == "trial":
-        next(trial.follow(trial.start(recipe, few, torch.get_num_threads(), CPU)))
-    else:
-        train_arm(few.classifier(recipe), few, recipe, CPU)
+    start(few, recipe)
     assert torch.backends.cudnn.deterministic
 
 
@@ -129,21 +120,6 @@ def test_weights_outside_a_single_pixel_get_no_gradient(data: TrainingData, reci
         classifier(torch.from_numpy(data.images[:16])).sum().backward()
         assert convolution.weight.grad[:, :, 1, 1].any()
         assert not convolution.weight.grad[:, :, outside].any()
-
-
-@pytest.mark.numerics
-def test_batches_get_the_number_of_the_epoch_also_after_a_resume(
-    few: TrainingData, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    numbers, epoch = [], AugmentedBatches.epoch
-    monkeypatch.setattr(
-        AugmentedBatches, "epoch", lambda self, number: (numbers.append(number), epoch(self, number))[1]
-    )
-    training, other = start(few, recipe), start(few, recipe)
-    next(training.epochs())
-    other.restore(training.state())
-    assert len(list(other.epochs())) == 2
-    assert numbers == [1, 2, 3]
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_named_error(data: TrainingData, recipe: Recipe) -> None:
