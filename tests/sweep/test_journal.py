@@ -72,6 +72,9 @@ def test_the_elapsed_time_leaves_out_pauses(journal: Journal) -> None:
 def test_an_extended_sweep_that_was_interrupted_goes_on_also_with_other_code(journal: Journal) -> None:
     for event in ("begin", "done", "begin"):
         journal.append(event, identity={"epochs": 3}, code={"trial": "1"})
+    assert resume(journal.path.parent, {"epochs": 3}, {"trial": "2"}, force=False)[0].path != journal.path
+    journal.start(Trial("a", 0, {}, False))
+    journal.append("run", "a")
     found, record, retry_failed = resume(journal.path.parent, {"epochs": 3}, {"trial": "2"}, force=False)
     assert (found.path, record is not None, retry_failed) == (journal.path, True, True)
 

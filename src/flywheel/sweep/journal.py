@@ -61,15 +61,16 @@ class Trial:
 class SweepRecord:
     """A sweep as its journal records it, with the trials in the order of their numbers.
 
-    `begun` is the last begin event, `done` the done event after it, `results` holds (trial id, epoch, accuracy) in
-    order of arrival, `elapsed_s` is the time during which a process worked on the sweep.
+    `begun` is the last begin event, `done` tells whether the best model was published and no trial ran after that,
+    `results` holds (trial id, epoch, accuracy) in order of arrival, `elapsed_s` is the time during which a process
+    worked on the sweep.
     """
 
     trials: list[Trial]
     begun: dict[str, Any]
     results: list[tuple[str, int, float]]
     elapsed_s: float
-    done: dict[str, Any] | None
+    done: bool
 
     @property
     def ended(self) -> int:
@@ -112,23 +113,24 @@ class Journal:
         trials: dict[str, Trial] = {}
         results: list[tuple[str, int, float]] = []
         begun: dict[str, Any] = {}
-        done: dict[str, Any] | None = None
-        elapsed_s, last = 0.0, None
+        done, elapsed_s, last = False, 0.0, None
         for event in files.read_json_lines(self.path):
             kind, name, at = event["event"], event["trial"], datetime.fromisoformat(event["at"])
             if kind == "begin":
-                begun, done = event, None
+                begun = event
             elif last is not None:  # the time before a begin event is a pause
                 elapsed_s += (at - last).total_seconds()
             last = at
             if kind == "done":
-                done = event
+                done = True
             elif kind == "start":
                 trials[name] = Trial(
                     name, event["number"], event["config"], event["bayesian"], point=event.get("point", {})
                 )
             elif name in trials:
                 _apply(trials[name], kind, event)
+                if kind == "run":
+                    done = False  # it goes on with more trials or more time
                 if kind == "epoch":
                     results.append((name, event["epoch"], event["metrics"][METRIC]))
         return SweepRecord(sorted(trials.values(), key=lambda trial: trial.number), begun, results, elapsed_s, done)

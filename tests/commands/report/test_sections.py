@@ -113,7 +113,7 @@ def record(accuracies: list[float], **choices: list[Any]) -> SweepRecord:
         trial = Trial(str(number), number, {}, False, status="finished", point=point)
         trial.record_epoch(1, {"accuracy": accuracy})
         trials.append(trial)
-    return SweepRecord(trials, {"identity": {"sweep": {"space": space}}}, [], 0.0, None)
+    return SweepRecord(trials, {"identity": {"sweep": {"space": space}}}, [], 0.0, False)
 
 
 def test_the_param_that_decides_is_found() -> None:
@@ -141,7 +141,7 @@ def test_importance_is_the_same_each_time() -> None:
         record([0.5] * 8, rate=[i / 8 for i in range(8)], kind=["a", "b"] * 4),
         record([0.1, 0.2, 0.3, 0.4], rate=[0.5] * 4, kind=["a"] * 4),
         record([]),
-        SweepRecord([], {}, [], 0.0, None),
+        SweepRecord([], {}, [], 0.0, False),
     ],
     ids=["few", "alike", "one point", "none", "empty"],
 )
