@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,17 @@ def test_the_sweep_says_how_long_it_may_take_and_ends_if_the_disk_is_too_small(
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(SweepError, match=r"trials has .* free and the sweep may need .*; free space or set paths"):
         recorder.on_speeds([(10.0, free)], concurrent=1)
+
+
+def test_the_checkpoints_of_an_interrupted_sweep_count_as_room_for_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = make("sweep.trials=6 sweep.keep_checkpoints=1")
+    recorder.store.write("state", bytes(1_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    recorder.on_speeds([(1.0, 100_000)], concurrent=2)  # 17 times the weights
+    with pytest.raises(SweepError, match=r"has 1\.0 MB free and the sweep may need 3\.4 MB"):
+        recorder.on_speeds([(1.0, 200_000)], concurrent=2)
 
 
 def test_a_silent_sweep_tells_every_half_minute_how_far_its_trials_are(

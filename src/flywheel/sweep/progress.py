@@ -48,7 +48,7 @@ class Recorder:
         if self.store.directory is not None:
             self.store.directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.store.directory).free
-            if free < disk_bytes:
+            if free + self.store.size_bytes() < disk_bytes:  # this sweep replaces its earlier checkpoints
                 raise SweepError(
                     f"{self.store.uri} has {files.human_size(free)} free and the sweep may need {needed}; "
                     "free space or set paths.checkpoints"
