@@ -47,24 +47,16 @@ def test_the_params_name_the_same_architectures() -> None:
     assert set(ARCHITECTURES) == set(params.ARCHITECTURES)
 
 
-def test_upsample_computes_at_224_pixels_and_the_others_at_the_images_own() -> None:
-    seen = {}
-    for name in ARCHITECTURES:
+def test_upsample_enlarges_the_images_and_modified_keeps_the_resolution_that_standard_quarters() -> None:
+    sides: dict[str, list[int]] = {}
+    for name in ("standard", "upsample", "modified"):
         model = make(name)
-        model.network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[-1]}))
+        for module in (model.network, model.network.layer1):
+            module.register_forward_pre_hook(  # type: ignore[union-attr]
+                lambda _, inputs, name=name: sides.setdefault(name, []).append(inputs[0].shape[-1])
+            )
         model.predict(np.zeros((1, 32, 32, 3), np.uint8))
-    assert seen == {"standard": 32, "upsample": 224, "modified": 32, "compact": 32}
-
-
-def test_modified_keeps_the_resolution_that_standard_quarters() -> None:
-    shapes = {}
-    for name in ("standard", "modified"):
-        model = make(name)
-        model.network.layer1.register_forward_pre_hook(  # type: ignore[union-attr]
-            lambda _, inputs, name=name: shapes.update({name: tuple(inputs[0].shape[-2:])})
-        )
-        model.predict(np.zeros((1, 32, 32, 3), np.uint8))
-    assert shapes == {"standard": (8, 8), "modified": (32, 32)}
+    assert sides == {"standard": [32, 8], "upsample": [224, 56], "modified": [32, 32]}
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 48])
