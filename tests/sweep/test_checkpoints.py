@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shades import two_shades
 
 from flywheel.params import Params
 from flywheel.sweep import trial
@@ -89,9 +90,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_state(tmp_path: Path, random:
 
 @pytest.fixture
 def data(random: np.random.Generator) -> TrainingData:
-    images = random.integers(0, 255, (48, 16, 16, 3)).astype(np.uint8)
-    labels = (np.arange(48) % 2).astype(np.int64)
-    return TrainingData(images, labels, images[:40], labels[:40], ("a", "b"), (0.4,) * 3, (0.3,) * 3)
+    return two_shades(random, 16)
 
 
 @pytest.mark.numerics
