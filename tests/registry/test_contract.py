@@ -175,6 +175,8 @@ def test_removing_versions_frees_their_own_blobs_and_their_numbers_are_not_reuse
 ) -> None:
     one, two, three = (publish(registry, tmp_path, text) for text in ("one", "two", "three"))
     assert registry.remove([one, three]) == len("one") + len("three")
+    left = [path.read_text() for path in (store / "registry").rglob("*") if path.is_file()]
+    assert not {"one", "three"} & set(left)  # `make forget` promises so
     assert [version.label for version in registry.versions("thing")] == ["thing:v1"]
     assert registry.resolve("thing") == two
     registry.verify(two)

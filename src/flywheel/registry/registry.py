@@ -187,7 +187,9 @@ class Registry:
                 self._folders.reserve_number(version.name)
                 self._folders.folder(version).rename(self._tmp / secrets.token_hex(8))
             kept = (version for name in self.collections() for version in self.versions(name))
-            return self._blobs.keep_only({entry.sha256 for version in kept for entry in version.files.values()})
+            freed = self._blobs.keep_only({entry.sha256 for version in kept for entry in version.files.values()})
+            shutil.rmtree(self._tmp)  # until then the files are there, and so is the space that they take
+            return freed
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -313,8 +315,9 @@ class Registry:
         try:
             with files.lock(self.root / "writer.lock", wait=True):
                 shutil.rmtree(self._tmp, ignore_errors=True)
-                for unfinished in [*self.root.glob("versions/*/.*"), *self.root.glob("versions/*/*/.*")]:
-                    unfinished.unlink(missing_ok=True)
+                for folder in ("versions", "versions/*", "versions/*/*"):
+                    for unfinished in self.root.glob(f"{folder}/.*"):
+                        unfinished.unlink(missing_ok=True)
                 yield
         except OSError as error:
             path = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
