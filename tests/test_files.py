@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,38 @@ def test_concurrent_appends_keep_every_line(tmp_path: Path) -> None:
     assert sorted((row["process"], row["index"]) for row in rows) == [(p, i) for p in range(4) for i in range(50)]
 
 
+def _append_after(start: Event, path: Path) -> None:
+    start.wait(60)
+    _append(path, 1)
+
+
+def test_a_write_that_fails_cuts_off_nothing_that_another_process_appends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, and the other appends between the look at the end of the file and the failing write."""
+    path, fork = tmp_path / "log.jsonl", multiprocessing.get_context("fork")
+    files.append_json_lines(path, {"process": 0})
+    start = fork.Event()
+    other = fork.Process(target=_append_after, args=(start, path))
+    other.start()
+
+    def look(*_: int) -> bytes:
+        start.set()
+        other.join(0.5)
+        return b"\n"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", look)
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*log\.jsonl'"):
+            files.append_json_lines(path, {"process": 2})
+    other.join()
+    assert [row["process"] for row in files.read_json_lines(path)] == [0, *[1] * 50]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -82,6 +116,19 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
         except files.Locked:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_process_that_lives_holds_a_lock_that_cannot_be_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that was remounted read-only."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (tmp_path / "data.pid").write_text(str(os.getpid()))
+    monkeypatch.setattr(files.FileLock, "acquire", read_only)
+    assert files.holder(tmp_path / "data.lock") == os.getpid()
 
 
 def test_a_reused_pid_does_not_count_as_a_holder(tmp_path: Path) -> None:

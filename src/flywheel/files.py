@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -130,31 +131,30 @@ def append_json_lines(path: Path, *values: object) -> int:
     lines = [json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values]
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+    with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # or a failed write would cut off what another process appends meanwhile
+        end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             data = b"\n" + data  # a power failure cut the last line: keep it a line of its own
         try:
-            if os.write(descriptor, data) < len(data):
+            if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         except OSError as error:
-            os.ftruncate(descriptor, end)  # all or nothing
+            file.truncate(end)  # all or nothing
             error.filename = error.filename or str(path)
             raise
-    finally:
-        os.close(descriptor)
     return len(data)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; lines that are cut off or hold no object are skipped."""
-    if not path.exists():
+    """Read a file of JSON lines; lines that are cut off or hold no object are skipped. A missing file has none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
     rows = []
-    # Not splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in text.split("\n"):  # not splitlines, which also splits at U+2028 and others inside a JSON string
         with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
             if isinstance(row, dict):
@@ -199,7 +199,7 @@ def holder(path: Path) -> int | None:
     held = FileLock(path)
     try:
         held.acquire(timeout=0)
-    except (Timeout, PermissionError):
+    except OSError:  # a Timeout, another user's lock, or a read-only disk
         return pid
     held.release()
     return None
