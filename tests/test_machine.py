@@ -17,6 +17,7 @@ import torch
 from flywheel import FlywheelError, cli
 from flywheel.commands.doctor import Finding
 from flywheel.machine import environment, limits
+from flywheel.machine.ray_address import RayError, check
 from flywheel.pipeline.server_record import Served
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +187,12 @@ def test_a_folder_for_rays_sockets_is_short_and_can_be_written(tmp_path: Path, m
     monkeypatch.setattr(limits, "TEMPORARY_BYTES", 1 << 60)
     (lack,) = limits.lacks()
     assert lack.text.startswith("no temporary folder for Ray: none of /proc, /tmp, /var/tmp, /dev/shm can be written")
+
+
+@pytest.mark.parametrize("address", ["a..b:6379", "localhost:\u00b2"])
+def test_an_address_that_can_be_none_is_one_sentence(address: str) -> None:
+    with pytest.raises(RayError, match=rf"^RAY_ADDRESS={address}: no answer \(.*\); start Ray there or unset"):
+        check(address)
 
 
 READ_ONLY = "mount -t tmpfs -o ro none /dev/shm"

@@ -148,7 +148,7 @@ def check(address: str) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S):
             pass
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:  # the host or the port can be none
         raise RayError(
             f"RAY_ADDRESS={address}: no answer ({error}); start Ray there or unset RAY_ADDRESS to run on this machine"
         ) from None
