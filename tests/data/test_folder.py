@@ -308,6 +308,13 @@ def test_without_a_test_folder_each_class_is_divided_by_the_fractions_and_the_se
     assert len(np.unique(every.reshape(63, -1), axis=0)) == 63
 
 
+def test_too_few_images_to_divide_are_one_clear_error(pictures: Callable[..., Files], given: Given) -> None:
+    path = given(pictures(a=5, b=5))
+    split = data_of().folder_split.model_copy(update={"train": 0.9, "test": 0.09, "simulation": 0.01})
+    with pytest.raises(DataError, match=r"10 images are too few to divide into .*; add some, or .* data\.folder_split"):
+        read(path, folder_split=split)
+
+
 def test_the_fractions_add_up(make_params: Callable[..., Params]) -> None:
     with pytest.raises(ParamsError, match="train, test and simulation must add up to 1"):
         make_params("data.folder_split.train=0.5")

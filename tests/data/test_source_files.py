@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,30 @@ def test_archives_in_a_folder_are_to_be_unpacked(names: tuple[str, ...], given: 
         read(given(dict.fromkeys(names, b"packed")))
 
 
+@pytest.mark.parametrize(("form", "closed"), [("directory", "train/a"), ("directory", "."), ("zip", "")])
+def test_what_may_not_be_read_is_named_and_not_left_out_silently(form: str, closed: str, layout: Files) -> None:
+    """A hidden folder may be closed, such as lost+found at the top of a disk."""
+    nobody = 65534 if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # which another user can reach, unlike pytest's
+        Path(name).chmod(0o755)
+        path = write(form, {**layout, "lost+found/inner/": b""} if form == "directory" else layout, Path(name) / "mine")
+        if form == "directory":
+            (path / "lost+found").chmod(0)
+        mode = (path / closed).stat().st_mode
+        before = os.geteuid()
+        try:
+            os.seteuid(nobody)
+            read(path)
+            os.seteuid(before)
+            (path / closed).chmod(0)
+            os.seteuid(nobody)
+            with pytest.raises(DataError, match=rf"{path / closed}: cannot be read \(Permission denied\); change its"):
+                read(path)
+        finally:
+            os.seteuid(before)
+            (path / closed).chmod(mode)
+
+
 # Archives that are damaged or hostile
 
 
@@ -231,10 +256,10 @@ def test_a_damaged_zip_is_read_or_refused_whatever_its_compression(
     soft = encode(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8), "BMP")  # what compresses well
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name in layout:
-            archive.writestr(name.replace(".png", ".bmp"), soft)
-    data = path.read_bytes()
+            archive.writestr(name.replace("0.png", "ü.bmp").replace(".png", ".bmp"), soft)
+    data, accent = path.read_bytes(), "ü".encode()
     refused = 0
-    for position in range(40, len(data), max(len(data) // 60, 1)):
+    for position in {data.index(accent), data.rindex(accent), *range(40, len(data), max(len(data) // 60, 1))}:
         path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
         try:
             read(path, skip_corrupt=True)

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 NAMED_CORRUPT = 10  # files named in an error; the others are counted
 NAMED_SKIPPED = 3
 NOT_PRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, undecodable bytes, ends of lines
-HIDDEN = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")  # besides those with a dot
 CORRUPT = "not readable"
 UNEVEN = 3  # the largest class has this many times the images of the smallest
 NAMED_CLASSES = 5  # the largest and the smallest, where there are many
@@ -76,6 +75,9 @@ def read(data: params.Data, scratch: Path | None = None) -> SourceImages:
         test_count = min(max(round(len(test) * data.test_fraction), 1), len(test) - 1)
     else:
         train, test, simulation = _divided(train, named, data)
+        if not (test and simulation):
+            raise DataError(f"{path}: {len(train + test + simulation)} images are too few to divide into train, test "
+                            "and simulation; add some, or change data.folder_split")  # fmt: skip
         test_count, test = len(test), test + simulation
         order = np.arange(len(test))
     _check_classes(path, named, laid_out, found.empty_folders, train, validation, test)
@@ -119,7 +121,7 @@ def _list(path: Path) -> _Files:
     for name, reader in source_files.walk(path):
         *parents, last = name.split("/")
         suffix = os.path.splitext(last)[1].lower()  # noqa: PTH122 (pathlib takes five times as long)
-        hidden = any(part in HIDDEN or (part.startswith(".") and part != "..") for part in (*parents, last))
+        hidden = source_files.is_hidden(name)
         if reader is None:
             if not hidden:
                 folders.add(name)

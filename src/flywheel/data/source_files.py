@@ -33,9 +33,11 @@ DAMAGED = (
     EOFError,
     OSError,
     RuntimeError,  # a zip with a password; a compression that Python does not know
+    ValueError,  # a zip with a name that is not UTF-8
 )
 READ_SUFFIXES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 ARCHIVE_SUFFIXES = (*READ_SUFFIXES, ".7z", ".rar", ".zst", ".lz4", ".lz")
+HIDDEN = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")  # besides those with a dot
 NOT_READ = re.compile(rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|LZIP")
 
 Opener = Callable[[], IO[bytes]]
@@ -63,8 +65,15 @@ def walk(path: Path) -> Iterator[tuple[str, Reader | None]]:
             yield name, None if opener is None else partial(_read, path, opener)
     except FileNotFoundError:
         raise DataError(f"{path}: no such directory or archive; set data.path") from None
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); change its permissions") from None
     except DAMAGED as error:
         raise DataError(_unreadable(path, error)) from None
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is one of a file or folder that systems and editors keep, or lies below one."""
+    return any(part in HIDDEN or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
 def read(reader: Reader) -> bytes:
@@ -177,10 +186,16 @@ def _unreadable(path: Path, error: BaseException) -> str:
 def _walk(root: Path) -> Iterator[tuple[str, Path | None]]:
     """Yield (path below root, file) sorted by name, and None instead of the file for a folder.
 
-    A link to a directory is followed once, and not if its target is walked anyway.
+    A link to a directory is followed once, and not if its target is walked anyway. Raises DataError for a folder that
+    cannot be read, unless it is hidden: its images would be missing and nobody would know.
     """
+
+    def refuse(error: OSError) -> None:
+        if not is_hidden(Path(error.filename).relative_to(root).as_posix()):
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions or remove it")
+
     walked = [root.resolve()]
-    for folder, inside, names in os.walk(root, followlinks=True):
+    for folder, inside, names in os.walk(root, onerror=refuse, followlinks=True):
         relative = Path(folder).relative_to(root).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
         for name in sorted(inside):
