@@ -7,7 +7,6 @@ processes that are killed. `check_integrity` is what every test asserts afterwar
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import re
@@ -680,76 +679,70 @@ def test_publishing_reads_a_file_once_and_opening_reads_none(registry: Registry,
     assert bytes_read(lambda: registry.verify(version)) >= size
 
 
-def test_an_index_finds_a_digest_among_many_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index is a cache: what it lacks is read, a wrong or unreadable one is made again."""
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the manifests that are read; ten are many."""
+    read, original = list[str](), versions.VersionFolders.read
     monkeypatch.setattr(versions, "INDEX_FROM", 10)
-    folder, made = tmp_path / "store" / "registry" / "versions" / "thing", list[Version]()
-    index = folder / "index.json"
-    for number in range(1_200):  # deeper than Python's stack
-        inputs = {"parent": (made[-1].ref,)} if made else {}
-        content = {"file": Digests(1, f"{number:064}", f"{number:022}==")}
-        version = Version("thing", number, "test", manifest.digest_of(content), content, inputs, files.timestamp())
-        manifest.write(folder / f"v{number}" / "manifest.json", version)
-        made.append(version)
-    read: list[int] = []
-    original = versions.VersionFolders.read
     monkeypatch.setattr(
-        versions.VersionFolders, "read", lambda self, name, number: read.append(number) or original(self, name, number)
+        versions.VersionFolders, "read", lambda self, name, number: read.append(name) or original(self, name, number)
     )
+    return read
+
+
+def forge(store: Path, name: str, number: int, inputs: Any = None, **metadata: str) -> Version:
+    """Write a version's manifest only; its digest is that of its number."""
+    content = {"file": Digests(1, f"{number:064}", f"{number:022}==")}
+    digest, now = manifest.digest_of(content), files.timestamp()
+    version = Version(name, number, "test", digest, content, inputs or {}, now, metadata)
+    manifest.write(manifest_of(store, version), version)
+    return version
+
+
+def test_an_index_finds_a_digest_among_many_versions(store: Path, reads: list[str]) -> None:
+    """The index is a cache: what it lacks is read, a wrong or unreadable one is made again."""
+    made, index = list[Version](), store / "registry" / "versions" / "thing" / "index.json"
+    for number in range(1_200):  # deeper than Python's stack
+        made.append(forge(store, "thing", number, {"parent": (made[-1].ref,)} if made else {}))
 
     def look() -> int:
         """Return how many manifests are read to resolve two refs."""
-        read.clear()
-        registry = Registry(tmp_path / "store")
+        reads.clear()
+        registry = Registry(store)
         assert registry.resolve(made[0].ref) == made[0]
         assert registry.resolve(made[-1].ref) == made[-1]
         assert registry.label(made[7].ref) == "thing:v7"
-        return len(read)
+        return len(reads)
 
     assert look() == 1_202
     assert look() == 2
     index.write_text("{")
     assert look() == 1_202
-    index.write_text(json.dumps({made[0].digest: 5}))
+    files.write_json(index, {made[0].digest: 5})
     assert look() >= 1_200
     assert look() == 2
-    shutil.rmtree(index.parent / "v3")
-    assert not Registry(tmp_path / "store").has(made[3].ref)
-    assert len(list(Registry(tmp_path / "store").lineage(made[-1]))) == 1_197  # down to v4, and v3, which is gone
+    shutil.rmtree(folder_of(store, made[3]))
+    assert not Registry(store).has(made[3].ref)
+    assert len(list(Registry(store).lineage(made[-1]))) == 1_197  # down to v4, and v3, which is gone
 
 
-def test_an_index_finds_a_fingerprint_among_many_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_finds_a_fingerprint_among_many_artifacts(store: Path, reads: list[str]) -> None:
     """It is a cache, too; a manifest that was written since is read again."""
-    monkeypatch.setattr(versions, "INDEX_FROM", 10)
-    root, read = tmp_path / "store" / "registry" / "versions", list[str]()
-
-    def write(number: int, fingerprint: str) -> None:
-        content = {"file": Digests(1, f"{number:064}", f"{number:022}==")}
-        described, digest = {"fingerprint": fingerprint}, manifest.digest_of(content)
-        version = Version(f"model-{number}", 0, "model", digest, content, {}, files.timestamp(), described)
-        manifest.write(root / f"model-{number}" / "v0" / "manifest.json", version)
-
     for number in range(20):
-        write(number, f"print-{number // 2}")
-    original = versions.VersionFolders.read
-    monkeypatch.setattr(
-        versions.VersionFolders, "read", lambda self, name, number: read.append(name) or original(self, name, number)
-    )
+        forge(store, f"model-{number}", 0, fingerprint=f"print-{number // 2}")
 
     def look(fingerprint: str, prefix: str = "model-") -> tuple[list[str], int]:
         """Return the names that are found and how many manifests are read."""
-        read.clear()
-        return [version.name for version in Registry(tmp_path / "store").with_fingerprint(prefix, fingerprint)], len(
-            read
-        )
+        reads.clear()
+        return [version.name for version in Registry(store).with_fingerprint(prefix, fingerprint)], len(reads)
 
     assert look("print-3") == (["model-6", "model-7"], 20)
     assert look("print-3") == (["model-6", "model-7"], 2)
     assert look("print-3", "other-") == ([], 0)
-    write(9, "print-3")
+    changed = forge(store, "model-9", 0, fingerprint="print-3")
     assert look("print-3") == (["model-6", "model-7", "model-9"], 3)
     assert look("print-4") == (["model-8"], 2)
-    shutil.rmtree(root / "model-6")
-    (root / "fingerprints.json").write_text("{")
-    assert look("print-3") == (["model-7", "model-9"], 19)
+    shutil.rmtree(folder_of(store, changed))
+    (store / "registry" / "versions" / "fingerprints.json").write_text("{")
+    assert look("print-3") == (["model-6", "model-7"], 19)
     assert look("none") == ([], 0)

@@ -282,25 +282,22 @@ class Registry:
 
     def has(self, reference: str) -> bool:
         """Tell whether a reference names a version that can be resolved."""
-        try:
-            self.resolve(reference)
-        except RegistryError:
-            return False
-        return True
+        return self._found(reference) is not None
 
     def label(self, reference: str) -> str:
         """Return name:vN for people, or the reference itself if it cannot be resolved."""
         name, digest = reference.partition("@")[::2]
         if digest and NAME.fullmatch(name) and (number := self._folders.number(name, digest)) is not None:
             return f"{name}:v{number}"
-        return self.resolve(reference).label if self.has(reference) else reference
+        version = self._found(reference)
+        return reference if version is None else version.label
 
     def lineage(self, version: Version) -> Iterator[Ancestor]:
         """Yield a version and its ancestors, depth first. The inputs of a version follow its first mention only."""
         followed, waiting = set[str](), [(0, "", version.ref)]
         while waiting:
             depth, role, ref = waiting.pop()
-            found = self.resolve(ref) if self.has(ref) else None
+            found = self._found(ref)
             yield Ancestor(depth, role, ref, found)
             if found is not None and ref not in followed:
                 followed.add(ref)
@@ -322,6 +319,12 @@ class Registry:
         except OSError as error:
             path = f"{error.filename or self.root}: " if str(self.root) not in str(error.filename) else ""
             raise RegistryError(f"cannot change {self.root}: {path}{error.strerror}{files.advice(error)}") from None
+
+    def _found(self, reference: str) -> Version | None:
+        """Return the version that a reference names, None if it cannot be resolved."""
+        with contextlib.suppress(RegistryError):
+            return self.resolve(reference)
+        return None
 
     def _resolve(self, reference: str) -> Version:
         name, digest = reference.partition("@")[::2]
