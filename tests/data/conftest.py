@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import own_images
@@ -34,25 +32,12 @@ def smooth_pictures(random: np.random.Generator) -> Pictures:
     return np.stack([np.asarray(Image.fromarray(c).resize((32, 32), Image.Resampling.BICUBIC)) for c in coarse])
 
 
-@pytest.fixture(scope="session")
-def encode() -> Callable[..., bytes]:
-    """Encode pixels (or a Pillow image) as the bytes of a file."""
-
-    def encoded(picture: Pictures | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        return buffer.getvalue()
-
-    return encoded
-
-
 @pytest.fixture
-def layout(encode: Callable[..., bytes], noise_pictures: Callable[..., Pictures]) -> dict[str, bytes]:
+def layout(noise_pictures: Callable[..., Pictures]) -> dict[str, bytes]:
     """Two classes with three training and two test images each, as path -> bytes, in the order of the paths."""
     pictures = iter(noise_pictures(10))
     names = [f"{split}/{label}/{i}.png" for split, n in (("test", 2), ("train", 3)) for label in "ab" for i in range(n)]
-    return {name: encode(next(pictures)) for name in names}
+    return {name: own_images.encode(next(pictures)) for name in names}
 
 
 @pytest.fixture

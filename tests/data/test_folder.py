@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from own_images import FORMS, assert_same, data_of, read
+from own_images import FORMS, assert_same, data_of, encode, read
 from PIL import Image
 
 from flywheel import files as flywheel_files
@@ -22,14 +22,13 @@ from flywheel.params import Params
 from flywheel.params.file import ParamsError
 from flywheel.registry import Registry
 
-Encode = Callable[..., bytes]
 Pictures = Callable[..., NDArray[np.uint8]]
 Files = dict[str, bytes]
 Given = Callable[..., Path]
 
 
 @pytest.fixture
-def pictures(encode: Encode, noise_pictures: Pictures) -> Callable[..., Files]:
+def pictures(noise_pictures: Pictures) -> Callable[..., Files]:
     """Return a function that makes `count` different images below each folder, as path -> bytes."""
 
     def make(**counts: int) -> Files:
@@ -93,9 +92,7 @@ def test_what_is_no_image_of_a_class_is_left_out_and_counted_in_one_line(
     assert line.endswith("; 2 outside of train and test, such as cover.png")
 
 
-def test_the_content_tells_what_an_image_is(
-    encode: Encode, noise_pictures: Pictures, layout: Files, given: Given
-) -> None:
+def test_the_content_tells_what_an_image_is(noise_pictures: Pictures, layout: Files, given: Given) -> None:
     first, second = noise_pictures(2)
     odd = {
         "train/a/no-suffix": encode(first),
@@ -183,9 +180,7 @@ NAMES = ("кошка", "собака", "قط", "کتاب‌ها", "猫", "🐈",
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_names_may_be_in_any_alphabet(
-    form: str, encode: Encode, noise_pictures: Pictures, given: Given, tmp_path: Path
-) -> None:
+def test_names_may_be_in_any_alphabet(form: str, noise_pictures: Pictures, given: Given, tmp_path: Path) -> None:
     pictures = noise_pictures(3 * len(NAMES))
     files = {}
     for index, name in enumerate(NAMES):
@@ -201,7 +196,7 @@ def test_names_may_be_in_any_alphabet(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_name_in_two_unicode_forms_is_one_class(
-    form: str, encode: Encode, noise_pictures: Pictures, layout: Files, given: Given
+    form: str, noise_pictures: Pictures, layout: Files, given: Given
 ) -> None:
     """macOS writes é as e and an accent (NFD), others as one character (NFC)."""
     composed, split_up = "caf\u00e9", "cafe\u0301"
@@ -216,7 +211,7 @@ def test_one_name_in_two_unicode_forms_is_one_class(
 
 
 def test_many_small_files_are_read_and_more_than_the_disk_holds_are_refused_before_they_are_decoded(
-    encode: Encode, layout: Files, given: Given, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Files, given: Given, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dot = encode(np.zeros((1, 1, 3), np.uint8))
     path = given({**layout, **{f"train/a/{n}-dot.png": dot for n in range(5_000)}}, "zip")

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_images import FORMS, assert_same, read, write
+from own_images import FORMS, assert_same, encode, read, write
 
 from flywheel.data import DataError, source_files
 
-Encode = Callable[..., bytes]
 Files = dict[str, bytes]
 Given = Callable[..., Path]
 
@@ -250,7 +249,7 @@ def test_a_damaged_tar_is_refused_and_not_read_in_part(damage: str, layout: File
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_damaged_zip_is_read_or_refused_whatever_its_compression(
-    compression: int, encode: Encode, layout: Files, tmp_path: Path
+    compression: int, layout: Files, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.zip"
     soft = encode(np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8), "BMP")  # what compresses well

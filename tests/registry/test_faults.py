@@ -207,16 +207,6 @@ def test_damaged_newest_manifest_neither_resolves_to_an_older_version_nor_hides_
     assert publish(registry, "four").label == "thing:v3"
 
 
-def test_removing_the_folder_of_a_damaged_manifest_repairs_the_artifact(
-    registry: Registry, store: Path, three: list[Version]
-) -> None:
-    shutil.rmtree(folder_of(store, three[1]))
-    assert registry.versions("thing") == [three[0], three[2]]
-    again = publish(registry, "two")
-    assert (again.ref, again.label) == (three[1].ref, "thing:v3")
-    check_integrity(store, [three[0], three[2], again])
-
-
 @pytest.mark.parametrize(
     "junk", [b"\0" * 40 + b"\n", b"\xff\xfe\n", b'{"at": "2026', b"\n", b"null\n", b"[]\n", b"{}\n", b"7\n"]
 )

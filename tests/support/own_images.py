@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from flywheel.data import folder
 from flywheel.data.dataset import SourceImages
@@ -20,6 +22,14 @@ from flywheel.params import file as params_file
 FORMS = ("directory", "tar", "tar.gz", "zip")
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 DATA = params_file.load(PARAMS, "laptop", "data.source=folder data.path=/mine data.image_size=8").data
+
+
+def encode(picture: NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Return pixels (or a Pillow image) as the bytes of a file."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def write(form: str, files: Mapping[str, bytes], path: Path) -> Path:

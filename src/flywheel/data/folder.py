@@ -46,7 +46,7 @@ def read(data: params.Data, scratch: Path | None = None) -> SourceImages:
     try:
         laid_out = layout.infer(found.images, found.tables)
     except DataError as error:
-        others = _left_out_text({reason: names for reason, names in found.left_out.items() if names})
+        others = _left_out_text(found.left_out)
         raise DataError(f"{path}: {error}{f'; left out: {others}' if others else ''}") from None
     named = {**laid_out.train, **laid_out.validation, **laid_out.test}
     if scratch is not None:

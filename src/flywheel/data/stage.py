@@ -44,8 +44,10 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
         from flywheel.tracking.runs import Tracker
 
         with Tracker(params, registry).run("data", "data", params.data.identity()) as run:
-            shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)  # of a run that was killed
-            with tempfile.TemporaryDirectory(dir=_scratch(params)) as name:
+            scratch = params.store_paths.scratch("data")
+            shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+            scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=scratch) as name:
                 directory = Path(name)
                 built = build.build(sources.load(params.data, params.cache, directory), params.data, directory)
                 dataset.save(built, directory)
@@ -72,26 +74,18 @@ def _finish(params: Params, registry: Registry, version: Version) -> Outcome:
     # The stage is locked, so files here are from a run that was killed.
     shutil.rmtree(params.store_paths.scratch("data"), ignore_errors=True)
     opened = dataset.open_directory(registry.open(version))
+    description = opened.description
+    drifts = ", ".join(f"{kind} {severity:g}" for kind, severity in description["drift"].items() if severity)
     drawn = []
     for name in SPLITS:
         split = opened.split(name)
-        drift = {kind: severity for kind, severity in opened.description["drift"].items() if severity}
-        drifted = f" ({', '.join(f'{kind} {severity:g}' for kind, severity in drift.items())})" if drift else ""
-        title = f"{opened.description['name']}: {name}, {len(split.labels):,} images"
-        title += drifted if name == "simulation" else ""
+        drifted = f" ({drifts})" if drifts and name == "simulation" else ""
+        title = f"{description['name']}: {name}, {len(split.labels):,} images{drifted}"
         path = params.reports / f"samples_{name}.png"
         drawn.append(plots.sample_grid(split.images, split.labels, opened.class_names, title, path))
-    description = opened.description
     metrics = {
         key: description[key]
         for key in ("splits", "holdout", "duplicates", "skipped", "files", "mean", "std")
         if key in description
     }
     return Outcome((version,), tuple(drawn), metrics)
-
-
-def _scratch(params: Params) -> Path:
-    """Return a folder on the store's file system for files to publish."""
-    folder = params.store_paths.scratch("data")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
