@@ -178,6 +178,23 @@ def test_limits_of_the_container_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(limits.lacks()) == [memory]
 
 
+def test_limits_of_a_control_group_above_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm limits the job, and runs its tasks in groups below."""
+    job, own = tmp_path / "slurm" / "job_1", tmp_path / "slurm" / "job_1" / "step_0" / "task_0"
+    own.mkdir(parents=True)
+    for folder, name, text in (
+        (job, "memory.max", "1000000000"), (own, "memory.max", "max"), (job, "pids.max", "100"),
+        (job, "pids.current", "90"), (own, "pids.max", "max"), (own, "pids.current", "5"),
+    ):  # fmt: skip
+        (folder / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text("0::/slurm/job_1/step_0/task_0\n")
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "own")
+    threads, memory = limits.lacks()
+    assert threads.text.startswith("10 more processes and threads are allowed, Ray needs ")
+    assert memory.text == "1.0 GB of memory, Ray needs 1.5 GB"
+
+
 def test_a_folder_for_rays_sockets_is_short_and_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("a" * limits.SOCKET_FOLDER_CHARACTERS)
     long.mkdir()

@@ -19,7 +19,7 @@ OBJECT_STORE_SHARE = 0.3  # Ray's own
 TORCH_ADDRESS_SPACE = 4_000_000_000  # 3.8 GB are needed by the build with CUDA; its loader ends without a reason
 TEMPORARY_BYTES = 50_000_000  # logs and sockets of Ray
 SOCKET_FOLDER_CHARACTERS = 38  # a socket's path has at most 107, of which Ray's own part takes 69
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Lack(NamedTuple):
@@ -59,7 +59,8 @@ def lacks() -> Iterator[Lack]:
 
 def memory_bytes() -> float:
     """Return how much memory is available, at most what this container may use."""
-    return min(psutil.virtual_memory().available, _cgroup("memory", "max", "limit_in_bytes"))
+    files = [group / f"memory.{name}" for group in _cgroups("memory") for name in ("max", "limit_in_bytes")]
+    return min(psutil.virtual_memory().available, *(_number(file, math.inf) for file in files))
 
 
 def address_space(needed: int, user: str) -> Iterator[Lack]:
@@ -91,7 +92,7 @@ def _candidates() -> list[Path]:
 
 def _threads_left() -> float:
     """Return how many more processes and threads this user and this container may start."""
-    left = _cgroup("pids", "max", "max") - _cgroup("pids", "current", "current", 0)
+    left = min(_number(group / "pids.max", math.inf) - _number(group / "pids.current", 0) for group in _cgroups("pids"))
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     if limit >= 0 and os.geteuid():  # it does not hold for root
         own = [process.info for process in psutil.process_iter(["uids", "num_threads"])]
@@ -100,18 +101,21 @@ def _threads_left() -> float:
     return left
 
 
-def _cgroup(controller: str, v2: str, v1: str, otherwise: float = math.inf) -> float:
-    """Return the number in a file of this process's control group, else of the container's, or `otherwise`."""
+def _cgroups(controller: str) -> list[Path]:
+    """Return this process's control group and those above it, of version 2 and of version 1. Each may have a limit."""
     own = {"": "."}  # by controller; version 2 has one group for all, called ""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
-    version_1 = CGROUPS / controller
-    for group, name in (
-        *((CGROUPS / own[""], v2), (version_1 / own.get(controller, "."), v1)),
-        *((CGROUPS, v2), (version_1, v1)),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            return float((group / f"{controller}.{name}").read_text())
+    groups: list[Path] = []
+    for root, path in ((CGROUPS, own[""]), (CGROUPS / controller, own.get(controller, "."))):
+        group = root / path
+        groups += [group, *(above for above in group.parents if above.is_relative_to(root))]
+    return groups
+
+
+def _number(file: Path, otherwise: float) -> float:
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+        return float(file.read_text())
     return otherwise
