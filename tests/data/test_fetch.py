@@ -451,7 +451,14 @@ def test_a_killed_fetch_is_taken_up_by_the_next(cifar: Cifar) -> None:
     cifar.assert_loads(None, RESUMED)
 
 
-def test_a_cache_that_is_a_file_is_named(cifar: Cifar) -> None:
+def test_a_cache_that_is_a_file_or_cannot_be_written_is_named(cifar: Cifar) -> None:
+    cifar.cache.mkdir()
+    lock = cifar.cache / f"{CIFAR10.filename}.lock"
+    lock.symlink_to("/proc/nothing")  # where not even root may make a file
+    with pytest.raises(DataError, match=rf"cannot make {lock} \(No such file.*\); set paths\.cache to a directory that"):
+        cifar.load()
+    lock.unlink()
+    cifar.cache.rmdir()
     cifar.cache.write_text("")
     with pytest.raises(DataError, match=r"cannot make .*cache \(File exists\); set paths\.cache to a directory"):
         cifar.load()

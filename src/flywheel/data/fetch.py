@@ -43,11 +43,15 @@ def archive(url: str, path: Path, md5: str, folder: str) -> None:
     target = path.parent / folder
     if target.is_dir():
         return
+    lock = path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
     except OSError as error:
-        raise DataError(f"cannot make {path.parent} ({error.strerror}); set paths.cache to a directory") from None
-    with files.lock(path.with_name(path.name + ".lock"), wait=True):
+        raise DataError(
+            f"cannot make {error.filename} ({error.strerror}); set paths.cache to a directory that can be written"
+        ) from None
+    with files.lock(lock, wait=True):
         if target.is_dir():
             return
         if not path.exists():
