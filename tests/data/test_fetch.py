@@ -455,7 +455,9 @@ def test_a_cache_that_is_a_file_or_cannot_be_written_is_named(cifar: Cifar) -> N
     cifar.cache.mkdir()
     lock = cifar.cache / f"{CIFAR10.filename}.lock"
     lock.symlink_to("/proc/nothing")  # where not even root may make a file
-    with pytest.raises(DataError, match=rf"cannot make {lock} \(No such file.*\); set paths\.cache to a directory that"):
+    with pytest.raises(
+        DataError, match=rf"cannot make {lock} \(No such file.*\); set paths\.cache to a directory that"
+    ):
         cifar.load()
     lock.unlink()
     cifar.cache.rmdir()
