@@ -88,6 +88,15 @@ def test_a_write_that_fails_cuts_off_nothing_that_another_process_appends(
     assert [row["process"] for row in files.read_json_lines(path)] == [0, *[1] * 50]
 
 
+def test_lines_are_appended_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    files.append_json_lines(tmp_path / "log", {"n": 1})
+    assert files.read_json_lines(tmp_path / "log") == [{"n": 1}]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

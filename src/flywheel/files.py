@@ -132,7 +132,8 @@ def append_json_lines(path: Path, *values: object) -> int:
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # or a failed write would cut off what another process appends meanwhile
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # or a failed write would cut off what another process appends meanwhile
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             data = b"\n" + data  # a power failure cut the last line: keep it a line of its own
