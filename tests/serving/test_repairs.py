@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pickle
 import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +28,7 @@ from waiting import wait_until
 from flywheel.commands import doctor
 from flywheel.params import Params
 from flywheel.pipeline import server_record
+from flywheel.pipeline.server_record import Served
 from flywheel.serving import ServingError, backend, haproxy, health, host
 
 needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="no HAProxy here; Serve's own proxy is used")
@@ -189,6 +193,59 @@ def test_haproxy_that_ends_is_started_again_and_no_new_request_is_refused(
 
 
 @needs_haproxy
+def test_replicas_that_come_and_go_are_not_counted_as_ends_of_haproxy(small: tuple[host._Server, str]) -> None:
+    server, _ = small
+    running = server._haproxy
+    assert running is not None
+    for port in range(1, haproxy.MAX_ENDS + 1):
+        running.route([port])
+    assert running._process is not None
+    running._process.kill()
+    running._process.wait()
+    assert "started again" in str(running.check())
+
+
+@needs_haproxy
+def test_a_server_that_ends_before_it_answers_leaves_the_record_of_the_one_that_runs(
+    small: tuple[host._Server, str],
+) -> None:
+    server, url = small
+    other = Served(url, os.getpid() + 1, "", "model-1:v0", "")
+    server_record.write(server._params, other)
+    server.drain(replaced=False)
+    assert server_record.read(server._params) == other
+
+
+# The host with a small backend, without a model.
+SMALL_HOST = f"""
+import pickle, sys, types
+from flywheel import cli
+from flywheel.serving import backend, host, settings
+backend.COMMAND = "print('{{\\"waits_for\\": \\"nothing\\"}}', flush=True)" + {SMALL_BACKEND!r}
+settings.production = lambda *_, **__: types.SimpleNamespace(label="model-1:v0")
+params = pickle.loads(bytes.fromhex(sys.argv[1]))
+with cli.logged(params, "serve"):
+    host.run(params)
+"""
+
+
+@needs_haproxy
+def test_a_reader_of_the_output_that_has_enough_ends_no_server(make_params: Callable[..., Params]) -> None:
+    params = make_params(f"serve.port={free_port()}")
+    command = [sys.executable, "-c", SMALL_HOST, pickle.dumps(params).hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.close()
+            wait_until(lambda: (served := server_record.read(params)) and served.answers())
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert "serve: stopped" in params.store_paths.log("serve").read_text()
+
+
+@needs_haproxy
 @pytest.mark.parametrize("fault", ["reports an error", "is silent"])
 def test_a_faulty_backend_answers_until_another_does(
     small: tuple[host._Server, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
@@ -230,6 +287,13 @@ def test_a_server_whose_backend_cannot_start_ends_with_its_error(
     monkeypatch.setattr(backend, "COMMAND", """print('{"error": "no room"}', flush=True)""")
     with pytest.raises(ServingError, match="no room"):
         wait_until(lambda: False, step=server.step)
+    monkeypatch.setattr(backend, "COMMAND", "import sys; sys.stdin.read()")
+    server.step()
+    assert server._next is not None
+    assert server._next.problem() is None
+    server._next._seen -= server._params.serve.start_timeout_s + backend.SILENT_S
+    with pytest.raises(ServingError, match="hangs"):
+        server.step()
     monkeypatch.setattr(backend, "COMMAND", SMALL_BACKEND)
     wait_until(server.ready, step=server.step)
     monkeypatch.setattr(backend, "COMMAND", "")

@@ -40,7 +40,7 @@ RUN = "FLYWHEEL_SERVER_RUN"  # of all processes of one host
 RAY = "FLYWHEEL_SERVER_RAY"  # of all processes of one backend
 OBJECT_STORE_BYTES = 80_000_000  # Ray would reserve 30 % of the memory; serving does not use it
 REPORT_S = 1
-SILENT_S = 30  # a process that reported and then does not for so long hangs
+SILENT_S = 30  # a process whose replicas answer and that does not report for so long hangs
 NO_CONTROLLER_S = 8  # Serve restarts its controller in less, if Ray works
 LONGEST_PARENT = limits.SOCKET_FOLDER_CHARACTERS - len("/fw-12345678") + len("/ray")
 KILL_S = 10
@@ -54,6 +54,7 @@ class Backend:
 
     def __init__(self, params: Params, run_folder: Path, *, own_proxy: bool):
         self.ports: list[int] = []
+        self._start_timeout_s = params.serve.start_timeout_s
         self.started = self._seen = time.monotonic()
         self._error: str | None = None
         self._mark = secrets.token_hex(8)
@@ -77,10 +78,10 @@ class Backend:
 
     def problem(self) -> str | None:
         """Return why this backend must be replaced, or None."""
-        if self._error is not None:
-            return self._error
-        silent = time.monotonic() - self._seen
-        return f"Ray's driver (pid {self._process.pid}) hangs" if self.ports and silent > SILENT_S else None
+        silent_s = time.monotonic() - self._seen
+        if self._error is None and silent_s > SILENT_S + (0 if self.ports else self._start_timeout_s):
+            return f"Ray's driver (pid {self._process.pid}) hangs"
+        return self._error
 
     def drain(self) -> None:
         """Delete the application, which finishes the requests in flight. Only needed without HAProxy."""

@@ -29,7 +29,7 @@ HEADER_BYTES = 32_768
 BUFFER_BYTES = 65_536  # a request that fits is sent to another replica if its own dies
 MAX_CONNECTIONS = 4096
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"  # that a replica can read
-MAX_STARTS, STARTS_WINDOW_S = 5, 10  # a HAProxy that ends as often in that time cannot run here
+MAX_ENDS, ENDS_WINDOW_S = 5, 10  # a HAProxy that ends as often in that time cannot run here
 POLL_S = 0.05
 
 ERRORS = {
@@ -112,7 +112,7 @@ class HAProxy:
     def __init__(self, params: Params, folder: Path, host_port: int, ports: Sequence[int] = ()):
         self._params, self._folder, self._host_port = params, folder, host_port
         self._ports = ports
-        self._starts: deque[float] = deque(maxlen=MAX_STARTS)
+        self._ends: deque[float] = deque(maxlen=MAX_ENDS)
         self._process: subprocess.Popen[bytes] | None = None
         self._old: list[subprocess.Popen[bytes]] = []
         self._listener = _listen(params.serve.host, params.serve.port)
@@ -133,7 +133,8 @@ class HAProxy:
         """Start HAProxy again if it ended, and return what happened. Raises ServingError if it cannot run."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
-        if len(self._starts) == MAX_STARTS and time.monotonic() - self._starts[0] < STARTS_WINDOW_S:
+        self._ends.append(time.monotonic())
+        if len(self._ends) == MAX_ENDS and self._ends[-1] - self._ends[0] < ENDS_WINDOW_S:
             raise ServingError(f"HAProxy ends again and again (exit code {code}); the server's output says why")
         pid, self._process = self._process.pid, None
         self._start()
@@ -177,7 +178,6 @@ class HAProxy:
             pass_fds=[self._listener.fileno()],
             start_new_session=True,  # Ctrl-C is for the host
         )
-        self._starts.append(time.monotonic())
 
     def _config(self) -> str:
         serve = self._params.serve

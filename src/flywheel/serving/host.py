@@ -56,6 +56,8 @@ def run(params: Params) -> None:
     """
     model = settings.production(params, ask_wandb=MARK not in os.environ)  # `start` has asked W&B already
     replaced_pid = int(os.environ.pop(REPLACES, "0"))
+    for handler in logging.getLogger("flywheel").handlers:  # a full disk or a closed pipe ends no server
+        handler.handleError = lambda _: None  # type: ignore[method-assign, assignment]
     run_id = os.environ.setdefault(RUN, secrets.token_hex(8))
     os.environ[MARK] = str(params.store)
     folder = params.store_paths.serving / run_id
@@ -147,7 +149,7 @@ class _Server:
 
     def drain(self, *, replaced: bool) -> None:
         """Finish the requests in flight."""
-        server_record.remove(self._params)
+        _remove_record(self._params)
         if self._haproxy is not None:
             self._haproxy.stop(replaced=replaced)
         elif self._live is not None:
@@ -258,7 +260,7 @@ def _remove_leftovers(params: Params) -> bool:
 
 
 def _remove_record(params: Params) -> None:
-    """Remove the record of this process."""
+    """Remove the record of this process; that of a server which it was to replace stays."""
     served = server_record.read(params)
     if served is not None and served.pid == os.getpid():
         server_record.remove(params)

@@ -17,7 +17,7 @@ from flywheel.traffic import keys
 
 def digest(params: Params) -> str:
     """Return the digest of the params and code of a server. Without the model: a running server follows production."""
-    modules = fingerprint.digests("flywheel.serving.deployment", "flywheel.models.classifier")
+    modules = fingerprint.digests("flywheel.serving.host")
     token = hashlib.sha256(keys.token(params.store_paths).encode()).hexdigest()
     sections = {"serve": params.serve.model_dump(), "traffic": params.traffic.model_dump(), "token": token}
     return files.digest_json({**sections, "model": params.registered_model, "code": modules})
