@@ -37,7 +37,8 @@ def recorded(server: Server, prediction_id: str) -> dict[str, Any] | None:
 
 def send(server: Server, rows: object, token: str | None = None) -> requests.Response:
     bearer = {"Authorization": f"Bearer {keys.token(server.params.store_paths) if token is None else token}"}
-    return requests.post(f"{server.url}/feedback", data=json.dumps(rows), headers=bearer, timeout=30)
+    body = rows if isinstance(rows, bytes) else json.dumps(rows)
+    return requests.post(f"{server.url}/feedback", data=body, headers=bearer, timeout=30)
 
 
 def test_every_answer_has_an_id_and_a_record(server: Server) -> None:
@@ -124,6 +125,8 @@ def test_the_token_is_only_in_its_file(server: Server) -> None:
         ({"prediction_id": "x"}, 400, "not an array"),
         ([{}] * 1001, 413, "1,001 rows; at most 1,000"),
         (["x" * 200_000], 413, "serve.max_body_bytes"),
+        (b"[" * 100_000, 400, "not JSON"),
+        ([{"prediction_id": "x", "label": CLASSES[0], "labeller": "\ud800"}], 400, "surrogates not allowed"),
     ],
 )
 def test_a_wrong_body_is_refused(server: Server, body: object, status: int, reason: str) -> None:

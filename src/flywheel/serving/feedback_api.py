@@ -47,7 +47,8 @@ class FeedbackApi:
             raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
         try:
             rows = json.loads(await self._read_body(request))
-        except ValueError as error:
+            json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair can be neither stored nor sent back
+        except (ValueError, RecursionError) as error:
             raise HTTPException(400, f"not JSON: {error}") from None
         if not isinstance(rows, list):
             raise HTTPException(400, 'not an array of rows such as [{"prediction_id": "…", "label": "cat"}]')
