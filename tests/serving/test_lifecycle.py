@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +19,14 @@ import processes
 import pytest
 import requests
 import torch
-from served import CLASSES, ROOT, Server, make_server, png, publish
+from served import CLASSES, ROOT, Server, free_port, make_server, png, publish
 from waiting import wait_until
 
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
 from flywheel.params import file as params_file
-from flywheel.pipeline import server_record
-from flywheel.serving import settings
+from flywheel.pipeline import fingerprint, server_record
+from flywheel.serving import ServingError, on_cluster, settings
 from flywheel.traffic import keys, records
 
 
@@ -39,6 +41,17 @@ def test_serving_again_changes_nothing_and_prints_url_and_commands_whatever_prox
     assert f"curl --data-binary @image.png {server.url}/predict" in printed
     assert "make stop PROFILE=demo" in printed
     assert f"running              {server.url}" in server.run("status", env=proxies)
+
+
+@pytest.mark.parametrize("module", ["haproxy", "health", "host", "backend", "replica"])
+def test_every_change_of_the_code_starts_another_server(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    before, source_of, changed = settings.digest(params), fingerprint.source_of, tmp_path / "changed.py"
+    name = f"flywheel.serving.{module}"
+    changed.write_text(f"{source_of(name).read_text()}\nchanged = True\n")
+    monkeypatch.setattr(fingerprint, "source_of", lambda one: changed if one == name else source_of(one))
+    assert settings.digest(params) != before
 
 
 def test_every_change_of_what_is_kept_of_traffic_starts_another_server(make_params: Callable[..., Params]) -> None:
@@ -282,6 +295,26 @@ def test_on_two_nodes_the_application_is_deployed_records_and_takes_labels_and_i
             requests.get(f"{fresh.url}/healthz", timeout=5).raise_for_status()
     finally:
         cluster.shutdown()
+
+
+def test_on_a_cluster_an_application_that_does_not_answer_from_here_can_be_stopped(
+    make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params(f"serve.port={free_port()}")
+    done: list[str] = []
+    model = types.SimpleNamespace(label="model-1:v0")
+    monkeypatch.setattr(on_cluster.settings, "production", lambda params: model)
+    monkeypatch.setattr(on_cluster.ray_address, "connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(on_cluster.application, "deploy", lambda params: done.append("deploy"))
+    monkeypatch.setattr(on_cluster.application, "delete", lambda params: done.append("delete"))
+    monkeypatch.setattr(on_cluster, "ANSWER_TIMEOUT_S", 0)
+    with pytest.raises(ServingError, match=r"deployed, but .* does not answer from here"):
+        on_cluster.start(params, "cluster:6379")
+    served = server_record.read(params)
+    assert served is not None
+    on_cluster.stop(params, served)
+    assert done == ["deploy", "delete"]
+    assert server_record.read(params) is None
 
 
 def replicas(server: Server) -> set[str]:

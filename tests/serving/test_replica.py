@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from served import publish
 
+from flywheel.models import classifier
 from flywheel.models.classifier import Classifier
-from flywheel.params import ARCHITECTURES
+from flywheel.params import ARCHITECTURES, Params
+from flywheel.registry import Registry
 from flywheel.serving import replica
 
 CLASSES = [str(number) for number in range(10)]
@@ -42,6 +46,20 @@ def test_serving_and_evaluation_agree(architecture: str, precision: str, random:
     np.testing.assert_allclose(served.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(served, expected, atol=1e-6)
     assert (served.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+def test_a_model_that_cannot_be_loaded_for_whatever_reason_is_told_and_not_tried_at_each_look(
+    params: Params, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (publish(registry, tmp_path, seed) for seed in (1, 2))
+    registry.link(old, params.registered_model, ("production",), reason="a test")
+    served = replica.Replica(params.store, params.registered_model, threads=1, cuda=False, max_batch_size=1)
+    registry.link(new, params.registered_model, ("production",), reason="a test")
+    monkeypatch.setattr(classifier, "load", lambda *_: int([]))  # type: ignore[call-overload]
+    for _ in range(2):
+        served.check()
+        assert (served.failed_swaps, served.model.version) == (1, old)
+        assert f"{new.ref} is in production but cannot be served: int()" in str(served.swap_error)
 
 
 def test_swaps_free_the_old_models() -> None:

@@ -36,6 +36,7 @@ def start(params: Params, address: str) -> Served:
             raise
     now = datetime.now(UTC).isoformat(timespec="seconds")
     served = Served(settings.url(params), None, now, model.label, digest, address=address)
+    server_record.write(params, served)  # so that `make stop` finds the application, also if it does not answer
     until = time.monotonic() + ANSWER_TIMEOUT_S
     while not served.answers():
         if time.monotonic() > until:
@@ -44,7 +45,6 @@ def start(params: Params, address: str) -> Served:
                 "set serve.host and serve.port as it does"
             )
         time.sleep(0.2)
-    server_record.write(params, served)
     return served
 
 

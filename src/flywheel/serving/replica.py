@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flywheel import FlywheelError
 from flywheel.data.images import from_array
 from flywheel.models import classifier, packing
 from flywheel.models import device as devices
@@ -121,7 +120,7 @@ class Replica:
         started = time.monotonic()
         try:
             loaded = self._load(ref)
-        except (FlywheelError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             self.failed_swaps += 1
             self._failed = (ref, time.monotonic())
             self.swap_error = f"{ref} is in production but cannot be served: {error}"
