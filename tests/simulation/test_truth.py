@@ -79,7 +79,9 @@ def test_a_server_that_refuses_the_token_is_named(
     with pytest.raises(SimulationError, match="401 labels need a token"):
         simulation_stage.run(make("simulate.truth=api"), registry)
     monkeypatch.delenv("FLYWHEEL_TOKEN")
+    sent = server.requests
     make("").store_paths.token.unlink()
     with pytest.raises(SimulationError, match="set FLYWHEEL_TOKEN"):
         simulation_stage.run(make("simulate.truth=api"), registry)
+    assert server.requests == sent  # it is said before the traffic, not after it
     assert not files.read_json_lines(make("").store_paths.feedback_log)

@@ -38,7 +38,7 @@ def token(params: Params) -> str:
 
 
 def send(
-    params: Params, url: str, result: Result, labels: Sequence[str], models: Mapping[str, Version | None]
+    params: Params, url: str, secret: str, result: Result, labels: Sequence[str], models: Mapping[str, Version | None]
 ) -> Counter[str]:
     """Send the labels of a part of the predictions; return how many have each status.
 
@@ -75,7 +75,7 @@ def send(
             {"prediction_id": result.predictions[i].prediction_id, "label": labels[i], "labeller": LABELLER}
             for i in chosen[start : start + ROWS]
         ]
-        answer = client.give_labels(rows, token(params))
+        answer = client.give_labels(rows, secret)
         if isinstance(answer, NoAnswer):
             raise SimulationError(f"{url}/feedback does not take labels: {answer.reason}; see docs/traffic.md")
         counts.update(one["status"] for one in answer)

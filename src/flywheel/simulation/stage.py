@@ -64,6 +64,7 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport | None:
     options = params.simulate
     opened = dataset.open_directory(registry.open(data))
     serving = _serving(url, remedy, params, opened.class_names)
+    token = labels.token(params) if options.truth == "api" else ""
     indices = _draw(options.requests, len(opened.traffic(options.drift)), options.seed)
     log.info(f"simulate: {len(indices):,} images to {url} ({serving}), {options.concurrency} at a time")
     if options.truth == "none":
@@ -89,7 +90,7 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport | None:
         sent: Mapping[str, int] = {}
         version, added = None, 0
         if options.truth == "api":
-            sent = labels.send(params, url, result, [example.label for example in labelled], models)
+            sent = labels.send(params, url, token, result, [example.label for example in labelled], models)
         else:
             version, added = feedback.publish(
                 params, registry, labelled,
