@@ -1,7 +1,7 @@
 """The HTTP interface of a replica: read, check and decode requests, answer in JSON.
 
 POST /predict   an image as the body, or many as multipart/form-data parts called `file`
-     /feedback  labels for answered images
+     /feedback  labels for answered images: a JSON array of up to 1,000 rows {"prediction_id": …, "label": …, …}
 GET  /          a page to try it
      /healthz   200 when ready
      /model     the model that answers
@@ -11,12 +11,13 @@ GET  /          a page to try it
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flywheel.data import images
-from flywheel.params import Serve
+from flywheel.params import Params
 from flywheel.serving.batching import Overloaded, RequestBatcher
-from flywheel.serving.feedback_api import FeedbackApi
 from flywheel.serving.prometheus import CONTENT_TYPE, Metrics
 from flywheel.serving.replica import Prediction, Replica
 from flywheel.traffic import keys, records
@@ -45,17 +45,8 @@ access_log = logging.getLogger("flywheel.access")
 
 PAGE = Path(__file__).with_name("page.html")
 TEXTS = (b"{", b"[", b'"', b"data:image", b"iVBORw0KGg", b"/9j/")  # JSON; base64 of a PNG and of a JPEG
+MAX_ROWS = 1_000  # of a request with labels
 INLINE_BYTES = 16_384  # up to here decoded on the event loop (0.1 ms for 32 x 32), larger ones in a thread
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What records the answers of a replica and takes labels for them; `salt` hides the names of groups."""
-
-    recorder: Recorder
-    labels: LabelLog
-    token: str
-    salt: bytes
 
 
 class _Cors(CORSMiddleware):
@@ -66,25 +57,29 @@ class _Cors(CORSMiddleware):
 
 
 class App:
-    """The routes of a replica, an ASGI application."""
+    """The routes of a replica, an ASGI application. `token` is asked of those who send labels."""
 
-    def __init__(
-        self,
-        replica: Replica,
-        batcher: RequestBatcher[NDArray[np.uint8], Prediction],
-        metrics: Metrics,
-        settings: Serve,
-        traffic: Traffic,
-    ):
-        self._replica, self._batcher, self._metrics, self._settings = replica, batcher, metrics, settings
-        self._recorder, self._salt = traffic.recorder, traffic.salt
+    def __init__(self, params: Params, name: str, replica: Replica, token: str):
+        settings, paths, kept = params.serve, params.store_paths, params.traffic
+        self._settings, self._replica, self._token = settings, replica, token.encode()
+        self._metrics = Metrics(name, paths.monitor_metrics)
+        self._batcher = RequestBatcher(
+            replica.compute,
+            replica.executor,
+            settings.max_batch_size,
+            settings.max_queued_images,
+            self._metrics.count_batch,
+        )
+        self._salt = keys.salt(paths)  # hides the names of groups
+        self._recorder = Recorder(paths, kept, name)
+        self._labels = LabelLog(paths, name, lambda: replica.model.class_names, kept.max_age_days)
         self._decoders = ThreadPoolExecutor(2, "decode")
+        self._labels_writer = ThreadPoolExecutor(1, "labels")
         self._page = PAGE.read_text(encoding="utf-8")
         self.in_flight = 0  # requests
-        feedback = FeedbackApi(traffic.labels, traffic.token, self._body, metrics.count_labels)
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
             "/predict": ("POST", self._predict),
-            "/feedback": ("POST", feedback.take),
+            "/feedback": ("POST", self._take_labels),
             "/": ("GET", self._show_page),
             "/healthz": ("GET", self._health),
             "/model": ("GET", self._describe),
@@ -96,6 +91,10 @@ class App:
                 self._respond, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After"],
             )  # fmt: skip
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._recorder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Other messages of ASGI, such as Serve's announcement of its start, need no answer."""
@@ -197,6 +196,38 @@ class App:
             "probabilities": dict(zip(names, values, strict=True)),
             "model": prediction.model.version.label,
         }
+
+    async def _take_labels(self, request: Request) -> Response:
+        """Answer with a status for each row; a label is on disk when its row is answered.
+
+        The token is always asked for, also on this machine: behind a proxy every client looks local.
+        """
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+            reason = "labels need the header 'Authorization: Bearer <token>'; the token is in store/<profile>/token"
+            raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
+        try:
+            rows = json.loads(await self._body(request))
+            json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair can be neither stored nor sent back
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"not JSON: {error}") from None
+        if not isinstance(rows, list):
+            raise HTTPException(400, 'not an array of rows such as [{"prediction_id": "…", "label": "cat"}]')
+        if len(rows) > MAX_ROWS:
+            raise HTTPException(413, f"{len(rows):,} rows; at most {MAX_ROWS:,} are taken in a request")
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(self._labels_writer, self._labels.add, rows)
+        except OSError as error:
+            log.error("labels cannot be stored: %s", error)
+            reason = "the server cannot store labels now; send them again"
+            raise HTTPException(503, reason, {"Retry-After": "5"}) from None
+        self._metrics.count_labels(answers)
+        results = [
+            {"prediction_id": one.prediction_id, "status": one.status} | ({"reason": one.reason} if one.reason else {})
+            for one in answers
+        ]
+        counts = Counter(one.status for one in answers)
+        return JSONResponse({"results": results, "counts": counts, "request_id": _id(request)})
 
     def _check_encoding(self, request: Request) -> None:
         """Refuse a compressed body. Raises HTTPException."""

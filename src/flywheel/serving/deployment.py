@@ -29,33 +29,16 @@ class Predictor:
         self, params: Params, threads: int, cuda: bool, token: str, backend: str | None
     ) -> None:
         # Only replicas need torch; the process that deploys them imports this module, too.
-        from flywheel.serving.app import App, Traffic
-        from flywheel.serving.batching import RequestBatcher
+        from flywheel.serving.app import App
         from flywheel.serving.listener import Listener
-        from flywheel.serving.prometheus import Metrics
         from flywheel.serving.replica import Replica
-        from flywheel.traffic.capture import Recorder
-        from flywheel.traffic.labels import LabelLog
 
         settings = params.serve
         name = serve.get_replica_context().replica_id.unique_id
         _set_up_logs(params.store_paths.logs, name, settings.access_log)
-        self._replica = Replica(params.store, params.registered_model, threads, cuda, settings.max_batch_size)
-        self._replica.follow(settings.poll_s)
-        metrics = Metrics(name, params.store_paths.monitor_metrics)
-        batcher = RequestBatcher(
-            self._replica.compute,
-            self._replica.executor,
-            settings.max_batch_size,
-            settings.max_queued_images,
-            metrics.count_batch,
-        )
-        paths, kept = params.store_paths, params.traffic
-        self._recorder = Recorder(paths, kept, name)
-        labels = LabelLog(paths, name, lambda: self._replica.model.class_names, kept.max_age_days)
-        traffic = Traffic(self._recorder, labels, token, keys.salt(paths))
-        self._app = App(self._replica, batcher, metrics, settings, traffic)
-
+        replica = Replica(params.store, params.registered_model, threads, cuda, settings.max_batch_size)
+        replica.follow(settings.poll_s)
+        self._app = App(params, name, replica, token)
         self._listener = await Listener.start(self._app, backend) if backend else None
 
     def __serve_build_asgi_app__(self) -> App:
@@ -70,7 +53,7 @@ class Predictor:
         """Answer what is in flight, and write what is queued. Serve calls this when a replica ends."""
         if self._listener:
             await self._listener.close()
-        self._recorder.close()
+        self._app.close()
 
 
 def bind(params: Params, gpus: float, backend: str | None) -> Any:
