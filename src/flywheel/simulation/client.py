@@ -114,14 +114,14 @@ class Client:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
             return NoAnswer(index, "bad_answer", f"not a prediction: {reason}", attempts)
 
-    def give_labels(self, rows: Sequence[Mapping[str, Any]], token: str) -> list[dict[str, Any]] | NoAnswer:
-        """Send rows to POST /feedback; return the answer to each. Repeating them changes nothing."""
+    def give_labels(self, rows: Sequence[Mapping[str, Any]], token: str) -> list[str] | NoAnswer:
+        """Send rows to POST /feedback; return the status of each. Repeating them changes nothing."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         found, attempts, _ = self._request("POST", "/feedback", headers=headers, body=json.dumps(rows).encode())
         if isinstance(found, NoAnswer):
             return found
         try:
-            return [{"status": str(one["status"])} for one in found.json()["results"]]
+            return [str(one["status"]) for one in found.json()["results"]]
         except (ValueError, KeyError, TypeError):
             return NoAnswer(-1, "bad_answer", "its answer lists no results", attempts)
 

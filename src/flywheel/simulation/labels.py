@@ -78,7 +78,7 @@ def send(
         answer = client.give_labels(rows, secret)
         if isinstance(answer, NoAnswer):
             raise SimulationError(f"{url}/feedback does not take labels: {answer.reason}; see docs/traffic.md")
-        counts.update(one["status"] for one in answer)
+        counts.update(answer)
     refused = sum(number for status, number in counts.items() if status not in (*STORED, "duplicate"))
     if refused:
         log.warning(f"simulate: {refused:,} labels were refused")

@@ -41,31 +41,20 @@ def run(params: Params, registry: Registry) -> SimulationReport | None:
         return _simulate(params, registry)
 
 
-def server(params: Params) -> tuple[str, str]:
-    """Return the server's URL and what to do when it does not answer. Raises StageError when nothing serves."""
-    if params.simulate.url is not None:
-        return params.simulate.url, "is simulate.url right?"
-    command = f"run make serve PROFILE={params.profile}"
-    served = server_record.read(params)
-    if served is None:
-        raise StageError(f"nothing serves profile {params.profile}; {command}")
-    return served.url, command
-
-
 def _simulate(params: Params, registry: Registry) -> SimulationReport | None:
-    data = stage.dataset_of(params, registry)
-    url, remedy = server(params)
+    import numpy as np
 
     from flywheel.data import dataset
     from flywheel.simulation import labels
     from flywheel.simulation import result as results
     from flywheel.tracking.runs import Tracker
 
-    options = params.simulate
+    options, data = params.simulate, stage.dataset_of(params, registry)
     opened = dataset.open_directory(registry.open(data))
-    serving = _serving(url, remedy, params, opened.class_names)
+    url, serving = _server(params, opened.class_names)
     token = labels.token(params) if options.truth == "api" else ""
-    indices = _draw(options.requests, len(opened.traffic(options.drift)), options.seed)
+    order = np.random.default_rng(options.seed).permutation(len(opened.traffic(options.drift)))
+    indices = order[: options.requests].tolist()
     log.info(f"simulate: {len(indices):,} images to {url} ({serving}), {options.concurrency} at a time")
     if options.truth == "none":
         answered = len(_send(params, url, indices, opened).predictions)
@@ -110,11 +99,17 @@ def _simulate(params: Params, registry: Registry) -> SimulationReport | None:
     return report
 
 
-def _serving(url: str, remedy: str, params: Params, class_names: Sequence[str]) -> str:
-    """Return the name of the model that the server serves. Raises SimulationError."""
+def _server(params: Params, class_names: Sequence[str]) -> tuple[str, str]:
+    """Return the URL of the server and the name of its model. Raises StageError, SimulationError."""
     from flywheel.simulation import SimulationError
     from flywheel.simulation.client import Client
 
+    url, remedy = params.simulate.url, "is simulate.url right?"
+    if url is None:
+        remedy, served = f"run make serve PROFILE={params.profile}", server_record.read(params)
+        if served is None:
+            raise StageError(f"nothing serves profile {params.profile}; {remedy}")
+        url = served.url
     try:
         described = Client(url, params.simulate).model()
     except SimulationError as error:
@@ -123,14 +118,7 @@ def _serving(url: str, remedy: str, params: Params, class_names: Sequence[str]) 
         raise SimulationError(
             f"{described['model']} at {url} knows other classes than {params.dataset_name}; serve a model of this data"
         )
-    return str(described["model"])
-
-
-def _draw(wanted: int | None, available: int, seed: int) -> list[int]:
-    """Return the indices of the simulation images to send: a seeded draw without repetition."""
-    import numpy as np
-
-    return [int(index) for index in np.random.default_rng(seed).permutation(available)[:wanted]]
+    return url, str(described["model"])
 
 
 def _send(params: Params, url: str, indices: Sequence[int], opened: Dataset) -> Result:
