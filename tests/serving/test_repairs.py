@@ -398,6 +398,18 @@ def test_a_client_that_closes_the_connection_leaves_no_traceback(capfd: pytest.C
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_the_host_answers_many_requests_at_once_without_delay() -> None:
+    answers = health.HostAnswers(list, lambda: 0)
+
+    def seconds() -> float:
+        started = time.monotonic()
+        with ThreadPoolExecutor(50) as pool:
+            list(pool.map(lambda _: health.get(answers.port, "/metrics", 10), range(50)))
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(3)) < 1  # a connection that is refused at first is tried again after 1 s
+
+
 def test_metrics_of_several_replicas_have_each_series_once() -> None:
     text = '# HELP a A.\n# TYPE a gauge\na{replica="1"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
     merged = health.merge([text, text.replace('"1"', '"2"')])

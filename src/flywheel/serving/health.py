@@ -77,6 +77,8 @@ class HostAnswers:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with Python's 5, some of 50 requests at once took a second or two
+
     def handle_error(self, *arguments: Any) -> None:
         """Print an error, unless the client closed the connection, as HAProxy does when it ends."""
         if not isinstance(sys.exception(), ConnectionError):
