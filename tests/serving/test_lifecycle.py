@@ -64,12 +64,7 @@ def test_batches_exceed_the_five_requests_that_serve_allows_by_default(server: S
         with ThreadPoolExecutor(24) as pool:
             answers = pool.map(lambda seed: server.predict(png(seed)), range(200))
             assert {answer.status_code for answer in answers} <= {200, 503}
-        text = requests.get(f"{server.url}/metrics", timeout=60).text
-        counts = {
-            line.split('le="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
-            for line in text.splitlines()
-            if line.startswith("flywheel_batch_size_bucket")
-        }
+        counts = {one.labels["le"]: one.value for one in server.samples("flywheel_batch_size_bucket")}
         return counts["16.0"] > counts["4.0"] and counts["+Inf"] > counts["8.0"]
 
     wait_until(exceeds_eight)  # on a busy machine the clients may be too slow the first time
@@ -319,5 +314,4 @@ def test_on_a_cluster_an_application_that_does_not_answer_from_here_can_be_stopp
 
 def replicas(server: Server) -> set[str]:
     """Return the names of the replicas in /metrics."""
-    lines = requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
-    return {line.split('replica="')[1].split('"')[0] for line in lines if line.startswith("flywheel_swaps{")}
+    return {sample.labels["replica"] for sample in server.samples("flywheel_swaps")}

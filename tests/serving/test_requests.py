@@ -308,21 +308,18 @@ def test_overload_is_answered_at_once_and_leaves_nothing_behind(server: Server) 
 
 
 def test_metrics_count_requests_and_predictions(server: Server) -> None:
-    def value(name: str) -> float:
-        text = requests.get(f"{server.url}/metrics", timeout=60).text
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+    def counts() -> np.ndarray:
+        names = ("flywheel_predictions_total", "flywheel_request_seconds_count", "flywheel_confidence_count")
+        return np.array([server.metric("flywheel_requests_total", path="/predict"), *map(server.metric, names)])
 
-    good, bad = 'flywheel_requests_total{path="/predict"', "flywheel_predictions_total"
-    before = {name: value(name) for name in (good, bad, "flywheel_request_seconds_count", "flywheel_confidence_count")}
+    before = counts()
     for seed in range(4):
         server.predict(png(seed))
     server.predict(b"")
-    after = {name: value(name) for name in before}
-    assert [after[name] - before[name] for name in before] == [5, 4, 4, 4]
-    text = requests.get(f"{server.url}/metrics", timeout=60).text
-    assert 'model="model-1:v0"' in text
-    for name in ("flywheel_batch_size_bucket", "flywheel_queue_images", "flywheel_failed_swaps"):
-        assert name in text
+    assert (counts() - before).tolist() == [5, 4, 4, 4]
+    assert server.samples("flywheel_model_info", model="model-1:v0")
+    assert server.samples("flywheel_queue_images")
+    assert server.metric("flywheel_replicas") == 1
 
 
 def test_the_access_log_has_a_line_a_request(server: Server) -> None:

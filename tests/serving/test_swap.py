@@ -61,9 +61,7 @@ def test_a_damaged_model_is_reported_and_the_old_one_keeps_serving(server: Serve
         assert told["model"] == good.label
         assert server.predict(png()).json()["model"] == good.label
         assert "cannot be served" in (server.params.store / "logs" / "serve.log").read_text()
-        metrics = requests.get(f"{server.url}/metrics", timeout=60).text
-        (count,) = [line for line in metrics.splitlines() if line.startswith("flywheel_failed_swaps{")]
-        assert float(count.rsplit(" ", 1)[1]) >= 1
+        assert server.metric("flywheel_failed_swaps") >= 1
     finally:
         server.produce(good)
     wait_until(lambda: requests.get(f"{server.url}/model", timeout=60).json()["swap_error"] is None)

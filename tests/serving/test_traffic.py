@@ -23,7 +23,6 @@ import psutil
 import pytest
 import requests
 from made_traffic import id_of_age, record, write_records
-from prometheus_client.parser import text_string_to_metric_families
 from served import CLASSES, ROOT, Server, png
 from waiting import wait_until
 
@@ -65,11 +64,8 @@ def test_the_metrics_have_the_last_result_of_make_monitor(server: Server) -> Non
     requests.post(f"{server.url}/predict", data=png(1), timeout=30).raise_for_status()
     wait_until(lambda: any(records.read(server.params.store_paths)), "a record")
     assert "there is no digits_dataset" in server.run("monitor")
-    text = requests.get(f"{server.url}/metrics", timeout=30).text
-    assert 'flywheel_monitor_alarm{model="model-1:v0"} 0\n' in text
-    assert {"flywheel_replicas", "flywheel_monitor_run_seconds", "flywheel_swaps"} <= {
-        family.name for family in text_string_to_metric_families(text)
-    }
+    assert [sample.value for sample in server.samples("flywheel_monitor_alarm", model="model-1:v0")] == [0]
+    assert server.samples("flywheel_monitor_run_seconds")
 
 
 def test_labels_are_answered_row_by_row_and_stored(server: Server) -> None:
@@ -138,13 +134,8 @@ def test_a_wrong_body_is_refused(server: Server, body: object, status: int, reas
 def test_the_metrics_count_records_and_labels(server: Server) -> None:
     requests.post(f"{server.url}/predict", data=png(5), timeout=30).raise_for_status()
     send(server, [5])
-
-    def value(start: str) -> float:
-        text = requests.get(f"{server.url}/metrics", timeout=30).text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(start))
-
-    wait_until(lambda: value("flywheel_traffic{") >= 1, "a recorded prediction")
-    assert value("flywheel_labels_total") >= 1
+    wait_until(lambda: server.metric("flywheel_traffic", what="recorded") >= 1, "a recorded prediction")
+    assert server.metric("flywheel_labels_total", status="invalid") >= 1
 
 
 def test_a_store_that_hangs_delays_no_prediction_and_loses_none(server: Server) -> None:
@@ -188,12 +179,6 @@ def small_disk(fresh: Server) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def traffic(server: Server, what: str) -> float:
-    text = requests.get(f"{server.url}/metrics", timeout=30).text
-    found = [line for line in text.splitlines() if line.startswith("flywheel_traffic{") and f'what="{what}"' in line]
-    return sum(float(line.split()[-1]) for line in found)
-
-
 def fill(disk: Path) -> None:
     (disk / "other").write_bytes(bytes(250_000))
 
@@ -218,13 +203,13 @@ def test_a_disk_that_refuses_fails_no_prediction_and_recording_resumes(
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda seed: fresh.predict(png(seed)).status_code, range(400)))
     assert set(answers) == {200}
-    wait_until(lambda: traffic(fresh, "dropped") > 0, "the loss is counted")
+    wait_until(lambda: fresh.metric("flywheel_traffic", what="dropped") > 0, "the loss is counted")
     log = fresh.params.store_paths.log("serve")
     assert log.read_text().count("predictions are not recorded") == 1
     mend(small_disk)
-    before = traffic(fresh, "recorded")
+    before = fresh.metric("flywheel_traffic", what="recorded")
     fresh.predict(png(1)).raise_for_status()
-    wait_until(lambda: traffic(fresh, "recorded") > before, "recording again")
+    wait_until(lambda: fresh.metric("flywheel_traffic", what="recorded") > before, "recording again")
     assert "recording again" in log.read_text()
 
 

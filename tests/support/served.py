@@ -15,6 +15,8 @@ import numpy as np
 import requests
 import scripts
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from scripts import ROOT
 
 from flywheel.models.classifier import Classifier
@@ -91,6 +93,16 @@ class Server:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         return str(self.predict(buffer.getvalue()).json()["prediction_id"])
+
+    def samples(self, name: str, **labels: str) -> list[Sample]:
+        """Return the samples in /metrics with a name and these labels."""
+        families = text_string_to_metric_families(requests.get(f"{self.url}/metrics", timeout=60).text)
+        samples = [sample for family in families for sample in family.samples]
+        return [one for one in samples if one.name == name and labels.items() <= one.labels.items()]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of those samples."""
+        return sum(sample.value for sample in self.samples(name, **labels))
 
     def wait_until_served(self, label: str) -> None:
         """Wait for the server to answer with a model; every request on the way must be answered."""
