@@ -102,10 +102,6 @@ def test_part_of_the_images_is_a_seeded_draw(make: Make, server: Server, run: An
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_more_requests_than_images_sends_each_once(make: Make, opened: Dataset, server: Server, run: Any) -> None:
-    assert run(make("simulate.requests=100000")).n == len(opened.indices["simulation"]) == len(server.sent)
-
-
 def test_as_many_requests_as_asked_for_are_in_flight(make: Make, server: Server, run: Any) -> None:
     flying: list[int] = []
     now = 0
