@@ -119,6 +119,8 @@ def test_a_log_file_that_is_moved_away_is_written_anew(params: Params) -> None:
     assert [line[20:] for line in path.read_text().splitlines()] == ["after"]
 
 
+# What Python writes to stdout unless it is told to buffer nothing, as some shells do.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 LOGGING = """
 import sys
 from flywheel import cli
@@ -129,11 +131,19 @@ def script():
             cli.log.info("line %d", number)
 cli.main(script)
 """
+PRINTING = """
+from flywheel import cli
+def script():
+    print("line")
+cli.main(script)
+"""
 
 
 def test_a_closed_pipe_ends_the_command_without_a_message(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOGGING, f"paths.store={tmp_path}", "100000"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=BUFFERED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "line 0\n"
@@ -144,14 +154,19 @@ def test_a_closed_pipe_ends_the_command_without_a_message(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_under_stdout_or_the_log_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "demo/logs").mkdir(parents=True)
-    for store, stdout in ((tmp_path / "other", "/dev/full"), (tmp_path, os.devnull)):
-        if store == tmp_path:
-            (tmp_path / "demo/logs/data.log").symlink_to("/dev/full")
-        command = [sys.executable, "-c", LOGGING, f"paths.store={store}", "1"]
-        with Path(stdout).open("w") as output:
-            result = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
-        assert result.returncode == 1
-        (line,) = result.stderr.splitlines()
-        assert line.startswith("error: No space left on device; free space")
+@pytest.mark.parametrize(
+    ("code", "log", "stdout"),
+    [(LOGGING, None, "/dev/full"), (PRINTING, None, "/dev/full"), (LOGGING, "/dev/full", os.devnull)],
+)
+def test_a_full_disk_under_stdout_or_the_log_is_one_line(
+    tmp_path: Path, code: str, log: str | None, stdout: str
+) -> None:
+    if log is not None:
+        (tmp_path / "demo/logs").mkdir(parents=True)
+        (tmp_path / "demo/logs/data.log").symlink_to(log)
+    command = [sys.executable, "-c", code, f"paths.store={tmp_path}", "1"]
+    with Path(stdout).open("w") as output:
+        result = subprocess.run(command, cwd=ROOT, env=BUFFERED, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: No space left on device; free space")

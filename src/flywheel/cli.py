@@ -147,13 +147,18 @@ def main(script: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # print ? on a terminal that cannot show × or └
     try:
-        script()
+        try:
+            script()
+        finally:
+            sys.stdout.flush()  # here, where an error is handled, not when Python ends
     except FlywheelError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(LOCKED if isinstance(error, Locked) else 1)
     except BrokenPipeError:  # the reader of stdout, such as head, has enough
+        _drop_what_stdout_refuses()
         sys.exit(0)
     except OSError as error:
+        _drop_what_stdout_refuses()
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}{_free(error)}{files.advice(error)}", file=sys.stderr)
         sys.exit(1)
@@ -166,6 +171,14 @@ def main(script: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: finished work is kept; run the same command again", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _drop_what_stdout_refuses() -> None:
+    """Keep Python, which flushes stdout once more when it ends, from printing that error and exiting with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lack(error: Exception) -> str | None:
