@@ -100,6 +100,15 @@ def test_clean_keeps_receipts_and_versions(params: Params, registry: Registry, v
         registry.verify(version)
 
 
+def test_clean_keeps_the_temporary_files_of_a_running_stage(params: Params) -> None:
+    images = params.store_paths.scratch("data") / "images.npy"
+    files.write_text(images, "half of them")
+    with files.lock(params.store_paths.lock("data")):
+        assert housekeeping.clean(params) == []
+    with files.lock(params.store_paths.lock("serve")):
+        assert housekeeping.clean(params) == [params.store_paths.all_scratch]
+
+
 def test_clean_keeps_the_checkpoints_of_a_running_sweep(make_params: Callable[..., Params], tmp_path: Path) -> None:
     for overrides in ("", f"paths.checkpoints={tmp_path}/shared", f"paths.checkpoints=file://{tmp_path}/at-a-uri"):
         params = make_params(overrides)

@@ -51,16 +51,19 @@ def prune(params: Params, registry: Registry) -> tuple[list[Version], int]:
 def clean(params: Params) -> list[Path]:
     """Remove the profile's reports and the leftovers of killed runs in its store. Return the removed paths.
 
-    Removes checkpoints, too, unless a sweep runs. An interrupted sweep then resumes without them.
+    Temporary files stay while a stage runs, checkpoints while a sweep runs. An interrupted sweep then resumes without
+    checkpoints.
     """
-    found = [params.reports, params.store_paths.all_scratch, params.store_paths.source_digest]
-    if files.holder(params.store_paths.lock("sweep")) is None:
+    paths = params.store_paths
+    found = [params.reports, paths.source_digest]
+    running = {path.stem for path in paths.locks.glob("*.lock") if files.holder(path) is not None}
+    if not running - {"serve"}:  # a server has none
+        found.append(paths.all_scratch)
+    if "sweep" not in running:
         found.append(Path(params.checkpoints))
         if "://" in params.checkpoints:
             with contextlib.suppress(ImportError, ValueError):  # checkpoints that cannot be written do not exist
                 CheckpointStore(params.checkpoints).remove()
-    else:
-        found.remove(params.store_paths.all_scratch)
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
