@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,12 @@ def history(params: Params, registry: Registry, everything: bool = False) -> Ite
 def logs(paths: Sequence[Path], lines: int) -> Iterator[str]:
     """Yield the path and the last lines of each log."""
     for path in paths:
-        yield f"{path}" if path.exists() else f"{path} (none yet)"
-        if path.exists():
-            yield from (f"    {line}" for line in path.read_text(encoding="utf-8").splitlines()[-lines:])
+        if not path.exists():
+            yield f"{path} (none yet)"
+            continue
+        yield str(path)
+        with path.open(encoding="utf-8", errors="replace") as log:  # the server's processes print what they like
+            yield from (f"    {line.rstrip()}" for line in deque(log, maxlen=max(lines, 0)))
 
 
 def _server(params: Params) -> tuple[str, str]:
