@@ -80,7 +80,7 @@ def test_the_settings_that_wandb_itself_writes_are_read(monkeypatch: pytest.Monk
     assert base_url() == "https://wandb.example"
 
 
-@pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://"])
+@pytest.mark.parametrize("address", ["foo", "api.wandb.ai", "ftp://host", "http://", "http://[::1"])
 def test_invalid_address_is_named(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", address)
@@ -162,6 +162,12 @@ def test_key_in_netrc_is_used(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", double.url)
     assert choose_mode("auto").name == "online"
+
+
+def test_netrc_that_is_no_text_holds_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_bytes(b"machine \xff\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert choose_mode("auto")[:2] == ("offline", NO_KEY)
 
 
 def test_stall_budget_is_used_up_only_while_nothing_moves(params: Params) -> None:

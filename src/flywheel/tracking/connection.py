@@ -155,7 +155,10 @@ def choose_mode(wanted: str) -> Mode:
 
 def ask() -> Mode:
     """Return the mode online, or offline if W&B does not know the key or does not answer."""
-    address = urlsplit(base_url())
+    try:
+        address = urlsplit(base_url())
+    except ValueError:  # such as http://[::1
+        address = urlsplit("")
     if address.scheme not in ("http", "https") or not address.hostname:
         return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is not an http address")
     key = api_key()
@@ -293,6 +296,6 @@ def _in_netrc(host: str) -> str | None:
 
     try:
         found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return None
     return found[2] if found else None
