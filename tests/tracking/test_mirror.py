@@ -6,18 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from wandb_double import WandbDouble
 from wandb_process import ROOT, Done, clean_environment, python, store_of
 
 from flywheel import files
 from flywheel.params import Params
-from flywheel.registry import Registry, RegistryError
-from flywheel.tracking.mirror import mirrored
+from flywheel.registry import Registry, RegistryError, manifest
+from flywheel.tracking import remote, transfer
+from flywheel.tracking.connection import Mode
+from flywheel.tracking.mirror import Mirror, mirrored
 
 PROJECT, REGISTRY, MODEL = "flywheel-demo", "wandb-registry-model", "digits-classifier"
 
@@ -136,6 +143,67 @@ def test_damaged_download_is_named_and_not_kept(one: Path, double: WandbDouble, 
     assert [path for path in blobs.rglob("*") if path.is_file()] == []
     done = other(tmp_path, double, 'tell("model-a")')
     assert told(done)["model-a"][1] == "weights of a"
+
+
+def test_manifest_that_does_not_arrive_is_one_sentence(one: Path, double: WandbDouble, tmp_path: Path) -> None:
+    double.fail("FetchArtifactManifest", 403)
+    done = other(tmp_path, double, 'tell("digits_dataset")')
+    assert done.code == 0
+    assert done.lines[1].endswith("continuing offline with the local store; make sync uploads the rest")
+    assert done.lines[2].startswith("RegistryError: no artifact digits_dataset in ")
+
+
+@pytest.mark.parametrize(("path", "taken"), [("b/a", True), ("../a", False), ("b/../../a", False), ("/a", False)])
+def test_manifest_whose_files_lie_elsewhere_is_not_taken(path: str, taken: bool) -> None:
+    entry = files.Digests(1, "0" * 64, "md5")
+    logged = SimpleNamespace(
+        metadata={"flywheel": {"files": {path: [entry.sha256, entry.size]}, "inputs": {}, "created": "now"}},
+        manifest=SimpleNamespace(entries={path: SimpleNamespace(digest=entry.md5)}),
+        source_name="thing:v0", source_version="v0", type="test", digest=manifest.digest_of({path: entry}),
+    )  # fmt: skip
+    assert (remote._version(logged) is not None) == taken
+
+
+def test_download_that_is_slow_is_waited_for_and_so_is_the_store(
+    params: Params, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time without progress that a stage waits is 1 s here, and 12 s else."""
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "400000")
+            self.end_headers()
+            for _ in range(8):
+                self.wfile.write(bytes(50_000))
+                time.sleep(0.3)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "a").write_bytes(bytes(400_000))
+    version = registry.add_manifest(Registry(tmp_path / "elsewhere").publish("thing", "test", {"a": tmp_path / "a"}))
+    there = Mirror(params)
+    there.connection._mode = Mode("online", "a test")
+    there.connection.stall_budget_s = 1
+    publish = there.local.publish
+    monkeypatch.setattr(there.local, "publish", lambda *given: time.sleep(2) or publish(*given))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(there.remote, "fetch", lambda version, folder: transfer.download(url, folder / "a"))
+        there.fetch(version)
+        server.shutdown()
+    registry.verify(version)
+
+
+def test_process_of_w_and_b_may_end_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    process = psutil.Process(ended.pid)
+    ended.wait()
+    monkeypatch.setattr(remote, "wandb_processes", lambda: [process])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    remote.kill_wandb()
 
 
 def test_lost_file_is_downloaded_again(one: Path, double: WandbDouble, tmp_path: Path) -> None:

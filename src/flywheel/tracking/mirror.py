@@ -40,7 +40,6 @@ class Mirror:
         self.local = Registry(params.store)
         self.remote = Remote(self.connection)
         self._seen_file = params.store_paths.wandb_aliases
-        self._scratch = params.store_paths.scratch("wandb")
         self._refreshed = False
         self._absent: set[str] = set()
 
@@ -81,10 +80,21 @@ class Mirror:
         if not self.connection.online:
             return
         self.connection.log_mode()
-        try:
-            self.connection.run(lambda: self._download(version), lambda: files.size_of(self._scratch))
-        except WandbError as error:
-            raise RegistryError(f"{version.label} is not here and W&B does not give it: {error}") from None
+        scratch = self.params.store_paths.scratch("wandb")
+        scratch.mkdir(parents=True, exist_ok=True)
+        # The thread of a download that was given up may still write there while it is removed.
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            try:
+                found = self.connection.run(lambda: self.remote.fetch(version, folder), lambda: files.size_of(folder))
+            except WandbError as error:
+                raise RegistryError(f"{version.label} is not here and W&B does not give it: {error}") from None
+            if not found:
+                return  # `open` then names the missing file
+            log.info(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
+            latest = self.local.resolve(version.name)
+            self.local.publish(version.name, version.type, folder)
+            self.local.set_latest(latest)
 
     # -- aliases, in both directions -------------------------------------------------------------------
 
@@ -196,13 +206,3 @@ class Mirror:
         except WandbError as error:
             self.connection.give_up(error, "continuing offline with the local store; make sync uploads the rest")
             return None
-
-    def _download(self, version: Version) -> None:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch) as directory:
-            if not self.remote.fetch(version, Path(directory)):
-                return  # `open` then names the missing file
-            log.info(f"W&B: downloaded {version.label} ({files.human_size(version.size)})")
-            latest = self.local.resolve(version.name)
-            self.local.publish(version.name, version.type, Path(directory))
-            self.local.set_latest(latest)

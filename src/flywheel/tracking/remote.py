@@ -239,8 +239,11 @@ def ref_of(artifact: Any) -> str:
 
 def kill_wandb() -> None:
     """Kill W&B's process, so that Python does not wait for it at exit; its recorded data stays on disk."""
+    import psutil
+
     for process in wandb_processes():
-        process.kill()
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            process.kill()
     wandb = sys.modules.get("wandb")
     if wandb is not None:
         with contextlib.suppress(Exception, SystemExit):  # it exits with its process's code
@@ -266,18 +269,23 @@ def _urls(artifact: Any) -> dict[str, str]:
 
 
 def _version(artifact: Any) -> Version | None:
-    """Return the version that an artifact's metadata describes, or None for one that this package did not log."""
-    if artifact is None:
-        return None
-    metadata = dict(artifact.metadata)
+    """Return the version that an artifact's metadata describes, or None for one that this package did not log.
+
+    Raises WandbError when W&B does not give its manifest.
+    """
+    metadata = {} if artifact is None else dict(artifact.metadata)
     own = metadata.pop(METADATA_KEY, None)
+    if not isinstance(own, Mapping):
+        return None
+    with wandb_errors():
+        md5 = {path: entry.digest for path, entry in artifact.manifest.entries.items()}
     try:
-        md5 = {path: entry.digest for path, entry in artifact.manifest.entries.items()} if own else {}
-        assert isinstance(own, Mapping)
         entries = {path: Digests(size, sha256, md5[path]) for path, (sha256, size) in own["files"].items()}
         name, number = str(artifact.source_name).partition(":")[0], int(str(artifact.source_version).removeprefix("v"))
         inputs = manifest.inputs_by_role(own["inputs"], artifact.type)
         version = Version(name, number, artifact.type, artifact.digest, entries, inputs, own["created"], metadata)
-    except (AssertionError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
+    if any(path.startswith("/") or ".." in path.split("/") for path in entries):
+        return None  # it was made to be written elsewhere
     return version if manifest.digest_of(entries) == artifact.digest else None

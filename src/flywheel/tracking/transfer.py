@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -39,7 +40,9 @@ def download(url: str, path: Path) -> Digests:
         if answer.status_code != 200:
             raise WandbError(f"it answers with {answer.status_code}")
         try:
-            return files.digest_stream(cast(BinaryIO, answer.raw), copy_to=writing)
+            # Not `read`, which waits for a full chunk: a slow download would be taken for one that stalls.
+            received = SimpleNamespace(read=answer.raw.read1)
+            return files.digest_stream(cast(BinaryIO, received), copy_to=writing)
         except (HTTPError, OSError) as error:
             raise WandbError(one_line(error)) from None
 
