@@ -10,7 +10,7 @@ import pytest
 from flywheel import files
 from flywheel.commands import housekeeping
 from flywheel.params import Params
-from flywheel.registry import Registry, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.sweep.checkpoints import CheckpointStore
 
 MODEL = "digits-classifier"
@@ -64,6 +64,15 @@ def test_ancestors_of_kept_versions_are_kept(params: Params, registry: Registry,
     unneeded = housekeeping.unneeded(params, registry)
     assert versions["old"] in unneeded
     assert versions["production"] in unneeded
+
+
+def test_what_a_version_with_a_damaged_manifest_needs_is_not_pruned(
+    params: Params, registry: Registry, versions: dict[str, Version]
+) -> None:
+    (registry.root / "versions/model-1/v0/manifest.json").write_text("{")  # in production; it was made from `old`
+    with pytest.raises(RegistryError, match=r"model-1/v0/manifest.json: the manifest is damaged .*; remove its folder"):
+        housekeeping.prune(params, registry)
+    assert registry.has(versions["old"].ref)
 
 
 def test_prune_removes_exactly_the_unneeded_versions(

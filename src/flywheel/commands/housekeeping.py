@@ -10,7 +10,7 @@ from flywheel import files
 from flywheel.gate import history
 from flywheel.params import Params
 from flywheel.pipeline import stage
-from flywheel.registry import Registry, Version
+from flywheel.registry import Registry, RegistryError, Version
 from flywheel.sweep.checkpoints import CheckpointStore
 
 
@@ -18,8 +18,10 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
     """Return the versions that no alias, receipt or kept version needs, oldest first.
 
     Kept are also the latest data set and feedback, and the best model that ever was in production, because the gate
-    compares with it.
+    compares with it. Raises RegistryError if a manifest is damaged: nobody knows what that version needs.
     """
+    if reasons := registry.damaged():
+        raise RegistryError(reasons[0])
     versions = [version for name in registry.collections() for version in registry.versions(name)]
     kept = {ref for model in registry.registered_models() for ref in registry.aliases(model).values()}
     for path in sorted(params.store_paths.receipts.glob("*.json")):
