@@ -231,7 +231,6 @@ def hostile(loop: Any) -> Facts:
     names = set(map(str, range(10)))
     reports = {name: report for name, report in found.reports.items() if isinstance(report, BaseModel)}
     assert reports.keys() == found.reports.keys()
-    assert found.production is not None
     node = replace(found.nodes[-1], label=HOSTILE, aliases=(HOSTILE,))
     run = RunRecord(HOSTILE, "sweep", HOSTILE, HOSTILE, {}, found.at, 0, 0.0, url=f"https://x/{HOSTILE}")
     return replace(
@@ -242,7 +241,6 @@ def hostile(loop: Any) -> Facts:
             for name, report in reports.items()
         },
         labels={},
-        production=replace(found.production, label=HOSTILE, who=HOSTILE, reason=HOSTILE),
         stages=tuple((name, state, HOSTILE) for name, state, _ in found.stages),
         moves=[{**move, "who": HOSTILE, "reason": HOSTILE, "to": HOSTILE} for move in found.moves],
         importance={HOSTILE: 1.0},

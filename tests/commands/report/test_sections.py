@@ -242,7 +242,7 @@ def test_a_rollback_shows_the_accuracy_of_what_serves(loop: Any) -> None:
 
 
 def test_a_forced_model_is_marked(empty: Facts) -> None:
-    score = Score(n=0, accuracy=None, interval=None)
-    text = shown(replace(empty, production=facts.Production("m:v0", score, "2026-11-23T10:00:00", "ann", "why", True)))
+    move = {"at": "2026-11-23T10:00:00", "who": "ann", "from": None, "to": "m@0", "reason": "why", "forced": True}
+    text = shown(replace(empty, production=Score(n=0, accuracy=None, interval=None), moves=[move]))
     assert "forced past the gate" in text
     assert "not recorded" in text

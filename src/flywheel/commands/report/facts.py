@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,9 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flywheel import files
+from flywheel import FlywheelError, files
 from flywheel.commands import status
-from flywheel.commands.report import thumbnails
 from flywheel.commands.report.lineage import Node, ordered
 from flywheel.commands.report.sweep import importance
 from flywheel.evaluation.report import EvaluationReport
@@ -37,6 +38,7 @@ REPORTS: dict[str, tuple[type[BaseModel], str]] = {
     "retrain": (RetrainReport, "make retrain"),
 }
 MAX_NODES = 24  # of the drawn lineage; older ones are counted
+MAX_SIDE = 64  # pixels; 40 images of CIFAR-10 are 100 kB of PNG
 
 
 @dataclass(frozen=True)
@@ -48,33 +50,25 @@ class Absent:
 
 
 @dataclass(frozen=True)
-class Production:
-    """The model in production, its score on the test images, and its promotion."""
-
-    label: str
-    score: Score
-    since: str
-    who: str
-    reason: str
-    forced: bool
-
-
-@dataclass(frozen=True)
 class Facts:
-    """All that the page shows. `images` are data URIs by report and image id, `labels` name:vN by ref."""
+    """All that the page shows. `images` are data URIs by report and image id, `labels` name:vN by ref.
+
+    `moves` are the promotions as the audit log has them, newest first; the first one tells what is in production, and
+    `production` is the score of that model on the test images.
+    """
 
     profile: str
     at: str
     registered_model: str
     stages: tuple[tuple[str, str, str], ...]
-    production: Production | None
+    production: Score | None
     reports: Mapping[str, BaseModel | Absent]
     labels: Mapping[str, str]
     importance: Mapping[str, float] | None
     images: Mapping[str, Mapping[int, str]]
     nodes: tuple[Node, ...]
     older: int
-    moves: Sequence[Mapping[str, Any]]  # promotions as the audit log has them, newest first
+    moves: Sequence[Mapping[str, Any]]
     runs: tuple[RunRecord, ...]  # W&B's, newest first
     newest_receipt: Mapping[str, Any]
 
@@ -90,6 +84,7 @@ def gather(params: Params, registry: Registry) -> Facts:
     refs = _refs([report.model_dump() for report in reports.values() if isinstance(report, BaseModel)])
     history = registry.history(params.registered_model)
     refs |= {entry[end] for entry in history for end in ("from", "to") if entry[end]}
+    moves = [entry for entry in reversed(history) if entry["alias"] == "production"]
     nodes = _nodes(params, registry)
     sweep = reports["sweep"]
     record = Journal(params.store_paths.journal(sweep.sweep_id)).read() if isinstance(sweep, SweepReport) else None
@@ -98,7 +93,7 @@ def gather(params: Params, registry: Registry) -> Facts:
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         registered_model=params.registered_model,
         stages=tuple(_stages(params, registry, reports["simulation"])),
-        production=_production(params, registry, reports),
+        production=_score(params, registry, reports, moves[0]["to"]) if moves else None,
         reports=reports,
         labels={ref: registry.label(ref) for ref in refs},
         importance=importance(record) if record else None,
@@ -108,7 +103,7 @@ def gather(params: Params, registry: Registry) -> Facts:
         },
         nodes=tuple(nodes[-MAX_NODES:]),
         older=max(0, len(nodes) - MAX_NODES),
-        moves=[entry for entry in reversed(history) if entry["alias"] == "production"],
+        moves=moves,
         runs=tuple(reversed([*run_files.records(params.store)])),
         newest_receipt=max(receipts, key=lambda one: str(one.get("started")), default={}),
     )
@@ -160,20 +155,30 @@ def _refs(value: object) -> set[str]:
 
 
 def _images(registry: Registry, report: BaseModel | Absent, split: str) -> dict[int, str]:
-    if not isinstance(report, EvaluationReport | SimulationReport):
+    """Return id -> PNG as a small data URI, for the mistakes that a report shows. Missing images are left out."""
+    if not isinstance(report, EvaluationReport | SimulationReport) or not report.worst:
         return {}
     if isinstance(report, SimulationReport) and report.drift == "none":
         split = "clean"
-    return thumbnails.read(registry, report.dataset, split, [mistake.id for mistake in report.worst])
 
+    import numpy as np
+    from PIL import Image
 
-def _production(params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent]) -> Production | None:
-    ref = registry.aliases(params.registered_model).get("production")
-    if ref is None:
-        return None
-    entry = [e for e in registry.history(params.registered_model) if e["alias"] == "production"][-1]
-    score = _score(params, registry, reports, ref)
-    return Production(registry.label(ref), score, entry["at"], entry["who"], entry["reason"], entry["forced"])
+    from flywheel.data import dataset
+
+    try:
+        opened = dataset.open_directory(registry.open(registry.resolve(report.dataset)))
+    except FlywheelError:
+        return {}  # removed or damaged: show the figures without images
+    indices = opened.indices[split]
+    found = {}
+    for index in indices[np.isin(opened.ids[indices], [mistake.id for mistake in report.worst])]:
+        image = Image.fromarray(np.asarray(opened.images[index]))
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        found[int(opened.ids[index])] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return found
 
 
 def _score(params: Params, registry: Registry, reports: Mapping[str, BaseModel | Absent], ref: str) -> Score:
