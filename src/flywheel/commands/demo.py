@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
 
     seconds: list[tuple[str, float]] = []
     parts: list[Part] = []
-    registry, sent = Registry(params.store), Requests(params)
+    registry, sent = Registry(params.store), Counter[str]()
     before, between, part = _retrained(params), (0.0, 0.0), ""
     with _sigterm_interrupts():
         try:
@@ -90,7 +91,7 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
                 shown = f' SET="{step.overrides}"' if step.overrides else ""
                 log.info(f"\n# {step.about}\n$ make {step.name} PROFILE={params.profile}{shown}")
                 started = time.time()
-                with sent if step.name == "retrain" else contextlib.nullcontext():
+                with _requests(params, sent) if step.name == "retrain" else contextlib.nullcontext():
                     _script(step.name, [*arguments, "--set", f"{step.overrides} {overrides}"])
                     if step.name == "retrain":
                         _wait_for_production(params)
@@ -106,40 +107,38 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
     new = retrained if retrained and (before is None or before.candidate != retrained.candidate) else None
     for line in demo_story.table(parts, new):
         log.info(line)
-    log.info(f"requests while make retrain ran and production changed: {sent.count}, failed: {sent.failed}")
+    log.info(f"requests while make retrain ran and production changed: {sent['sent']}, failed: {sent['failed']}")
     log.info(f"\npicture: {demo_story.draw(parts, new, params.reports / 'demo.png')}")
     _script("report", [*arguments, "--set", overrides])
     log.info(NEXT.format(profile=params.profile))
 
 
-class Requests:
-    """A client that sends one request after another while the context is open, and counts the failures."""
+@contextlib.contextmanager
+def _requests(params: Params, sent: Counter[str]) -> Iterator[None]:
+    """Send one request after another while the context is open, and count those `sent` and `failed`."""
+    from flywheel.data import dataset
+    from flywheel.pipeline import stage
+    from flywheel.simulation.client import Client, NoAnswer
 
-    def __init__(self, params: Params):
-        self._params, self._done = params, threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-        self.count = self.failed = 0
+    done = threading.Event()
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _send(self) -> None:
-        from flywheel.data import dataset
-        from flywheel.pipeline import stage
-        from flywheel.simulation.client import Client, NoAnswer
-
-        served, registry = server_record.read(self._params), Registry(self._params.store)
+    def send() -> None:
+        served, registry = server_record.read(params), Registry(params.store)
         assert served is not None
-        opened = dataset.open_directory(registry.open(stage.dataset_of(self._params, registry)))
-        client = Client(served.url, self._params.simulate.model_copy(update={"max_attempts": 1}))
+        opened = dataset.open_directory(registry.open(stage.dataset_of(params, registry)))
+        client = Client(served.url, params.simulate.model_copy(update={"max_attempts": 1}))
         index = int(opened.traffic("data")[0])
-        while not self._done.wait(PAUSE_S):
-            self.failed += isinstance(client.predict(index, opened.images[index], opened.class_names), NoAnswer)
-            self.count += 1
+        while not done.wait(PAUSE_S):
+            answer = client.predict(index, opened.images[index], opened.class_names)
+            sent.update(sent=1, failed=isinstance(answer, NoAnswer))
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _script(name: str, arguments: Sequence[str]) -> None:
