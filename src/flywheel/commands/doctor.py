@@ -45,7 +45,7 @@ def examine(params: Params, registry: Registry) -> Iterator[Finding]:
     """Yield a finding for each thing that a run depends on."""
     with ThreadPoolExecutor() as pool:  # the network answers while torch is imported
         ray, wandb = pool.submit(_ray), pool.submit(_wandb, params)
-        yield _python()
+        yield Finding("python", f"{platform.python_version()} at {sys.prefix}")
         before = [_packages(), *_machine()]
         yield from before
         yield _device("mend the problems above" if any(finding.fix for finding in before) else REINSTALL)
@@ -86,11 +86,6 @@ def _traffic(params: Params) -> Finding:
     elif "not recorded" in text:
         fix = "make logs shows why"
     return Finding("traffic", f"{kept}, {text}", fix)
-
-
-def _python() -> Finding:
-    text = f"{platform.python_version()} at {sys.prefix}"
-    return Finding("python", text, "" if sys.version_info >= (3, 11) else "make PYTHON=python3.11 setup")
 
 
 def _packages() -> Finding:
