@@ -37,14 +37,14 @@
   });
 
   const KINDS = {
-    history({trials}) {
+    history({axes, trials}) {
       let best = -1;
       const line = trials.map(t => [t.number, best = Math.max(best, t.accuracy)]);
       const lowest = Math.min(...trials.map(t => t.accuracy));
       return {
         ...base('item', ({data, seriesName}) => data.trial && told(`trial ${data.trial.number}, ${seriesName}`, [
           percent(data.trial.accuracy, 2) + (data.trial.bayesian ? ', proposed by the search' : ', given or random'),
-          ...Object.entries(data.trial.params).map(([name, value]) => `${name} ${value}`)])),
+          ...params(axes, data.trial)])),
         xAxis: axis('trial', {type: 'value', minInterval: 1, min: 'dataMin', max: 'dataMax', splitLine: {show: false}}),
         yAxis: axis('', {type: 'value', min: Math.floor(5 * lowest) / 5, max: 1,
           axisLabel: {...label(), formatter: value => percent(value, 0)}}),
@@ -59,7 +59,7 @@
       };
     },
 
-    parallel({axes, lines}, width) {
+    parallel({axes, trials: lines}, width) {
       const narrow = width < 560;
       const sorted = [...lines].sort((a, b) => a.best - b.best || a.accuracy - b.accuracy);
       const lowest = Math.min(...lines.map(l => l.accuracy)), range = Math.max(...lines.map(l => l.accuracy)) - lowest || 1;
@@ -78,7 +78,7 @@
       const named = name => narrow ? name.replace(/ /g, '\n') : name;
       return {
         ...base('item', ({data}) => told(`trial ${data.line.number}${data.line.best ? ', the best' : ''}`, [
-          percent(data.line.accuracy, 2), ...axes.map((a, i) => `${a.name} ${short(data.line.values[i])}`)])),
+          percent(data.line.accuracy, 2), ...params(axes, data.line)])),
         legend: undefined, grid: undefined,
         parallel: {left: narrow ? 6 : 12, right: narrow ? 44 : 60, top: narrow ? 56 : 42, bottom: 16},
         parallelAxis: [
@@ -177,6 +177,7 @@
   };
 
   const short = value => typeof value === 'number' ? String(+value.toPrecision(3)) : String(value);
+  const params = (axes, trial) => axes.map((axis, i) => `${axis.name} ${short(trial.values[i])}`);
   const pythonText = value => typeof value === 'boolean' ? (value ? 'True' : 'False') : String(value);
   const ends = values => ({min: Math.min(...values), max: Math.max(...values)});
 

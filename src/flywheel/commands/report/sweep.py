@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flywheel.commands.report.formats import value
 from flywheel.sweep.journal import SweepRecord
 from flywheel.sweep.report import SweepReport
 
@@ -17,37 +16,33 @@ MIN_TRIALS = 4  # for importances
 def trials(report: SweepReport, searched: Sequence[str], logarithmic: Sequence[str]) -> dict[str, Any]:
     """Return what the page shows of the trials. `searched` are the params of the space.
 
-    counts (by status), varied (the params that differ), drawn (the best trials, in order), the data of the charts:
-    history, axes and lines; words (the columns of the table that hold text), judged (trials with an accuracy).
+    counts (by status), varied (the params that differ), drawn (the best trials, in order), words (the columns of the
+    table that hold text), judged (trials with an accuracy), chart: the data of both charts, axes and trials.
     """
-    every, best = report.trials, report.best
+    every = report.trials
     drawn = sorted(every, key=lambda t: -1 if t.accuracy is None else t.accuracy, reverse=True)[:MAX_TRIALS]
     drawn = sorted(drawn, key=lambda trial: trial.number)
     varied = [name for name in searched if len({trial.param(name) for trial in every}) > 1]
     words = [i for i, name in enumerate(varied, start=1) if any(isinstance(t.param(name), str) for t in every)]
-    shown = [trial for trial in drawn if trial.accuracy is not None]
     return {
         "counts": [f"{n} {text}" for kind, text in STATUSES.items() if (n := sum(t.status == kind for t in every))],
         "varied": varied,
         "drawn": drawn,
         "words": [*words, len(varied) + 1],
         "judged": sum(trial.accuracy is not None and trial.status != "failed" for trial in every),
-        "history": [
-            {
-                **trial.model_dump(include={"number", "status", "accuracy", "bayesian"}),
-                "params": {name: value(trial.param(name)) for name in varied},
-            }
-            for trial in shown
-        ],
-        "axes": [_axis(name, [trial.param(name) for trial in drawn], name in logarithmic) for name in varied],
-        "lines": [
-            {
-                "number": trial.number, "accuracy": trial.accuracy, "best": trial.id == best.trial,
-                "values": [trial.param(name) for name in varied],
-            }
-            for trial in shown
-        ],
-    }  # fmt: skip
+        "chart": {
+            "axes": [_axis(name, [trial.param(name) for trial in drawn], name in logarithmic) for name in varied],
+            "trials": [
+                {
+                    **trial.model_dump(include={"number", "status", "accuracy", "bayesian"}),
+                    "best": trial.id == report.best.trial,
+                    "values": [trial.param(name) for name in varied],
+                }
+                for trial in drawn
+                if trial.accuracy is not None
+            ],
+        },
+    }
 
 
 def importance(record: SweepRecord) -> dict[str, float] | None:
