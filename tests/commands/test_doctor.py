@@ -210,12 +210,6 @@ def test_a_full_disk_in_the_middle_of_a_stage_says_what_to_do(tmp_path: Path) ->
     assert params.store_paths.receipt("data").exists()
 
 
-def test_the_wandb_mode_comes_with_its_reason(make_params: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert findings(make_params("tracking.wandb=disabled"))["wandb"].text == "disabled (tracking.wandb)"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert findings(make_params("tracking.wandb=auto"))["wandb"].text == "offline (WANDB_MODE)"
-
-
 def test_online_that_was_asked_for_and_is_not_is_a_problem(
     make_params: Make, monkeypatch: pytest.MonkeyPatch, double: WandbDouble
 ) -> None:

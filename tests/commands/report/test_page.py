@@ -1,4 +1,4 @@
-"""The page of a real round, parsed and in a real browser; of no or half a round, and of hostile and damaged files."""
+"""The page of a real round, parsed and in a real browser; of no round, and of hostile and damaged files."""
 
 from __future__ import annotations
 
@@ -179,17 +179,8 @@ def test_with_nothing_there_each_part_says_what_to_type(params: Params, registry
     assert [attributes["id"] for attributes in shown.named("section")] == list(SECTIONS)
     for command in ("make sweep", "make evaluate", "make serve simulate", "make monitor", "make data"):
         assert f"{command} PROFILE=demo" in shown.text
-    assert "No run is recorded" in shown.text
-
-
-def test_after_half_a_round_there_is_half_a_page(loop: Any, tmp_path: Path, make_params: Callable[..., Params]) -> None:
-    params = copied(loop, make_params())
-    for name in ("simulation", "retrain"):
-        (params.reports / f"{name}.json").unlink()
-    shown = written(params, Registry(params.store))
-    assert "The best of 4 trials" in shown.text
-    assert "Not yet; type make serve simulate PROFILE=demo" in shown.text
     assert re.search(r"What production taught\s+Not yet; type make retrain PROFILE=demo", shown.text)
+    assert "No run is recorded" in shown.text
 
 
 @pytest.mark.parametrize("name", sorted(facts.REPORTS))
@@ -201,6 +192,7 @@ def test_a_damaged_report_affects_its_own_section_only(
         (params.reports / f"{name}.json").write_text(content)
         assert isinstance(facts._report(params, name), facts.Absent)
     shown = written(params, Registry(params.store))
+    assert ("The best of 4 trials" in shown.text) == (name != "sweep")
     assert shown.text.count("written again by") == (2 if name == "simulation" else 1)
     assert f"{facts.REPORTS[name][1]} PROFILE=demo" in shown.text
 
