@@ -16,7 +16,7 @@ def main() -> None:
     from flywheel.pipeline import server_record
     from flywheel.serving import host, on_cluster
 
-    with cli.logged(params, "serve"):
+    with cli.logged(params, "serve", needs_torch=False):
         served = server_record.read(params)
         if served is not None and served.address is not None:
             on_cluster.stop(params, served)

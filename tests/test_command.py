@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import scripts
 
 from flywheel import FlywheelError, cli
 from flywheel.params import Params
@@ -117,6 +119,12 @@ def test_a_log_file_that_is_moved_away_is_written_anew(params: Params) -> None:
         cli.log.info("after")
     assert path.with_suffix(".1").read_text().endswith("before\n")
     assert [line[20:] for line in path.read_text().splitlines()] == ["after"]
+
+
+def test_a_small_address_space_does_not_keep_a_server_running(tmp_path: Path) -> None:
+    stop = shlex.join(scripts.command(tmp_path, "stop"))
+    done = subprocess.run(["bash", "-c", f"ulimit -v 3000000; {stop}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("stop: nothing was running\n", "")
 
 
 # What Python writes to stdout unless it is told to buffer nothing, as some shells do.

@@ -134,6 +134,6 @@ def test_the_driver_of_a_sweep_leaves_torch_to_its_workers() -> None:
 
 
 def test_make_logs_shows_every_log_that_a_script_writes() -> None:
-    asked = re.compile(r'cli\.logged\(params, "(\w+)"\)')
+    asked = re.compile(r'cli\.logged\(params, "(\w+)"')
     written = {name for script in SCRIPTS for name in asked.findall(script.read_text())}
     assert written == set(status.LOGS)

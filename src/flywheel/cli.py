@@ -82,10 +82,11 @@ def load_params(arguments: argparse.Namespace) -> Params:
 
 
 @contextlib.contextmanager
-def logged(params: Params, stage: str) -> Iterator[None]:
+def logged(params: Params, stage: str, *, needs_torch: bool = True) -> Iterator[None]:
     """Send log messages to stdout and, with their time, to the log file of the stage. The file gets errors, too."""
-    for lack in limits.address_space(limits.TORCH_ADDRESS_SPACE, "torch"):
-        raise FlywheelError(f"{lack.text}; {lack.fix}")
+    if needs_torch:
+        for lack in limits.address_space(limits.TORCH_ADDRESS_SPACE, "torch"):
+            raise FlywheelError(f"{lack.text}; {lack.fix}")
     path = params.store_paths.log(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     console, file = _Console(sys.stdout), _LogFile(path, encoding="utf-8", delay=True)
