@@ -106,6 +106,25 @@ def test_online_every_run_is_uploaded_and_nothing_of_the_machine(tmp_path: Path,
         assert told.encode() not in sent, told
 
 
+def test_digests_of_large_files_are_no_stall(tmp_path: Path, double: WandbDouble) -> None:
+    """Each of the two files takes 2 s here, and the stage waits 2.5 s without progress."""
+    code = """
+import wandb
+add_file = wandb.Artifact.add_file
+wandb.Artifact.add_file = lambda *given, **more: time.sleep(2) or add_file(*given, **more)
+registry = mirrored(params)
+tracker = Tracker(params, registry)
+run = tracker.start("data", "data", {})
+run.made(publish(registry, "digits_dataset", "images", type="dataset"))
+tracker._idle.wait(60)  # until W&B's process runs
+tracker.connection.stall_budget_s = 2.5
+run.finish()
+"""
+    done = python(tmp_path, code, **double.environment)
+    assert (done.code, done.errors, len(done.lines)) == (0, "", 1), done
+    assert recorded(tmp_path)["data"].confirmed
+
+
 def test_inputs_that_w_and_b_lacks_are_logged_once_and_left_for_sync(tmp_path: Path, double: WandbDouble) -> None:
     unmade = HEALTHY.replace("run.used(data)", 'run.used(data, publish(registry, "other", "never uploaded"))')
     done = python(tmp_path, unmade, more="tracking.machine_info=true", **double.environment)

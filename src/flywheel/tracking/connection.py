@@ -66,6 +66,7 @@ class Connection:
         self.stall_budget_s: float = STALL_TIMEOUT_S  # what is left of it
         self.waited_s = 0.0
         self.gave_up = False  # after an error, which is logged once
+        self._computing = False
         self._mode: Mode | None = None
         self._announced = False
         self._lock = threading.Lock()
@@ -121,8 +122,8 @@ class Connection:
     ) -> bool:
         """Wait for an event; returns whether it came before the stall budget was used up.
 
-        Time in which data moves does not count, so a long upload may finish. `count_bytes` returns the bytes moved so
-        far; by default those that W&B's process has read and written.
+        Time in which data moves does not count, so a long upload may finish, nor does that in `computing`.
+        `count_bytes` returns the bytes moved so far; by default those that W&B's process has read and written.
         """
         count_bytes = count_bytes or _bytes_moved
         last_look, moved = time.monotonic(), count_bytes()
@@ -130,13 +131,22 @@ class Connection:
         while not done.wait(min(1.0, max(self.stall_budget_s, 0.01))):
             now, total = time.monotonic(), count_bytes()
             self.waited_s += now - last_look
-            if total - moved < UPLOADING_BYTES_PER_S * (now - last_look):
+            if not self._computing and total - moved < UPLOADING_BYTES_PER_S * (now - last_look):
                 self.stall_budget_s -= now - last_look
             last_look, moved = now, total
             if self.stall_budget_s <= 0 or (until is not None and now >= until):
                 return False
         self.waited_s += time.monotonic() - last_look
         return True
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Do something that needs no network and may take long, such as a digest of 10 GB; one thread at a time."""
+        self._computing = True
+        try:
+            yield
+        finally:
+            self._computing = False
 
     def run(self, action: Callable[[], T], count_bytes: Callable[[], int] | None = None) -> T:
         """Return what an action returns or raises; StalledError when the stall budget is used up before it ends."""

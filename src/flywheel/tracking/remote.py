@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flywheel.files import Digests
-from flywheel.registry import manifest
-from flywheel.registry.manifest import RegistryError, Version
+from flywheel.registry import Registry, RegistryError, Version, manifest
 from flywheel.tracking import transfer
 from flywheel.tracking.connection import Connection, WandbError, as_wandb_error, wandb_processes
 from flywheel.tracking.run_files import RunRecord
@@ -87,8 +86,8 @@ class Remote:
         """Return the version of a ref, or None."""
         return _version(self.find(ref))
 
-    def upload(self, run: Any, version: Version, folder: Path) -> None:
-        """Upload a version from its folder as an output of a run in progress; W&B stores the same content once.
+    def upload(self, run: Any, version: Version, registry: Registry) -> None:
+        """Upload a version of a local registry as an output of a run in progress; W&B stores the same content once.
 
         Raises WandbError when W&B does not have all of it afterwards.
         """
@@ -102,10 +101,12 @@ class Remote:
         artifact = wandb.Artifact(version.name, version.type, metadata={**version.metadata, METADATA_KEY: own})
         # W&B's manifest has the path of each file on this machine: a link in a temporary folder reveals nothing.
         with tempfile.TemporaryDirectory(prefix="flywheel-") as links, wandb_errors():
-            for number, path in enumerate(version.files):
-                link = Path(links) / str(number)
-                link.symlink_to(folder / path)
-                artifact.add_file(str(link), name=path, policy="immutable", skip_cache=True)
+            with self.connection.computing():  # both may read each file for its digest
+                folder = registry.open(version)
+                for number, path in enumerate(version.files):
+                    link = Path(links) / str(number)
+                    link.symlink_to(folder / path)
+                    artifact.add_file(str(link), name=path, policy="immutable", skip_cache=True)
             if artifact.digest != version.digest:
                 raise WandbError(f"{version.label} is damaged: its files have the digest {artifact.digest}")
             run.log_artifact(artifact).wait(timeout=UPLOAD_TIMEOUT_S)

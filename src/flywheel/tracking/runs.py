@@ -251,7 +251,7 @@ class Tracker:
         remote = self.mirror.remote
         with self._api_lock:
             for version in made:
-                remote.upload(run, version, self.mirror.local.open(version))
+                remote.upload(run, version, self.mirror.local)
             missing = remote.add_inputs(run.id, [version.ref for version in used])
             if missing := missing or self.mirror.push_aliases(self.params.registered_model):
                 raise WandbError("; ".join(missing))

@@ -186,7 +186,7 @@ class _Sync:
                     resumed.log({one.name: media.wandb_object(self.store, one)})
                 resumed.summary.update(dict(record.summary))
             for version in made:
-                self.remote.upload(resumed, version, self.registry.open(version))
+                self.remote.upload(resumed, version, self.registry)
         finally:
             with wandb_errors():
                 resumed.finish(exit_code=EXIT_CODES.get(record.finished or "failed", 1))
