@@ -161,6 +161,12 @@ def test_a_closed_pipe_ends_the_command_without_a_message(tmp_path: Path) -> Non
     assert (tmp_path / "demo/logs/data.log").read_text().endswith(" stdout was closed\n")
 
 
+def test_without_stdout_a_command_does_its_work() -> None:
+    command = f"{shlex.join([sys.executable, '-c', PRINTING])} >&-"  # as some daemons start it
+    result = subprocess.run(["sh", "-c", command], cwd=ROOT, env=BUFFERED, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize(
     ("code", "log", "stdout"),

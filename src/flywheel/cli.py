@@ -151,7 +151,7 @@ def main(script: Callable[[], None]) -> None:
         try:
             script()
         finally:
-            sys.stdout.flush()  # here, where an error is handled, not when Python ends
+            print(end="", flush=True)  # here, where an error is handled, not when Python ends; stdout may be closed
     except FlywheelError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(LOCKED if isinstance(error, Locked) else 1)
@@ -177,7 +177,7 @@ def main(script: Callable[[], None]) -> None:
 def _drop_what_stdout_refuses() -> None:
     """Keep Python, which flushes stdout once more when it ends, from printing that error and exiting with 120."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
