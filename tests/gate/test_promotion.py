@@ -427,6 +427,18 @@ def test_evaluate_judges_promotes_and_never_undoes_a_rollback(
     assert not (store.params.reports / "gate.png").exists()  # it showed another decision
 
 
+def test_evaluate_judges_on_the_data_set_that_it_read(store: Store) -> None:
+    """`make data` may publish another one meanwhile, with as many test images in another order."""
+    store.settle("good")
+    store.registry.link(store.publish("better"), MODEL, ("best",), reason="x")
+    defined = evaluate_stage.define(store.params, store.registry)
+    read, test = store.data, store.made.indices["test"]
+    store.replace_data(replace(store.made, indices={**store.made.indices, "test": test[::-1].copy()}))
+    outcome = evaluate_stage._evaluate(defined)
+    assert outcome.metrics["decision"] == "promote"
+    assert files.read_json(store.params.reports / "gate.json")["dataset"] == read.ref
+
+
 # -- by hand ------------------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def _judge(
     probabilities = loaded.predict(test.images)
     result = classification.evaluate(probabilities, test.labels, names)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    decision = promotion.judge(params, registry, model, probabilities=probabilities)
+    decision = promotion.judge(params, registry, model, dataset=data, probabilities=probabilities)
     folder = params.reports
     title = f"{model.label}: {result['accuracy']:.2%} of {result['n']:,} test images"
     curve, about = classification.calibration(probabilities, test.labels), f"calibration error {result['ece']:.3f}"

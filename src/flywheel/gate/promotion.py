@@ -35,13 +35,15 @@ def judge(
     registry: Registry,
     candidate: Version,
     *,
+    dataset: Version | None = None,
     probabilities: NDArray[np.float32] | None = None,
     by_hand: bool = False,
 ) -> GateReport:
     """Decide by the gate's rules whether a candidate goes into production. Changes no alias.
 
-    `probabilities` of all test images (n, classes), if given, are not computed again. A model that was replaced in
-    production returns `by_hand` only. Raises StageError when there is no data set.
+    The models are compared on `dataset`, by default the newest. The candidate's `probabilities` of all its test images
+    (n, classes), if given, are not computed again. A model that was replaced in production returns `by_hand` only.
+    Raises StageError when there is no data set.
     """
     alias = registry.aliases(params.registered_model).get("production")
     here = registry.resolve(alias) if alias is not None and registry.has(alias) else None
@@ -62,7 +64,7 @@ def judge(
     if here and not by_hand and any(_same(ref, candidate) for ref in history.ever_in_production(params, registry)):
         command = _command(params, candidate)
         return keep(f"it was in production before and was replaced; {command} brings it back", new=False)
-    dataset = stage.dataset_of(params, registry)
+    dataset = dataset or stage.dataset_of(params, registry)
     others = [
         registry.resolve(ref) for ref in history.contenders(params, registry) if ref not in (candidate.ref, alias)
     ]
