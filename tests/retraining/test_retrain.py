@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import made_models
 import numpy as np
@@ -75,6 +76,22 @@ def test_failures_are_used_once_even_by_a_refused_candidate(
         "retrain: nothing to do (every labelled image that digits-feedback:v0 has for training was used already)"
     ]
     assert models(registry) == ["retrained-model:v0"]
+
+
+def test_labels_of_a_candidate_that_no_gate_judged_count_as_new(
+    params: Params, registry: Registry, collect: Collect, opened: Dataset, failed: list[int], run: Any
+) -> None:
+    """A run ended at the gate, and one label came since: too few for a retraining of their own."""
+    train = [i for i in failed if not opened.holdout[i]]
+    collect(train[1:])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("flywheel.gate.promotion.judge", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(params)
+    assert models(registry) == ["retrained-model:v0"]
+    collect(train[:1])
+    assert run(params).hard_examples == len(train)
+    assert run(params) is None
 
 
 def test_few_new_failures_wait_for_more(

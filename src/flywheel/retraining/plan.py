@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flywheel.params import RETRAINED_NAME, Params
@@ -37,9 +38,10 @@ class Plan:
 def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | str:
     """Return the plan, or the reason why there is nothing to do.
 
-    An image is new unless production or the newest retrained model, a refused one too, was trained on it. `force`
-    takes the newest feedback though it was used. Raises StageError or RetrainError when there is no data set or no
-    model, FeedbackError when the newest feedback cannot be read.
+    An image is new unless production or the newest retrained model, a refused one too, was trained on it. A model that
+    a killed run left unjudged is judged now if no label came since, otherwise trained anew. `force` takes the newest
+    feedback though it was used. Raises StageError or RetrainError when there is no data set or no model, FeedbackError
+    when the newest feedback cannot be read.
     """
     parent, dataset = _parent(params, registry), stage.dataset_of(params, registry)
     newest = feedback.latest(params, registry)
@@ -49,9 +51,11 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
         )
     options = params.retrain
     usable = feedback.trainable(feedback.read(registry, newest), options.examples)
-    used = _used(params, registry)
+    unjudged = _unjudged(params, registry)
+    used = _used(params, registry, () if unjudged else (RETRAINED_NAME,))
     new = [example for example in usable if example.hash not in used]
-    unjudged = None if force else _unjudged(params, registry, newest)
+    if unjudged is not None and (force or unjudged.input("feedback") != newest.ref):
+        unjudged = None
     plan = Plan(parent, dataset, newest, sum(not example.right for example in new), len(new), unjudged)
     images = "labelled image" if options.examples == "all" else "failure"
     if not usable:
@@ -67,24 +71,24 @@ def make(params: Params, registry: Registry, *, force: bool = False) -> Plan | s
     return plan
 
 
-def _used(params: Params, registry: Registry) -> set[str]:
-    """Return the hashes that production or the newest retrained model was trained on; it used all there were."""
+def _used(params: Params, registry: Registry, others: Iterable[str]) -> set[str]:
+    """Return the hashes that production or one of the other models was trained on; each used all there were."""
     hashes: set[str] = set()
-    for reference in (RETRAINED_NAME, f"{params.registered_model}:production"):
+    for reference in (*others, f"{params.registered_model}:production"):
         with contextlib.suppress(RegistryError):
             hashes |= feedback.trained_on(registry, registry.resolve(reference))
     return hashes
 
 
-def _unjudged(params: Params, registry: Registry, newest: Version) -> Version | None:
-    """Return the latest retrained model if it has this feedback and no receipt tells of its end."""
+def _unjudged(params: Params, registry: Registry) -> Version | None:
+    """Return the latest retrained model if no receipt tells of its end."""
     if not registry.count(RETRAINED_NAME):
         return None
     made = registry.resolve(RETRAINED_NAME)
     if registry.missing_file(made) is not None:
         return None  # known from W&B: made and judged on another machine
     receipt = stage.read_receipt(params.store_paths.receipt("retrain")) or {}
-    return made if newest.ref == made.input("feedback") and made.ref not in receipt.get("outputs", ()) else None
+    return None if made.ref in receipt.get("outputs", ()) else made
 
 
 def _parent(params: Params, registry: Registry) -> Version:
