@@ -103,6 +103,8 @@ def test_set_takes_yaml_values_with_spaces(make_params: Make) -> None:
         ("tracking.wandb=off", "SET: tracking.wandb: YAML reads off and on as false and true; write disabled, offline"),
         ("tracking.wandb=on", "SET: tracking.wandb: YAML reads off and on as false and true; write disabled, offline"),
         ("paths.store=", "SET: paths.store: must be a valid string (got None)"),
+        ("paths.store=~nobody-here/x", "SET: paths.store: there is no home directory of ~nobody-here"),
+        ("data.path=~nobody-here/x", "SET: data.path: there is no home directory of ~nobody-here"),
         ('paths.store="a\\0b"', "SET: paths.store: must be text that can be shown (got 'a\\x00b')"),
     ],
 )

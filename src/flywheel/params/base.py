@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -48,9 +49,18 @@ def _shown(value: str) -> str:
     return value
 
 
+def _with_home(value: str) -> str:
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home directory of {Path(value).parts[0]}; write ./~ for a name") from None
+    return value
+
+
 Severity = Annotated[float, Field(ge=0, le=5)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
+FilePath = Annotated[Text, AfterValidator(_with_home)]  # ~ and ~user are expanded where it is used
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 

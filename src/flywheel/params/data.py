@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flywheel.params.base import NAME, NOT_IDENTITY, Fraction, Section, Seed, Severity, Text
+from flywheel.params.base import NAME, NOT_IDENTITY, FilePath, Fraction, Section, Seed, Severity
 from flywheel.params.errors import KeyedError
 
 
@@ -42,7 +42,7 @@ class Data(Section):
 
     name: str = Field(pattern=NAME, description="prefix of the artifacts' names, such as <name>_dataset")
     source: Literal["cifar10", "folder", "digits"] = Field(description="where the images come from")
-    path: Annotated[Text | None, NOT_IDENTITY] = Field(
+    path: Annotated[FilePath | None, NOT_IDENTITY] = Field(
         description="source folder: a directory, .tar, .tar.gz or .zip of images (docs/own-images.md); "
         "identified by its content, so moving it re-runs nothing"
     )

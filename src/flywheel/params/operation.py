@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from flywheel.params.base import NOT_IDENTITY, Section, Seed, Text, whole_above_one
+from flywheel.params.base import NOT_IDENTITY, FilePath, Section, Seed, Text, whole_above_one
 
 COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
 
@@ -229,10 +229,10 @@ class Tracking(Section):
 class Paths(Section):
     """Folders on disk. Each profile has its own subfolder in the store and in the reports."""
 
-    store: Annotated[Text, NOT_IDENTITY] = Field(description="folder of artifacts, receipts and journals")
-    reports: Annotated[Text, NOT_IDENTITY] = Field(description="folder of results and pictures")
-    cache: Annotated[Text, NOT_IDENTITY] = Field(description="folder of downloads, shared by all profiles")
-    checkpoints: Annotated[Text | None, NOT_IDENTITY] = Field(
+    store: Annotated[FilePath, NOT_IDENTITY] = Field(description="folder of artifacts, receipts and journals")
+    reports: Annotated[FilePath, NOT_IDENTITY] = Field(description="folder of results and pictures")
+    cache: Annotated[FilePath, NOT_IDENTITY] = Field(description="folder of downloads, shared by all profiles")
+    checkpoints: Annotated[FilePath | None, NOT_IDENTITY] = Field(
         description="where running trials save checkpoints: a directory or an fsspec URI that every node of a cluster "
         "reaches; null: in the store"
     )
