@@ -396,6 +396,10 @@ def test_the_table_shows_each_rule_with_its_verdict() -> None:
     assert verdicts == {"test": "pass", "best ever": "FAIL", "holdout": "pass", "worst class": "pass"}
 
 
+def test_a_figure_of_production_alone_is_not_shown_as_the_candidates() -> None:
+    assert table.reported(Reported(ece={"candidate": None, "production": 0.02})) == ""
+
+
 def test_each_rule_is_shown_with_the_limit_that_it_was_judged_by() -> None:
     truth, old = simple()
     wrong = np.where(truth.test == 1, 0, truth.test)  # all of the second class

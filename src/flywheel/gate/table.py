@@ -71,9 +71,10 @@ def reported(found: Reported) -> str:
         (found.ece, "calibration error", "{:.3f}"),
         (found.latency_ms, "one image in ms", "{:.1f}"),
     ):
-        told = [form.format(value) for value in values.values() if value is not None]
-        if told:
-            parts.append(f"{name} {told[0]}{f' (production {told[1]})' if len(told) > 1 else ''}")
+        told = {role: form.format(value) for role, value in values.items() if value is not None}
+        if "candidate" in told:
+            beside = f" (production {told['production']})" if "production" in told else ""
+            parts.append(f"{name} {told['candidate']}{beside}")
     if found.latency_ratio is not None:
         parts[-1] += f", {found.latency_ratio:.2f} times as long"
     if found.fixed is not None:
