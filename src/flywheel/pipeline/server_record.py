@@ -30,10 +30,10 @@ class Served:
         return self.health() is not None
 
     def health(self) -> dict[str, Any] | None:
-        """Return the body of /healthz, or None if it does not answer."""
+        """Return the body of /healthz, or None if it does not answer, or something else does."""
         import requests
 
-        with contextlib.suppress(requests.RequestException, ValueError):
+        with contextlib.suppress(requests.RequestException, ValueError, TypeError):
             response = requests.get(f"{self.url}/healthz", timeout=PROBE_TIMEOUT_S)
             if response.ok:
                 return dict(response.json())
