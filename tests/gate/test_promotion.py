@@ -345,6 +345,17 @@ def test_the_best_that_ever_was_in_production_binds(store: Store, make_params: C
     assert (without.best_ever, without.decision) == (worse.ref, "promote")
 
 
+def test_prune_keeps_the_best_that_ever_was_in_production_on_each_data_set(store: Store) -> None:
+    """The gate compares with it, also where the newest data set judged nothing yet."""
+    best = store.settle("good")
+    for seed in (1, 2):  # neither production nor previous are the best
+        worse = store.publish("worse", f"model-{seed}", seed=seed)
+        promotion.promote(store.params, store.registry, worse.label, force=True, reason="to test")
+    store.replace_data(replace(store.made, indices={**store.made.indices, "test": store.made.indices["test"][:150]}))
+    assert best not in housekeeping.unneeded(store.params, store.registry)
+    assert promotion.judge(store.params, store.registry, store.publish("chance")).best_ever == best.ref
+
+
 def test_however_many_were_in_production_few_are_asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     records = {}
     for number in range(6):
@@ -362,7 +373,7 @@ def test_however_many_were_in_production_few_are_asked(store: Store, monkeypatch
     monkeypatch.setattr(predictions, "predict", note)
     promotion.judge(store.params, store.registry, store.publish("better"))
     assert asked == ["model-better:v0", "model-5:v0", "model-2:v0"]
-    assert history.best_recorded(store.params, store.registry, store.data.ref) == max(records, key=records.__getitem__)
+    assert history.best_recorded(store.params, store.registry) == [max(records, key=records.__getitem__)]
     kept = housekeeping.unneeded(store.params, store.registry)
     assert "model-2" not in [version.name for version in kept]
     assert "model-1" in [version.name for version in kept]
@@ -385,7 +396,6 @@ def test_a_fresh_machine_knows_former_production_models_and_accuracies_from_the_
     store.registry.link(first, MODEL, ("previous",), reason="as on W&B")
     store.registry.link(second, MODEL, ("production",), reason="as on W&B", expected={"production": None})
     assert set(history.ever_in_production(store.params, store.registry)) == {swept.ref, first.ref, second.ref}
-    assert history.best_recorded(store.params, store.registry, store.data.ref) == first.ref
     assert history.contenders(store.params, store.registry) == [first.ref]
     back = promotion.judge(store.params, store.registry, swept)
     assert (back.decision, back.checks) == ("keep", {"new": False})
@@ -398,7 +408,7 @@ def test_a_fresh_machine_knows_former_production_models_and_accuracies_from_the_
     store.registry.link(second, MODEL, ("previous",), reason="as on W&B")
     store.registry.link(other, MODEL, ("production",), reason="as on W&B", expected=moved)
     assert {swept.ref, first.ref, second.ref} < set(history.ever_in_production(store.params, store.registry))
-    assert history.best_recorded(store.params, store.registry, store.data.ref) == first.ref
+    assert history.best_recorded(store.params, store.registry) == [first.ref]
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------

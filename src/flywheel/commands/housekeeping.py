@@ -17,8 +17,9 @@ from flywheel.sweep.checkpoints import CheckpointStore
 def unneeded(params: Params, registry: Registry) -> list[Version]:
     """Return the versions that no alias, receipt or kept version needs, oldest first.
 
-    Kept are also the latest data set and feedback, and the best model that ever was in production, because the gate
-    compares with it. Raises RegistryError if a manifest is damaged: nobody knows what that version needs.
+    Kept are also the latest data set and feedback, and for each data set the best model that ever was in production,
+    because the gate compares with them. Raises RegistryError if a manifest is damaged: nobody knows what that version
+    needs.
     """
     if reasons := registry.damaged():
         raise RegistryError(reasons[0])
@@ -28,9 +29,7 @@ def unneeded(params: Params, registry: Registry) -> list[Version]:
         if receipt := stage.read_receipt(path):
             kept |= {*receipt["outputs"], *(ref for refs in receipt["inputs"].values() for ref in refs)}
     kept |= {v.ref for v in versions if v.type != "model" and v == registry.resolve(v.name)}
-    if registry.has(params.dataset_name):
-        best = history.best_recorded(params, registry, registry.resolve(params.dataset_name).ref)
-        kept |= {best} if best else set()
+    kept |= set(history.best_recorded(params, registry))
     for version in versions:
         if version.ref in kept:
             kept |= {ancestor.ref for ancestor in registry.lineage(version)}

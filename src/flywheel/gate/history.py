@@ -20,9 +20,9 @@ def ever_in_production(params: Params, registry: Registry) -> list[str]:
     return list(dict.fromkeys([*(parent for _, _, parent in _retrainings(params, registry)), *logged]))
 
 
-def best_recorded(params: Params, registry: Registry, dataset: str) -> str | None:
-    """Return the ref of the model with the best recorded accuracy on a data set that was in production and is here."""
-    return max(found := _recorded(params, registry).get(dataset, {}), key=lambda ref: found[ref], default=None)
+def best_recorded(params: Params, registry: Registry) -> list[str]:
+    """Return for each data set the ref of the model with the best recorded accuracy that was in production."""
+    return [max(found, key=lambda ref: found[ref]) for found in _recorded(params, registry).values()]
 
 
 def contenders(params: Params, registry: Registry) -> list[str]:
@@ -30,11 +30,9 @@ def contenders(params: Params, registry: Registry) -> list[str]:
 
     Models without a record are included. So the gate runs a few models, however many there were.
     """
-    recorded = _recorded(params, registry)
-    best = [max(found, key=lambda ref: found[ref]) for found in recorded.values()]
-    known = {ref for found in recorded.values() for ref in found}
+    known = {ref for found in _recorded(params, registry).values() for ref in found}
     unknown = [r for r in ever_in_production(params, registry) if r not in known and registry.has(r)]
-    return list(dict.fromkeys(best + unknown))
+    return list(dict.fromkeys(best_recorded(params, registry) + unknown))
 
 
 def _recorded(params: Params, registry: Registry) -> dict[str, dict[str, float]]:
