@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -18,9 +20,13 @@ def confident(predictions: list[int], confidence: float = 0.8) -> np.ndarray:
     return rows
 
 
+def evaluate(probabilities: np.ndarray, labels: np.ndarray, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    return classification.evaluate(probabilities, labels, np.arange(len(labels)), names)
+
+
 def test_a_case_worked_out_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
-    result = classification.evaluate(confident([0, 0, 1, 1, 1, 0]), labels, NAMES)
+    result = evaluate(confident([0, 0, 1, 1, 1, 0]), labels)
     assert result["n"] == 6
     assert result["accuracy"] == pytest.approx(4 / 6)
     assert result["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
@@ -43,7 +49,7 @@ def test_the_figures_are_scikit_learns_and_scipys() -> None:
     rng = np.random.default_rng(0)
     labels, probabilities = rng.integers(0, 4, 50), rng.dirichlet(np.ones(6), 50).astype(np.float32)
     predictions, names = probabilities.argmax(axis=1), tuple("abcdef")
-    result = classification.evaluate(probabilities, labels, names)
+    result = evaluate(probabilities, labels, names)
     assert result["confusion_matrix"] == confusion_matrix(labels, predictions, labels=range(6)).tolist()
     expected = precision_recall_fscore_support(labels, predictions, labels=range(6), zero_division=0)
     for name, *figures in zip(names, *expected, strict=True):
@@ -54,7 +60,7 @@ def test_the_figures_are_scikit_learns_and_scipys() -> None:
 
 
 def test_a_class_that_does_not_occur_keeps_its_row() -> None:
-    result = classification.evaluate(confident([0, 1]), np.array([0, 1]), NAMES)
+    result = evaluate(confident([0, 1]), np.array([0, 1]))
     assert np.shape(result["confusion_matrix"]) == (3, 3)
     assert result["per_class"]["fox"]["support"] == 0
     assert result["most_confused"] == []
@@ -76,14 +82,13 @@ def test_balanced_accuracy_is_the_mean_recall_with_a_bound_that_knows_how_few_im
 def test_mistakes_come_most_confident_first_with_the_images_own_ids() -> None:
     probabilities = np.concatenate([confident([1], 0.6), confident([0]), confident([2], 0.9), confident([1], 0.7)])
     labels, ids = np.array([0, 0, 1, 2]), np.array([70, 10, 50, 30])
-    found = classification.confident_mistakes(probabilities, labels, ids, NAMES)
+    found = classification.evaluate(probabilities, labels, ids, NAMES)["worst"]
     assert [(one["id"], one["label"], one["prediction"]) for one in found] == [
         (50, "dog", "fox"),
         (30, "fox", "dog"),
         (70, "cat", "dog"),
     ]
     assert [one["confidence"] for one in found] == pytest.approx([0.9, 0.7, 0.6])
-    assert classification.confident_mistakes(probabilities, labels, ids, NAMES, most=1) == found[:1]
 
 
 def test_certainty_falls_into_the_last_bin() -> None:
@@ -102,4 +107,4 @@ def test_certainty_falls_into_the_last_bin() -> None:
 )
 def test_what_cannot_be_judged_is_refused(probabilities: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"predictions|finite"):
-        classification.evaluate(probabilities, labels, NAMES)
+        evaluate(probabilities, labels)

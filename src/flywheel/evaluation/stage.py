@@ -7,18 +7,13 @@ model does not make it run again, so a model that you roll back or promote by ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flywheel import files
 from flywheel.params import Params
 from flywheel.pipeline import stage
 from flywheel.pipeline.stage import Outcome, Stage, StageError
-
-if TYPE_CHECKING:
-    from flywheel.data.dataset import Split
-    from flywheel.models.classifier import Classifier
-    from flywheel.tracking.runs import Run
-from flywheel.registry import Registry, Version
+from flywheel.registry import Registry
 
 
 def define(params: Params, registry: Registry) -> Stage:
@@ -52,54 +47,46 @@ def run(params: Params, registry: Registry, *, force: bool = False) -> Mapping[s
 
 def _evaluate(defined: Stage) -> Outcome:
     from flywheel.data import dataset
-    from flywheel.models import classifier
-    from flywheel.tracking.runs import Tracker
-
-    params, registry = defined.params, defined.registry
-    data, model = (registry.resolve(defined.reads[role]) for role in ("dataset", "model"))
-    opened = dataset.open_directory(registry.open(data))
-    loaded = classifier.load(registry.open(model))
-    if loaded.class_names != opened.class_names:
-        raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
-    config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
-    tracker = Tracker(params, registry)
-    with tracker.run("evaluate", f"evaluate {model.label}", config, used=(data, model)) as run:
-        return _judge(params, registry, data, model, opened.split("test"), loaded, run)
-
-
-def _judge(
-    params: Params, registry: Registry, data: Version, model: Version, test: Split, loaded: Classifier, run: Run
-) -> Outcome:
     from flywheel.evaluation import plots
     from flywheel.evaluation.report import EvaluationReport
     from flywheel.gate import promotion
     from flywheel.metrics import classification
+    from flywheel.models import classifier
     from flywheel.pipeline.plotting import worst_mistakes
+    from flywheel.tracking.runs import Tracker
 
+    params, registry, folder = defined.params, defined.registry, defined.params.reports
+    data, model = (registry.resolve(defined.reads[role]) for role in ("dataset", "model"))
+    opened = dataset.open_directory(registry.open(data))
+    loaded = classifier.load(registry.open(model))
     names = loaded.class_names
-    probabilities = loaded.predict(test.images)
-    result = classification.evaluate(probabilities, test.labels, names)
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    decision = promotion.judge(params, registry, model, dataset=data, probabilities=probabilities)
-    folder = params.reports
-    title = f"{model.label}: {result['accuracy']:.2%} of {result['n']:,} test images"
-    curve, about = classification.calibration(probabilities, test.labels), f"calibration error {result['ece']:.3f}"
-    pictures = (
-        plots.confusion_matrix(result["confusion_matrix"], names, title, folder / "confusion_matrix.png"),
-        plots.reliability(curve, f"{model.label}: {about}", folder / "reliability.png"),
-        worst_mistakes(
-            test.images, test.labels, predicted, confidence, names,
-            f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
-        ),
-    )  # fmt: skip
-    worst = classification.confident_mistakes(probabilities, test.labels, test.ids, names)
-    report = EvaluationReport.model_validate({"model": model.ref, "dataset": data.ref, "worst": worst, **result})
-    files.write_json(folder / "evaluation.json", report.model_dump(mode="json"))
-    gate_reports = promotion.report(params, decision, run)
-    promoted = promotion.apply(params, registry, model, decision)
-    figures = {key: result[key] for key in ("accuracy", "ece", "n", "interval")}
-    run.summarize({**figures, "decision": decision.decision})
-    run.log_confusion_matrix(test.labels.tolist(), predicted.tolist(), names)
-    run.log_pictures(pictures)
+    if names != opened.class_names:
+        raise StageError(f"{model.label} knows other classes than {data.label}; run make sweep anew")
+    test = opened.split("test")
+    config = {"dataset": data.ref, "model": model.ref, "recipe": model.metadata.get("recipe")}
+    tracker = Tracker(params, registry)
+    with tracker.run("evaluate", f"evaluate {model.label}", config, used=(data, model)) as run:
+        probabilities = loaded.predict(test.images)
+        result = classification.evaluate(probabilities, test.labels, test.ids, names)
+        predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        decision = promotion.judge(params, registry, model, dataset=data, probabilities=probabilities)
+        title = f"{model.label}: {result['accuracy']:.2%} of {result['n']:,} test images"
+        about = f"{model.label}: calibration error {result['ece']:.3f}"
+        pictures = (
+            plots.confusion_matrix(result["confusion_matrix"], names, title, folder / "confusion_matrix.png"),
+            plots.reliability(result["calibration"], about, folder / "reliability.png"),
+            worst_mistakes(
+                test.images, test.labels, predicted, confidence, names,
+                f"{model.label}: most confident mistakes (true class above, prediction below)", folder / "worst.png",
+            ),
+        )  # fmt: skip
+        report = EvaluationReport.model_validate({"model": model.ref, "dataset": data.ref, **result})
+        files.write_json(folder / "evaluation.json", report.model_dump(mode="json"))
+        gate_reports = promotion.report(params, decision, run)
+        promoted = promotion.apply(params, registry, model, decision)
+        figures = {key: result[key] for key in ("accuracy", "ece", "n", "interval")}
+        run.summarize({**figures, "decision": decision.decision})
+        run.log_confusion_matrix(test.labels.tolist(), predicted.tolist(), names)
+        run.log_pictures(pictures)
     verdict = {"decision": decision.decision, "reasons": list(decision.reasons), "promoted": promoted}
     return Outcome((model,), (folder / "evaluation.json", *pictures, *gate_reports), {**figures, **verdict})

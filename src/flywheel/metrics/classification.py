@@ -18,12 +18,13 @@ MOST_MISTAKES = 40
 
 
 def evaluate(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], ids: NDArray[np.int64], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return accuracy with its 95 % interval, per-class figures, confusion matrix, calibration, most confused pairs.
+    """Return the `Figures` of a report as a mapping: accuracy with its 95 % interval, per-class figures and so on.
 
-    probabilities: (n, classes) float32; labels: (n,) int64. Rows of the confusion matrix are true classes. Raises
-    MetricsError when the shapes do not match or a probability is not finite.
+    probabilities: (n, classes) float32; labels: (n,) int64; ids: (n,) int64, by which mistakes are reported. Rows of
+    the confusion matrix are true classes. Raises MetricsError when the shapes do not match or a probability is not
+    finite.
     """
     n, classes = probabilities.shape
     if labels.shape != (n,) or classes != len(class_names) or n == 0:
@@ -54,7 +55,8 @@ def evaluate(
         "confusion_matrix": matrix.tolist(),
         "ece": calibrated["ece"],
         "calibration": {key: calibrated[key] for key in ("confidence", "accuracy", "count")},
-        "most_confused": most_confused(matrix, class_names),
+        "most_confused": _most_confused(matrix, class_names),
+        "worst": _confident_mistakes(probabilities, labels, ids, class_names),
     }
 
 
@@ -99,14 +101,10 @@ def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -
     }
 
 
-def confident_mistakes(
-    probabilities: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    ids: NDArray[np.int64],
-    class_names: Sequence[str],
-    most: int = MOST_MISTAKES,
+def _confident_mistakes(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], ids: NDArray[np.int64], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the mistakes by confidence, the most confident first. `ids` (n,) int64 are reported."""
+    """Return the mistakes by confidence, the most confident first."""
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != labels)
     return [
@@ -116,11 +114,11 @@ def confident_mistakes(
             "prediction": class_names[predictions[i]],
             "confidence": float(confidence[i]),
         }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     ]
 
 
-def most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list[dict[str, Any]]:
+def _most_confused(matrix: NDArray[np.int64], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the pairs (true class, predicted class) with the most mistakes, most first."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]

@@ -65,7 +65,7 @@ class Mistake(BaseModel, frozen=True):
 
 
 class Figures(BaseModel, frozen=True):
-    """What `classification.evaluate` returns, with the most confident mistakes. `interval` holds 95 %."""
+    """What `classification.evaluate` returns. `interval` holds 95 %."""
 
     n: int
     accuracy: float

@@ -84,10 +84,7 @@ def measure(result: Result, models: dict[str, Version | None], registry: Registr
     holdout = is_holdout(result.dataset.hashes[result.index])
     edges = plots.latency_edges(latency_ms)
     return {
-        **classification.evaluate(probabilities, result.labels, names),
-        "worst": classification.confident_mistakes(
-            probabilities, result.labels, result.dataset.ids[result.index], names
-        ),
+        **classification.evaluate(probabilities, result.labels, result.dataset.ids[result.index], names),
         "confidence_histogram": {
             "edges": plots.CONFIDENCE_EDGES,
             "right": np.histogram(confidence[result.right], plots.CONFIDENCE_EDGES)[0].tolist(),
