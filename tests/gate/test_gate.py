@@ -219,13 +219,6 @@ def test_other_classes_are_kept_with_what_to_do() -> None:
     assert not kept.checks["same_classes"]
 
 
-def test_a_best_ever_of_other_classes_binds_nobody() -> None:
-    truth, old = simple()
-    other = replace(old, model="best@1", class_names=("x", "y"), test=np.zeros(0), holdout=np.zeros(0))
-    decision = decide(rules(margin=0.02), truth, replace(old, model="new@1"), old, other)
-    assert (decision.decision, decision.best_ever) == ("promote", None)
-
-
 def test_no_image_left_is_kept() -> None:
     truth, old = simple()
     empty = replace(truth, test=truth.test[:0])

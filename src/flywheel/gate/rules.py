@@ -95,10 +95,8 @@ def decide(
     """Decide whether a candidate takes over from production. Without production: whether it may be the first.
 
     `was_production` is where the alias points, if not to `production`: to a version that is gone, or to one that cannot
-    be loaded, and `unusable` says why. A best ever of other classes is not compared. `measured` holds the latencies.
+    be loaded, and `unusable` says why. `best_ever` has the classes of the data set. `measured` holds the latencies.
     """
-    if best_ever and best_ever.class_names != labels.class_names:
-        best_ever = None
     models = [model for model in (candidate, production, best_ever) if model]
     base: dict[str, Any] = {
         "candidate": candidate.model,
