@@ -20,6 +20,7 @@ from flywheel.params import Recipe, Retrain
 from flywheel.retraining import RetrainError, scores
 from flywheel.retraining.examples import Arm, Labelled, mix
 from flywheel.retraining.report import ArmScores, Epoch, LabelCounts, ParentScores, Trained
+from flywheel.retraining.scores import Predicted
 from flywheel.training.loop import EpochResult, TrainingData, TrainingDiverged, fit, validate
 
 
@@ -45,18 +46,14 @@ def train(
     before = scores.predict(model, opened)
     _, validation = validate(model, data.validation_images, data.validation_labels)
 
-    def trained_on(arm: Arm, model: Classifier, length: int | None) -> tuple[tuple[Epoch, ...], int]:
+    def trained_on(arm: Arm, model: Classifier, length: int | None) -> tuple[tuple[Epoch, ...], Predicted, int]:
         index = labelled.arm(arm, options.seed)
         mixed = mix(data, labelled.images.select(index), labelled.labels[index], options.weight, options.seed, length)
         epochs = train_arm(model, mixed, recipe, device, lambda result: on_epoch(arm, result))
-        return epochs, len(mixed.labels)
+        return epochs, scores.predict(model, opened), len(mixed.labels)
 
-    epochs, length = trained_on(options.examples, model, None)
-    after = scores.predict(model, opened)
-    others = {}
-    for arm in arms:
-        other = classifier.load(parent, device)
-        others[arm] = trained_on(arm, other, length)[0], scores.predict(other, opened)
+    epochs, after, length = trained_on(options.examples, model, None)
+    others = {arm: trained_on(arm, classifier.load(parent, device), length)[:2] for arm in arms}
 
     used = {labelled.hashes[i] for arm in (options.examples, *arms) for i in labelled.arm(arm, options.seed)}
     unseen = scores.unseen(opened, None if seen is None else {*seen, *used})
