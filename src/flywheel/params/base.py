@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -36,7 +36,7 @@ class Section(BaseModel):
         return result
 
 
-def whole_above_one(value: float) -> float:
+def _whole_above_one(value: float) -> float:
     """Refuse 1.5: resources are a fraction below 1 or a whole number."""
     if value > 1 and value != int(value):
         raise ValueError(f"must be a fraction below 1 or a whole number (got {value:g})")
@@ -57,6 +57,8 @@ def _with_home(value: str) -> str:
     return value
 
 
+Cpus = Annotated[float, Field(ge=0.1, le=1024), AfterValidator(_whole_above_one)]
+Gpus = Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)]
 Severity = Annotated[float, Field(ge=0, le=5)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_shown)]

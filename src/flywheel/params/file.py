@@ -47,7 +47,7 @@ def load(path: Path | str = "params.yaml", profile: str = "cifar10", overrides: 
     if "profile" in tree:
         raise ParamsError(f"{path}: profile: unknown key; PROFILE=name chooses a profile")
     inside = f"profiles.{show(profile)}"
-    origins = [(f"{path}: {inside}.", list(_leaves(over, Params)))]
+    layers: list[tuple[str, Any]] = [(f"{path}: {inside}.", over)]  # the last one first
     tree = overlay(tree, over, Params, f"{path}: ", f"{path}: {inside}")
     for key, value in parse_overrides(overrides):
         nested: Any = value
@@ -55,12 +55,12 @@ def load(path: Path | str = "params.yaml", profile: str = "cifar10", overrides: 
             nested = {part: nested}
         if key.startswith("profile."):
             raise ParamsError("SET: profile: unknown key; PROFILE=name chooses a profile")
-        origins.insert(0, ("SET: ", list(_leaves(nested, Params))))
+        layers.insert(0, ("SET: ", nested))
         tree = overlay(tree, nested, Params, f"{path}: ", "SET: ")
     try:
         return Params.model_validate({**tree, "profile": profile})
     except ValidationError as error:
-        raise ParamsError("\n".join(_lines(error, str(path), origins))) from None
+        raise ParamsError("\n".join(_lines(error, str(path), layers))) from None
 
 
 def parse_overrides(text: str) -> list[tuple[str, Any]]:
@@ -130,8 +130,8 @@ def _read(path: Path | str) -> Any:
         raise ParamsError(f"{path}:1: not valid YAML: {reason}") from None
 
 
-def _lines(error: ValidationError, path: str, origins: Sequence[tuple[str, list[Key]]]) -> list[str]:
-    """Return a line for each wrong key; the messages of a union's branches are joined."""
+def _lines(error: ValidationError, path: str, layers: Sequence[tuple[str, Any]]) -> list[str]:
+    """Return a line for each wrong key. It names the last layer that touched the key; a union's messages are joined."""
     reasons: dict[Key, list[str]] = {}
     for entry in error.errors():
         key = _key(entry["loc"])
@@ -151,9 +151,8 @@ def _lines(error: ValidationError, path: str, origins: Sequence[tuple[str, list[
             del reasons[name]
     lines = []
     for key, found in reasons.items():
-        # Blame the last override that touched this key, a section around it, or (missing) a key inside it.
-        origin = next((o for o, keys in origins if any(k == key[: len(k)] or key == k[: len(key)] for k in keys)), "")
-        lines.append(f"{origin or f'{path}: '}{dotted(key)}: {either(found)}")
+        origin = next((origin for origin, layer in layers if _touches(layer, key)), f"{path}: ")
+        lines.append(f"{origin}{dotted(key)}: {either(found)}")
     return lines
 
 
@@ -187,15 +186,15 @@ def _keys(model: type[Section], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _leaves(tree: Any, model: type[Section] | None, prefix: Key = ()) -> Iterator[Key]:
-    """Yield the keys whose values a mapping sets; sections, and sweep.space, are not values."""
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        if kind := model.section(name) if model else None:
-            yield from _leaves(value, kind, (*prefix, name))
-        elif model is Sweep and name == "space" and isinstance(value, dict):
-            yield from _leaves(value, None, (*prefix, name))
-        else:
-            yield (*prefix, name)
+def _touches(layer: Any, key: Key) -> bool:
+    """Tell whether a layer sets a key, a value that it is in, or (of a section) a key inside it."""
+    for part in key:
+        if not isinstance(layer, dict):
+            return True
+        if part not in layer:
+            return False
+        layer = layer[part]
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from flywheel.params.base import NOT_IDENTITY, FilePath, Section, Seed, Text, whole_above_one
+from flywheel.params.base import NOT_IDENTITY, Cpus, FilePath, Gpus, Section, Seed, Text
 
 COLLECTION = re.compile(r"wandb-registry-[\w-]+/[A-Za-z0-9][\w.-]{0,127}")
 
@@ -66,12 +66,10 @@ class Serve(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="HTTP port")
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="minimum number of copies of the model")
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = Field(description="above min_replicas, Ray Serve autoscales")
-    cpus_per_replica: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one)] = Field(
-        description="CPUs per replica, also its number of torch threads"
+    cpus_per_replica: Cpus = Field(description="CPUs per replica, also its number of torch threads")
+    gpus_per_replica: Gpus = Field(
+        description="GPUs per replica: 0.5 puts two replicas on a GPU; auto: 1 if there is a GPU, otherwise 0"
     )
-    gpus_per_replica: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], Field()
-    ] = Field(description="GPUs per replica: 0.5 puts two replicas on a GPU; auto: 1 if there is a GPU, otherwise 0")
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(description="maximum size of a batch, in images")
     max_queued_images: Annotated[int, Field(ge=1, le=100_000)] = Field(
         description="maximum number of waiting images per replica; further requests get 503 with Retry-After"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from flywheel.params.base import NAME, NOT_IDENTITY, Section, Seed, whole_above_one
+from flywheel.params.base import NAME, NOT_IDENTITY, Cpus, Gpus, Section, Seed
 from flywheel.params.data import Data
 from flywheel.params.errors import KeyedError, dotted, either, explain, nearest, show_value
 from flywheel.params.operation import (
@@ -213,12 +213,12 @@ class Sweep(Section):
     max_concurrent_trials: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)], NOT_IDENTITY] = Field(
         description="trials at a time; auto: as many as the CPUs and GPUs allow, at most a third of all trials"
     )
-    cpus_per_trial: Annotated[float, Field(ge=0.1, le=1024), AfterValidator(whole_above_one), NOT_IDENTITY] = Field(
+    cpus_per_trial: Annotated[Cpus, NOT_IDENTITY] = Field(
         description="CPUs per trial, also its number of torch threads"
     )
-    gpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=64), AfterValidator(whole_above_one)], NOT_IDENTITY
-    ] = Field(description="GPUs per trial: 0.5 puts two trials on a GPU; auto: 1 if there is a GPU, otherwise 0")
+    gpus_per_trial: Annotated[Gpus, NOT_IDENTITY] = Field(
+        description="GPUs per trial: 0.5 puts two trials on a GPU; auto: 1 if there is a GPU, otherwise 0"
+    )
     time_budget_s: Annotated[Annotated[float, Field(ge=1)] | None, NOT_IDENTITY] = Field(
         description="limit on the total running time of the sweep; at the limit the best model so far is published; "
         "raise it to continue"
