@@ -187,19 +187,18 @@ keys = st.one_of(
 )
 
 
-@steady
-@given(st.lists(st.tuples(keys, st.one_of(st.text(max_size=12), values)), max_size=3), st.sampled_from(PROFILES))
-def test_any_set_is_valid_or_refused_as_set(pairs: list[tuple[str, Any]], profile: str) -> None:
+def overrides_of(pairs: list[tuple[str, Any]]) -> str:
     texts = [v if isinstance(v, str) else yaml.dump(v, default_flow_style=True, width=10**6).strip() for _, v in pairs]
-    overrides = " ".join(f"{key}={text}" for (key, _), text in zip(pairs, texts, strict=True))
-    _, lines = check(ROOT / "params.yaml", profile, overrides)
-    assert all(line.startswith("SET: ") for line in lines), lines
+    return " ".join(f"{key}={text}" for (key, _), text in zip(pairs, texts, strict=True))
+
+
+pairs = st.lists(st.tuples(keys, st.one_of(st.text(max_size=12), values)), max_size=3)
 
 
 @steady
-@given(st.text(max_size=40))
-def test_any_text_in_set_is_valid_or_refused_as_set(text: str) -> None:
-    _, lines = check(ROOT / "params.yaml", "demo", text)
+@given(st.one_of(pairs.map(overrides_of), st.text(max_size=40)), st.sampled_from(PROFILES))
+def test_any_set_is_valid_or_refused_as_set(overrides: str, profile: str) -> None:
+    _, lines = check(ROOT / "params.yaml", profile, overrides)
     assert all(line.startswith("SET: ") for line in lines), lines
 
 

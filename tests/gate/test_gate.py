@@ -89,16 +89,6 @@ def test_a_class_ten_points_worse_is_caught_though_all_in_all_nothing_is_lost() 
     assert np.mean([d.checks["test"] for d in found]) > 0.8
 
 
-def test_shuffled_labels_never_pass() -> None:
-    random, truth = np.random.default_rng(0), gate_power.make_labels(450, 164)
-    for _ in range(FEW):
-        old = gate_power.predictions("old", truth, random.random(450) < 0.9, random.random(164) < 0.9)
-        guess = replace(
-            old, model="new@0", test=random.permutation(truth.test), holdout=random.permutation(truth.holdout)
-        )
-        assert decide(RULES, truth, guess, old, old).decision == "keep"
-
-
 def test_worse_on_the_holdout_alone_is_kept() -> None:
     """As good on test, ten points worse on the images of production."""
     random, truth = np.random.default_rng(0), gate_power.make_labels(8000, 600)
@@ -137,12 +127,11 @@ def test_nan_anywhere_is_kept_whatever_the_rest() -> None:
         assert decision.reasons == ("new:v0 gives probabilities that are not finite for 1 of its images",)
 
 
-@pytest.mark.parametrize("draws", [DRAWS // 4, pytest.param(DRAWS, marks=pytest.mark.long)])
-def test_small_losses_do_not_add_up(draws: int) -> None:
+def test_small_losses_do_not_add_up() -> None:
     """Ten candidates, each 0.3 points worse than the last: the best-ever clause ends it near the margin."""
     random, truth = np.random.default_rng(0), gate_power.make_labels(8000, 0, classes=2)  # few classes: fewer intervals
     lost = {clause: np.array([gate_power.chain(random, RULES, truth, clause) for _ in range(count)])
-            for clause, count in ((True, draws), (False, DRAWS // 10))}  # fmt: skip
+            for clause, count in ((True, DRAWS // 4), (False, DRAWS // 10))}  # fmt: skip
     assert (lost[True] <= RULES.margin).mean() > 0.97
     assert lost[True].max() < 0.02
     assert (lost[False] > 0.02).mean() > 0.2

@@ -167,7 +167,7 @@ def promote(params: Params, registry: Registry, reference: str, *, force: bool =
     candidate = stage.named(params, registry, reference)
     if "model.json" not in candidate.files:
         raise PromotionError(f"{candidate.label} is no model but a {candidate.type}; make artifacts lists the models")
-    with files.lock(params.store_paths.lock("promote")):  # make prune waits for this lock
+    with files.lock(params.store_paths.lock("promote")):  # make prune removes nothing while it is held
         decision = judge(params, registry, candidate, by_hand=True)
         if _same(decision.production, candidate):
             log.info(f"promote: {candidate.label} is in production already")
