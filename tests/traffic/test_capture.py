@@ -195,3 +195,9 @@ def test_replicas_that_start_at_once_have_one_secret_that_only_its_owner_reads(
     assert len(made) >= 43
     assert stat.S_IMODE(paths.salt.stat().st_mode) == 0o600
     assert keys.hash_group("patient 1", made) != keys.hash_group("patient 1", b"other")
+
+
+def test_a_secret_is_read_without_a_lock(paths: StorePaths) -> None:
+    made = keys.salt(paths)
+    with files.lock(paths.lock("secrets")):  # as on a disk on which none can be taken
+        assert keys.salt(paths) == made

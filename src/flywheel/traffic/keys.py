@@ -30,9 +30,15 @@ def salt(paths: StorePaths) -> bytes:
 
 def _secret(paths: StorePaths, path: Path) -> str:
     """Return the secret in a file that only its owner can read; make one if there is none, one for all processes."""
+    if known := _read(path):
+        return known
     with files.lock(paths.lock("secrets"), wait=True):
-        if not path.exists() or not path.stat().st_size:
+        if not _read(path):
             with files.atomic(path) as temporary:
                 temporary.touch(0o600)
                 temporary.write_text(f"{secrets.token_urlsafe(32)}\n")
-        return path.read_text().strip()
+        return _read(path)
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
