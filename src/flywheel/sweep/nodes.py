@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flywheel.training.loop import TrainingData
 
 CHUNK_BYTES = 16 << 20
-REMOVE_TIMEOUT_S = 5
+REMOVE_TIMEOUT_S = 20  # a busy node may take more than five seconds to start the worker for it
 IMAGES = "images.npy"
 
 
