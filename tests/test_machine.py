@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from flywheel import FlywheelError, cli
 from flywheel.commands.doctor import Finding
 from flywheel.machine import environment, limits
-from flywheel.machine.ray_address import RayError, check, wanted
+from flywheel.machine.ray_address import SETTINGS, RayError, check, wanted
 from flywheel.pipeline.server_record import Served
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,14 @@ def test_libraries_print_nothing_about_the_shell(nobody: list[str], tmp_path: Pa
     code += "  print(os.environ['TMPDIR'] == tempfile.gettempdir(), os.environ['WANDB_API_KEY'], torch.ones(9).sum())"
     result = run(code, garbage, *nobody)
     assert (result.stderr, result.stdout) == ("", "True key tensor(9.)\n")
+
+
+def test_ray_knows_the_settings_for_its_processes() -> None:
+    """An unknown name is ignored, and Ray starts a second later."""
+    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
+    names = [name.removeprefix("RAY_") for name in SETTINGS if name.startswith("RAY_raylet")]
+    assert len(names) == 2
+    assert [name for name in names if f"RAY_{name}".encode() not in raylet] == []
 
 
 RAY = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,11 @@ def test_resources_of_a_trial_and_concurrent_trials(
     else:
         given = cluster.allot(sweep)
         assert (given.cpus, given.gpus, given.concurrent) == expected
+
+
+def test_the_module_that_is_imported_while_ray_starts_exists() -> None:
+    """An import that fails in its thread fails no sweep."""
+    assert importlib.util.find_spec(sweep_stage.PRELOAD) is not None
 
 
 def begun(params: Params, registry: Registry) -> SweepState:

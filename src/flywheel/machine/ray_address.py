@@ -112,7 +112,7 @@ def _start_fast() -> None:
 
 
 def _get_node(gcs_address: str, node_id: str) -> Any:
-    """Do what Ray's own function does, which asks once a second; a node needs a second or a little more to start."""
+    """Return Ray's description of the node once it is up, like Ray's own function, which asks only once a second."""
     from ray import _private
 
     ray: Any = _private

@@ -53,7 +53,9 @@ def _with_home(value: str) -> str:
     try:
         Path(value).expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no home directory of {Path(value).parts[0]}; write ./~ for a name") from None
+        raise ValueError(
+            f"there is no home directory of {Path(value).parts[0]}; write ./~… for a folder whose name begins with ~"
+        ) from None
     return value
 
 

@@ -121,7 +121,7 @@ class Session:
             known = self._labels.known(made).values()
             if made not in self._disputed and any(label.verdict != UNCONFIRMED for label in known):  # another person
                 self._done.add(made)
-            elif sampling.is_kept(self._paths, self._images[made].hash):
+            elif sampling.has_pixels(self._paths, self._images[made].hash):
                 if self._claim(made):
                     return made
                 self._waiting.append(made)  # who sees it now may never answer

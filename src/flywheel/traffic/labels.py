@@ -35,7 +35,7 @@ NOT_OURS = "not_ours"
 UNCONFIRMED = "unconfirmed"
 UNDECIDED = ("not_sure", UNCONFIRMED)
 VERDICTS = (*UNDECIDED, NOT_OURS)
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # of JSON: no file and no answer can hold it
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can spell half of a pair; UTF-8 cannot hold it
 PAGE = re.compile(r"page(\d+)-")  # writers that are pages of make label, with the number of the sample
 WRITTEN = ("prediction_id", "label", "labeller", "sequence", "at", "verdict")
 

@@ -77,7 +77,7 @@ def unfinished(paths: StorePaths, model: str) -> Sample | None:
 def waiting(paths: StorePaths, sample: Sample) -> list[Drawn]:
     """Return the kept images of a sample that have no label from the page, in their order."""
     done = labelled_on_page(paths, sample)
-    return [one for one in sample.images if one.prediction_id not in done and is_kept(paths, one.hash)]
+    return [one for one in sample.images if one.prediction_id not in done and has_pixels(paths, one.hash)]
 
 
 def labelled_on_page(paths: StorePaths, sample: Sample) -> set[str]:
@@ -91,7 +91,7 @@ def disputed(paths: StorePaths, labeller: str) -> list[Drawn]:
     found = []
     for image in labels.join(paths)[0].values():
         own = [label.prediction_id for label in image.given if label.labeller == labeller]
-        if own and len(image.labels) > 1 and is_kept(paths, image.hash):
+        if own and len(image.labels) > 1 and has_pixels(paths, image.hash):
             first = image.first
             found.append(
                 Drawn(
@@ -175,7 +175,7 @@ def _estimate(paths: StorePaths, sample: Sample, said: Said, everyone: Mapping[s
     for one in sample.images:
         given = _given(sample, one.hash, said)
         if not given or one.hash in retention.forgotten(paths):
-            if sample.labeller is None and is_kept(paths, one.hash):
+            if sample.labeller is None and has_pixels(paths, one.hash):
                 # People label in the random order, so those before the first that waits are a random part. Those after
                 # it may have their labels from an earlier sample, and that preferred images of low confidence.
                 break
@@ -230,7 +230,7 @@ def _said(paths: StorePaths, *more: Sample) -> Said:
     return found
 
 
-def is_kept(paths: StorePaths, content: str) -> bool:
+def has_pixels(paths: StorePaths, content: str) -> bool:
     """Return whether the pixels of an image are there and not forgotten."""
     return content not in retention.forgotten(paths) and records.image_path(paths, content).exists()
 
