@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import scripts
 from wandb_double import ENTITY, WandbDouble
 
 from flywheel.params import Params
@@ -86,6 +87,16 @@ def test_invalid_address_is_named(monkeypatch: pytest.MonkeyPatch, address: str)
     monkeypatch.setenv("WANDB_BASE_URL", address)
     assert choose_mode("auto")[0] == "offline"
     assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is not an http address"
+
+
+@pytest.mark.parametrize("address", ["foo", "http://[::1"])
+def test_a_run_is_recorded_offline_despite_an_invalid_address(tmp_path: Path, address: str) -> None:
+    done = scripts.run(
+        tmp_path, "data", "data.image_size=8 tracking.wandb=auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=address
+    )
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "W&B" in line]
+    assert told == [f"W&B: offline (WANDB_BASE_URL={address} is not an http address)"]
+    assert list(tmp_path.rglob("offline-run-*/*.wandb"))
 
 
 def test_auto_is_online_with_a_key_that_the_host_knows(monkeypatch: pytest.MonkeyPatch, double: WandbDouble) -> None:

@@ -236,7 +236,7 @@ def test_labels_are_read_from_a_csv_file(
     path.write_text("id,label\n")
     with pytest.raises(TrafficError, match="no column prediction_id"):
         collect.run(params, registry, path)
-    with pytest.raises(TrafficError, match="cannot be read"):
+    with pytest.raises(TrafficError, match=r"none\.csv cannot be read: No such file or directory$"):
         collect.run(params, registry, tmp_path / "none.csv")
     path.write_text(f"prediction_id,label\n{ids[0]},2\n")
     params.store_paths.traffic_labels.rename(tmp_path / "moved")

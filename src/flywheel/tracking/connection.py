@@ -81,7 +81,8 @@ class Connection:
                 self.waited_s += time.monotonic() - began
                 if self._mode.name != "disabled":
                     if (url := base_url()) != BASE_URL:
-                        os.environ["WANDB_BASE_URL"] = url  # the settings files are not wandb's from here on
+                        # The settings files are not wandb's from here on. With no real address it would record nothing.
+                        os.environ["WANDB_BASE_URL"] = url if _is_http(url) else BASE_URL
                     configure(self._mode.name, self.params)
             return self._mode
 
@@ -165,17 +166,14 @@ def choose_mode(wanted: str) -> Mode:
 
 def ask() -> Mode:
     """Return the mode online, or offline if W&B does not know the key or does not answer."""
-    try:
-        address = urlsplit(base_url())
-    except ValueError:  # such as http://[::1
-        address = urlsplit("")
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not _is_http(base_url()):
         return Mode("offline", f"WANDB_BASE_URL={one_line(base_url())} is not an http address")
     key = api_key()
     if key is None:
         return Mode("offline", "no API key; `.venv/bin/wandb login` or WANDB_API_KEY brings runs online")
     try:
-        return Mode("online", f"{address.hostname} answers", os.environ.get("WANDB_ENTITY") or who_am_i(key))
+        host = urlsplit(base_url()).hostname
+        return Mode("online", f"{host} answers", os.environ.get("WANDB_ENTITY") or who_am_i(key))
     except WandbError as error:
         return Mode("offline", str(error))
 
@@ -203,6 +201,14 @@ def _settings() -> Iterator[tuple[Path, Mapping[str, str]]]:
         with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
             if parser.read(file) and parser.has_section("default"):
                 yield file, parser["default"]
+
+
+def _is_http(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+    except ValueError:  # such as http://[::1
+        return False
+    return address.scheme in ("http", "https") and bool(address.hostname)
 
 
 def base_url() -> str:

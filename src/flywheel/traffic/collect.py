@@ -166,7 +166,9 @@ def _read_file(params: Params, path: Path, class_names: Sequence[str]) -> None:
                 raise TrafficError(f"{path} has no column {min(missing)}; its first line must name prediction_id,label")
             # An empty label takes a label back; an empty labeller is the default one.
             rows = [{k: v or None for k, v in row.items() if v or k == "label"} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise TrafficError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise TrafficError(f"{path} cannot be read: {error}") from None
     taker = labels.LabelLog(params.store_paths, "file", lambda: class_names, params.traffic.max_age_days)
     answers = [answer for start in range(0, len(rows), ROWS) for answer in taker.add(rows[start : start + ROWS])]

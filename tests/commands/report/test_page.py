@@ -266,6 +266,23 @@ def test_no_name_runs_in_a_browser(loop: Any, tmp_path: Path) -> None:
         assert tab.console == []
 
 
+@needs_browser
+def test_a_failed_trial_is_not_the_best_so_far(loop: Any, tmp_path: Path) -> None:
+    found = facts.gather(loop.params, loop.registry)
+    report = found.reports["sweep"].model_dump(mode="json")
+    report["trials"][0] |= {"status": "failed", "accuracy": 1.0}
+    for trial in report["trials"][1:]:
+        trial |= {"status": "finished", "accuracy": 0.5}
+    sweep = type(found.reports["sweep"]).model_validate(report)
+    path = tmp_path / "index.html"
+    path.write_text(rendered(replace(found, reports={**found.reports, "sweep": sweep}), loop.params))
+    with browser.chromium() as tab:
+        tab.open(path.as_uri())
+        tab.wait(lambda: tab.value(DRAWN))
+        line = tab.value("document.querySelector('.chart').chart.getOption().series[0].data.map(one => one[1])")
+    assert line == [0.5] * (len(report["trials"]) - 1)
+
+
 # -- the library ------------------------------------------------------------------------------------------
 
 

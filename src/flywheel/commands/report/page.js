@@ -39,7 +39,8 @@
   const KINDS = {
     history({axes, trials}) {
       let best = -1;
-      const line = trials.map(t => [t.number, best = Math.max(best, t.accuracy)]);
+      const judged = trials.filter(t => t.status !== 'failed');  // a failed trial is never published
+      const line = judged.map(t => [t.number, best = Math.max(best, t.accuracy)]);
       const lowest = Math.min(...trials.map(t => t.accuracy));
       return {
         ...base('item', ({data, seriesName}) => data.trial && told(`trial ${data.trial.number}, ${seriesName}`, [
