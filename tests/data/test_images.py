@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import struct
 import subprocess
 import sys
@@ -223,7 +224,7 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
 
 
 def test_the_limit_is_the_largest_image_that_is_read(noise_pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode(noise_pictures(1)[0])
+    data = encode(noise_pictures(1)[0], "BMP")  # a PNG of this size is decoded directly
     monkeypatch.setattr(images, "MAX_PIXELS", 64)
     decode(data, 8)
     monkeypatch.setattr(images, "MAX_PIXELS", 63)
@@ -359,7 +360,15 @@ def test_a_lack_of_memory_is_no_damaged_image(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(images, "to_square", no_memory)
     with pytest.raises(MemoryError):
-        decode(encode(PICTURE), 8)
+        decode(encode(PICTURE, "BMP"), 8)
+
+
+def test_an_image_of_more_pixels_than_asked_for_is_not_decoded() -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        data = encode(np.zeros((30, 40, 3), np.uint8), kind)
+        assert decode(data, 8, most_pixels=1200).shape == (8, 8, 3)
+        with pytest.raises(images.ManyPixels, match="more than 1,199 pixels"):
+            decode(data, 8, most_pixels=1199)
 
 
 @pytest.mark.parametrize(
@@ -421,6 +430,46 @@ def tiff_with_a_fraction_for_an_offset() -> bytes:
         if tag == 273:  # StripOffsets
             struct.pack_into("<HII", data, entry + 2, 5, 1, len(data))
     return bytes(data) + struct.pack("<II", 8, 1)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(pixels: NDArray[np.uint8], level: int, parts: int, *extra: bytes) -> bytes:
+    """Return a PNG with its pixels in several chunks and with other chunks before them."""
+    data = encode(pixels, "PNG", compress_level=level)
+    start, end = data.index(b"IDAT") + 4, data.rindex(b"IEND") - 8
+    cuts = np.linspace(start, end, parts + 1).astype(int)
+    pieces = (chunk(b"IDAT", data[first:last]) for first, last in itertools.pairwise(cuts))
+    return b"".join((data[: start - 8], *extra, *pieces, data[end + 4 :]))
+
+
+@steady
+@given(arrays.arrays(np.uint8, (8, 8, 3)), st.integers(0, 9), st.integers(1, 3))
+def test_a_png_of_pixels_alone_is_decoded_directly_to_the_same_bits(
+    pixels: NDArray[np.uint8], level: int, parts: int
+) -> None:
+    data = png(pixels, level, parts)
+    directly = images._plain_png(data, 8)
+    assert directly is not None
+    np.testing.assert_array_equal(directly, images._decode(data, 8))
+    np.testing.assert_array_equal(directly, pixels)
+
+
+def test_any_other_png_is_left_to_pillow(noise_pictures: Pictures) -> None:
+    (pixels,) = noise_pictures(1, 8)
+    good = png(pixels, 6, 1)
+    long = bytearray(good)
+    long[good.index(b"IDAT") - 4] = 255
+    others = [
+        png(pixels, 6, 1, chunk(b"tRNS", bytes(6))), png(pixels, 6, 1, chunk(b"acTL", bytes(8))),
+        png(pixels, 6, 1, chunk(b"eXIf", turned(6).tobytes())), encode(pixels[..., 0], "PNG"), bytes(long),
+        encode(pixels, "JPEG"), good[:-30], good[:40], good[:33],
+    ]  # fmt: skip
+    assert images._plain_png(good, 8) is not None
+    assert [images._plain_png(data, 8) for data in others] == [None] * len(others)
+    assert images._plain_png(good, 9) is None
 
 
 @steady

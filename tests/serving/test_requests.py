@@ -22,6 +22,7 @@ from served import CLASSES, Server, png
 
 from flywheel.data import images
 from flywheel.models import classifier
+from flywheel.serving import app
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -305,6 +306,19 @@ def test_overload_is_answered_at_once_and_leaves_nothing_behind(server: Server) 
     assert all(1 <= int(after or 0) <= 60 for status, after, _ in answers if status == 503)
     assert set(healths) == {200}
     assert [ask(0)[0] for _ in range(5)] == [200] * 5
+
+
+def test_a_few_bytes_with_many_pixels_hold_up_no_other_request(server: Server) -> None:
+    vast = encoded(Image.new("RGB", (7990, 7990)), "WEBP", lossless=True)
+    assert len(vast) < app.INLINE_BYTES
+    with ThreadPoolExecutor(1) as pool, requests.Session() as session:
+        answer = pool.submit(server.predict, vast)
+        healths = 0
+        while not answer.done():
+            assert session.get(f"{server.url}/healthz", timeout=30).ok
+            healths += 1
+    assert answer.result().status_code == 200
+    assert healths >= 5  # one or two, if it is decoded on the event loop
 
 
 def test_metrics_count_requests_and_predictions(server: Server) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import math
 import re
 import struct
 import warnings
@@ -47,6 +50,7 @@ OTHER_SIGNATURES = {
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")  # their TIFF is a thumbnail
 HEAD_BYTES = 512  # of a file, enough to tell its format
 
+PNG_HEADER_BYTES = 33  # signature and IHDR
 KEPT_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # of a PNG, besides the critical ones
 START_OF_SCAN, ADOBE_BYTES = 0xDA, 14  # of a JPEG: a marker, and the length of the segment that tells its colours
 TURNED = {
@@ -64,6 +68,10 @@ class ImageError(DataError):
     """Bytes are not a usable image; the message is the reason."""
 
 
+class ManyPixels(ImageError):
+    """The image has more pixels than the caller wants to decode now."""
+
+
 def image_format(head: bytes, name: str = "") -> str | None:
     """Return "" if a file is of a format that is read, by its first bytes, and None if it is no image.
 
@@ -76,29 +84,60 @@ def image_format(head: bytes, name: str = "") -> str | None:
     return next((other for other, start in OTHER_SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
 
 
-def decode(data: bytes, size: int) -> Pixels:
+def decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     """Return an image as (size, size, 3) uint8 RGB.
 
     The orientation tag is applied, transparency becomes white, grey is repeated on three channels; other sizes are
     scaled (bilinear, antialiased) and cropped at the centre to the square. CMYK is converted without its colour
     profile. Grey of more than 8 bits is scaled from the image's own darkest to its brightest value, because most such
     images use a part of the range only; of colours the upper 8 bits are kept. Raises ImageError for bytes that are
-    empty, not an image, truncated, animated, or of more than MAX_PIXELS. Metadata never makes an image unusable.
+    empty, not an image, truncated, animated, or of more than MAX_PIXELS, and ManyPixels, before it takes time, for
+    one of more than `most_pixels`. Metadata never makes an image unusable.
     """
     if not data:
         raise ImageError("the file is empty")
+    if (pixels := _plain_png(data, size)) is not None:
+        return pixels
     try:
-        return _decode(data, size)
+        return _decode(data, size, most_pixels)
     except ImageError:
         if (stripped := _without_metadata(data)) is None:
             raise
-    return _decode(stripped, size)
+    return _decode(stripped, size, most_pixels)
 
 
-def _decode(data: bytes, size: int) -> Pixels:
+def _plain_png(data: bytes, size: int) -> Pixels | None:
+    """Return a PNG of the right size in 8-bit RGB that holds nothing but pixels, None for any other image.
+
+    It takes a third of the time of Image.open, with the same decoder.
+    """
+    at, parts = PNG_HEADER_BYTES, []
+    if data[:at] != _png_header(size):
+        return None
+    while (kind := data[at + 4 : at + 8]) == b"IDAT":
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        parts.append(data[at + 8 : end - 4])
+        at = end
+    if kind != b"IEND":
+        return None
+    with contextlib.suppress(Exception):  # Pillow raises any exception on damaged files; `_decode` says what is wrong
+        return np.asarray(Image.frombytes("RGB", (size, size), b"".join(parts), "zip", "RGB"))
+    return None
+
+
+@functools.cache
+def _png_header(size: int) -> bytes:
+    """Return how a PNG of 8-bit RGB without interlacing starts."""
+    chunk = struct.pack(">4sIIBBBBB", b"IHDR", size, size, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def _decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             stored = image.size
+            if stored[0] * stored[1] > most_pixels:
+                raise ManyPixels(f"more than {most_pixels:,} pixels")
             image.draft(None, (DRAFT_SCALE * size, DRAFT_SCALE * size))  # JPEG only
             _refuse(image, *stored)
             return to_square(_to_rgb(_upright(image)), size)
