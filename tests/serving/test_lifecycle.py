@@ -284,6 +284,7 @@ def test_on_two_nodes_the_application_is_deployed_records_and_takes_labels_and_i
             statuses += [row["status"] for row in answer.json()["results"]]
         assert statuses == ["accepted"] * 40 + ["duplicate"] * 80
         assert len({path.name.rpartition("-")[0] for path in paths.traffic_labels.iterdir()}) == 2
+        assert f"error: profile demo is served on the cluster at {cluster.address} (" in fresh.run("serve")
         printed = fresh.run("stop")
         assert f"deleted from the cluster at {cluster.address}" in printed
         with pytest.raises(requests.RequestException):

@@ -106,6 +106,8 @@ def test_only_so_many_labels_wait_for_their_predictions(paths: StorePaths, monke
         ({"prediction_id": "abc", "label": "cat"}, "not a prediction_id: 'abc'"),
         ({"prediction_id": 5, "label": "cat"}, "not a prediction_id: 5"),
         ({"prediction_id": "\ud800", "label": "cat"}, r"not a prediction_id: '\ud800'"),
+        ({"prediction_id": "ID", "label": "\ud800"}, r"'\ud800' is not a class of the model"),
+        ({"prediction_id": "ID", "label": "cat", "\ud800": 1}, r"unknown key '\ud800'"),
         ({"prediction_id": "ID", "label": "wolf"}, "'wolf' is not a class of the model"),
         ({"prediction_id": "ID", "label": 1}, "1 is not a class of the model"),
         ({"prediction_id": "ID", "label": ["cat"]}, "['cat'] is not a class"),

@@ -78,9 +78,13 @@ def verify(registry: Registry) -> Iterator[str]:
         damaged.append("a manifest")
         yield reason
     for version in _versions(registry):
+        shown = f"{version.label:<28}{human_size(version.size):>10}"
         try:
-            registry.verify(version)
-            yield f"{version.label:<28}{human_size(version.size):>10}  intact"
+            if registry.has_files(version):
+                registry.verify(version)
+                yield f"{shown}  intact"
+            else:
+                yield f"{shown}  on W&B, not downloaded"
         except RegistryError as error:
             damaged.append(version.label)
             yield str(error)

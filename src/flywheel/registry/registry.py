@@ -79,8 +79,9 @@ class Registry:
         *,
         metadata: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str | Sequence[str]] | None = None,
+        latest: bool = True,
     ) -> Version:
-        """Store files as a version of `name`; identical content gives the existing version. Moves `latest`.
+        """Store files as a version of `name`; identical content gives the existing version. Makes it `latest`.
 
         `contents` is a directory or maps paths inside the artifact to files. `inputs` are role -> refs
         (`name@digest`). Raises RegistryError for a bad name or no files.
@@ -100,7 +101,8 @@ class Registry:
                 self._add(version)
             else:
                 self._repair(version)
-            self._folders.set_latest(version)
+            if latest:
+                self._folders.set_latest(version)
             return version
 
     def set_latest(self, version: Version) -> None:
@@ -225,6 +227,10 @@ class Registry:
     def missing_file(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
         return self._folders.missing_file(version)
+
+    def has_files(self, version: Version) -> bool:
+        """Tell whether the files of a version were ever in this store; those of a mere manifest are on W&B."""
+        return self._folders.has_files(version)
 
     def refresh(self) -> None:
         """Take over what others published and moved upstream."""

@@ -134,6 +134,10 @@ class VersionFolders:
                 folder = self.folder(version)
                 raise RegistryError(f"{version.label}: {path} is damaged; remove {folder} and create it again")
 
+    def has_files(self, version: Version) -> bool:
+        """Tell whether the files of a version were ever here."""
+        return any((self.folder(version) / name).exists() for name in ("files", "verified.json"))
+
     def missing_file(self, version: Version) -> Path | None:
         """Return a file that is absent or of another size, or None; reads no file."""
         for name, stamp in self.stamps(version).items():

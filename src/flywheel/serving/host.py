@@ -55,6 +55,7 @@ def run(params: Params) -> None:
     Raises ServingError, RayError, files.Locked.
     """
     model = settings.production(params, ask_wandb=MARK not in os.environ)  # `start` has asked W&B already
+    _check_cluster(params)
     replaced_pid = int(os.environ.pop(REPLACES, "0"))
     for handler in logging.getLogger("flywheel").handlers:  # a full disk or a closed pipe ends no server
         handler.handleError = lambda _: None  # type: ignore[method-assign, assignment]
@@ -190,6 +191,7 @@ class _Server:
 
 def _start(params: Params, host_command: Sequence[str]) -> Served:
     settings.production(params)
+    _check_cluster(params)
     served, wanted = server_record.read(params), settings.digest(params)
     running = files.holder(params.store_paths.lock("serve"))
     if running is not None:
@@ -270,6 +272,16 @@ def _listens_there(params: Params) -> bool:
     """Return whether the server that runs already listens where these params say."""
     served = server_record.read(params)
     return served is not None and served.url == settings.url(params)
+
+
+def _check_cluster(params: Params) -> None:
+    """Raise ServingError while this profile is served on a cluster: without its record, nobody could stop it."""
+    served = server_record.read(params)
+    if served is not None and served.address is not None and served.answers():
+        raise ServingError(
+            f"profile {params.profile} is served on the cluster at {served.address} ({served.url}); "
+            f"make stop PROFILE={params.profile} ends that server"
+        )
 
 
 def _check_port(params: Params) -> None:
