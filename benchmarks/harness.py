@@ -31,6 +31,11 @@ STUDY: dict[str, tuple[Any, ...]] = {  # options of the studies that train on an
     "set": SET,
     "name": ("", "suffix of the result file (default: the profile)"),
 }
+# The studies of the digits keep the images and the recipe of their published tables; the demo has smaller images.
+DIGITS = (
+    "data.image_size=32 recipe.optimizer=muon recipe.learning_rate=0.04 recipe.batch_size=64 recipe.momentum=0.6 "
+    "recipe.translate=2 sweep.epochs=8"
+)
 PUBLISH = (False, "write the result file and its table in docs/")
 # The start of an argument or of a value in it, then a path from / or ~ up to the next `key=` or the end.
 ABSOLUTE_PATH = re.compile(r"""(?P<before>^|=)["']?[/~].*?(?P<name>[^/"']*?)["'/]*(?=\s+[A-Za-z_][\w.]*=|$)""", re.S)
@@ -56,6 +61,11 @@ def options(description: str | None, **given: tuple[Any, ...]) -> argparse.Names
 def params(profile: str, overrides: str = "") -> Params:
     """Return the params of a profile of params.yaml. Raises ParamsError."""
     return params_file.load(ROOT / "params.yaml", profile, overrides)
+
+
+def study(options: argparse.Namespace) -> tuple[str, str]:
+    """Return the profile and the overrides of a study."""
+    return options.profile, f"{DIGITS} {options.set}" if options.profile == "demo" else options.set
 
 
 def scratch(folder: str) -> str:

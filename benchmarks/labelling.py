@@ -54,14 +54,15 @@ def main() -> None:
         labels=([40, 80, 160, 320], "numbers of labels to retrain on; 0: retrain nothing"),
     )
     name = f"labelling_{options.name or options.profile}"
-    params = harness.params(options.profile, options.set)
+    profile, overrides = harness.study(options)
+    params = harness.params(profile, overrides)
     modules = ["flywheel.data.stage", "flywheel.retraining.stage", "flywheel.metrics.sampled"]
     origin = harness.origin(params, ["data", "recipe", "retrain"], modules, workers.machine())
     labels = [count for count in options.labels if count]
     tasks = {(seed,): (labels, options.draws, seed) for seed in range(options.seeds)}
-    overrides = f"{options.set} retrain.min_examples=1"  # so that a few labels are enough for a retraining
+    overrides += " retrain.min_examples=1"  # so that a few labels are enough for a retraining
     path = harness.RESULTS / f"{name}.json"
-    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (options.profile, overrides))
+    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (profile, overrides))
     harness.publish(name, "monitoring.md", result, table)
 
 

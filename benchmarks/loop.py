@@ -58,12 +58,13 @@ def main() -> None:
         turns=(3, "retrainings after one another, each on its own part of the traffic; 0: none"),
     )
     name = f"loop_{options.name or options.profile}"
-    params = harness.params(options.profile, options.set)
+    profile, overrides = harness.study(options)
+    params = harness.params(profile, overrides)
     modules = ["flywheel.data.stage", "flywheel.retraining.stage", "flywheel.traffic.feedback"]
     origin = harness.origin(params, ["data", "recipe", "gate", "retrain"], modules, workers.machine())
     tasks = {(seed,): (options.noise, options.turns, seed) for seed in range(options.seeds)}
     path = harness.RESULTS / f"{name}.json"
-    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (options.profile, options.set))
+    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (profile, overrides))
     harness.publish(name, "retraining.md", result, table)
 
 

@@ -45,12 +45,13 @@ def main() -> None:
     """Run the seeds and write the tables."""
     options = harness.options(__doc__, **harness.STUDY, seeds=(5, "number of seeds"), epochs=(8, "epochs of a model"))
     name = f"monitor_{options.name or options.profile}"
-    params = harness.params(options.profile, options.set)
+    profile, overrides = harness.study(options)
+    params = harness.params(profile, overrides)
     modules = ["flywheel.metrics.alarm", "flywheel.data.drift", "flywheel.data.build", "flywheel.training.loop"]
     origin = harness.origin(params, ["data", "recipe", "monitor"], modules, workers.machine())
     tasks = {(seed,): (seed, options.epochs) for seed in range(options.seeds)}
     path = harness.RESULTS / f"{name}.json"
-    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (options.profile, options.set))
+    result = workers.complete(path, origin, ["seed"], tasks, run_seed, (profile, overrides))
     harness.publish(name, "monitoring.md", result, table)
 
 

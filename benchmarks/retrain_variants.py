@@ -44,13 +44,12 @@ def main() -> None:
     """Run the seeds and write the table."""
     options = harness.options(__doc__, **harness.STUDY, seeds=(10, "number of seeds"))
     name = f"retrain_variants_{options.name or options.profile}"
-    params = harness.params(options.profile, options.set)
+    profile, overrides = harness.study(options)
+    params = harness.params(profile, overrides)
     modules = ["flywheel.data.stage", "flywheel.retraining.train", "flywheel.traffic.feedback"]
     origin = harness.origin(params, ["data", "recipe", "retrain"], modules, workers.machine())
     tasks = {(seed,): (seed,) for seed in range(options.seeds)}
-    result = workers.complete(
-        harness.RESULTS / f"{name}.json", origin, ["seed"], tasks, run_seed, (options.profile, options.set)
-    )
+    result = workers.complete(harness.RESULTS / f"{name}.json", origin, ["seed"], tasks, run_seed, (profile, overrides))
     harness.publish(name, "retraining.md", result, table)
 
 

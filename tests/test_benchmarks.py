@@ -269,7 +269,7 @@ def test_a_study_starts_over_with_other_params_code_or_machine(
     files.write_json(path, {**origin(), "rows": [1]})
     assert harness.resumed(path, origin("sweep.trials=3"))["rows"] == [1]  # a section that this study does not read
     for other in (
-        origin("data.seed=1"), origin("recipe.batch_size=32"), origin(module="flywheel.files"), origin(machine="n"),
+        origin("data.seed=1"), origin("recipe.batch_size=16"), origin(module="flywheel.files"), origin(machine="n"),
     ):  # fmt: skip
         assert harness.resumed(path, other) == {}
 

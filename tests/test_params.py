@@ -136,7 +136,7 @@ def test_a_mistake_is_reported_with_its_origin(tmp_path: Path) -> None:
     """The file, the profile, or SET: the last override that touched the key."""
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
-    path.write_text(text.replace("  trials: 24", "  trials: 0").replace("      epochs: 8", "      epochs: 0"))
+    path.write_text(text.replace("  trials: 24", "  trials: 0").replace("      epochs: 12", "      epochs: 0"))
     cases = {
         ("cifar10", ""): f"{path}: sweep.trials: must be greater than or equal to 1 (got 0)",
         ("demo", ""): f"{path}: profiles.demo.sweep.epochs: must be greater than or equal to 1 (got 0)",

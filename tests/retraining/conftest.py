@@ -18,7 +18,7 @@ from flywheel.traffic import feedback
 
 OVERRIDES = (
     "data.image_size=8 tracking.wandb=disabled retrain.epochs=1 retrain.control=false "
-    "recipe.optimizer=sgd recipe.learning_rate=0.05 recipe.momentum=0.9 recipe.warmup_fraction=0.2"
+    "recipe.optimizer=sgd recipe.learning_rate=0.05 recipe.batch_size=64 recipe.warmup_fraction=0.2"
 )
 WRONG = (1, 3, 4, 5)  # the groups of images that production fails
 

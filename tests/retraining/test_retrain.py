@@ -165,7 +165,7 @@ def test_it_continues_from_production_else_from_the_best(
     log = params.store / "audit.jsonl"
     kept = [line for line in log.read_text().splitlines() if json.loads(line)["alias"] == "best"]
     log.write_text("".join(json.dumps({**json.loads(line), "moves": 1}) + "\n" for line in kept))
-    report = run(make("gate.floor_accuracy=0 gate.allow_unlearned_classes=true"))
+    report = run(make("gate.floor_accuracy=0 gate.allow_unlearned_classes=true retrain.learning_rate_scale=0.001"))
     assert report.parent == registry.resolve("model-1").ref
     assert (report.decision, report.promoted) == ("first", True)
     assert registry.aliases(params.registered_model)["production"] == report.candidate

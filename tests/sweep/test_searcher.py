@@ -45,9 +45,9 @@ def test_the_default_recipe_comes_first(searcher: Searcher) -> None:
 
 
 def test_initial_trials_come_in_order(make_params: Make) -> None:
-    searcher = Searcher(make_params("sweep.initial_trials=[{architecture: standard},{batch_size: 32, momentum: 0.5}]"))
+    searcher = Searcher(make_params("sweep.initial_trials=[{architecture: standard},{batch_size: 64, momentum: 0.5}]"))
     proposed = [searcher.propose().recipe for _ in range(3)]
-    assert [(p["architecture"], p["batch_size"]) for p in proposed[:2]] == [("standard", 64), ("compact", 32)]
+    assert [(p["architecture"], p["batch_size"]) for p in proposed[:2]] == [("standard", 32), ("compact", 64)]
     default = searcher.params.recipe.momentum
     assert [p["momentum"] for p in proposed] == [default, 0.5, default]  # also what is not searched
     assert default != 0.5

@@ -78,13 +78,9 @@ def verify(registry: Registry) -> Iterator[str]:
         damaged.append("a manifest")
         yield reason
     for version in _versions(registry):
-        shown = f"{version.label:<28}{human_size(version.size):>10}"
         try:
-            if registry.has_files(version):
-                registry.verify(version)
-                yield f"{shown}  intact"
-            else:
-                yield f"{shown}  on W&B, not downloaded"
+            state = "intact" if registry.verify(version) else "on W&B, not downloaded"
+            yield f"{version.label:<28}{human_size(version.size):>10}  {state}"
         except RegistryError as error:
             damaged.append(version.label)
             yield str(error)

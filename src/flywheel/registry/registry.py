@@ -92,8 +92,7 @@ class Registry:
         with self._write_lock():
             entries = {path: self._blobs.store(source) for path, source in sources.items()}
             digest = manifest.digest_of(entries)
-            version = self._folders.find(name, digest)
-            if version is None:
+            if (version := self._folders.find(name, digest)) is None:
                 version = Version(
                     name, self._folders.next_number(name), type, digest, entries,
                     inputs_by_role(inputs or {}, type), files.timestamp(), dict(metadata or {}),
@@ -127,8 +126,7 @@ class Registry:
         RegistryError says so. When `production` moves, `previous` moves to the former production. An alias that
         already points to the version stays.
         """
-        unknown = set(aliases) - set(MODEL_ALIASES)
-        if unknown:
+        if unknown := set(aliases) - set(MODEL_ALIASES):
             raise RegistryError(f"unknown alias {', '.join(sorted(unknown))}; one of {', '.join(MODEL_ALIASES)}")
         self.aliases(registered_model)  # asks upstream now: nobody waits for a network with the writer's lock held
         with self._write_lock():
@@ -150,8 +148,7 @@ class Registry:
     def add_manifest(self, version: Version) -> Version:
         """Add a version without its files, which are on W&B. Returns it with its number in this store."""
         with self._write_lock():
-            known = self._folders.find(version.name, version.digest)
-            if known is not None:
+            if known := self._folders.find(version.name, version.digest):
                 return known
             added = replace(version, number=self._folders.next_number(version.name))
             self._add(added, with_files=False)
@@ -220,17 +217,18 @@ class Registry:
             self.upstream.fetch(version)
         return self._folders.open(version)
 
-    def verify(self, version: Version) -> None:
-        """Read every byte of a version. Raises RegistryError naming the damaged or missing file."""
-        self._folders.verify(version)
+    def verify(self, version: Version) -> bool:
+        """Read every byte of a version. Returns False for one of which only the manifest was ever in this store.
+
+        Raises RegistryError naming the damaged or missing file.
+        """
+        if here := self._folders.has_files(version):
+            self._folders.verify(version)
+        return here
 
     def missing_file(self, version: Version) -> Path | None:
         """Return a file of a version that is absent or of another size, or None; reads no file (`verify` does)."""
         return self._folders.missing_file(version)
-
-    def has_files(self, version: Version) -> bool:
-        """Tell whether the files of a version were ever in this store; those of a mere manifest are on W&B."""
-        return self._folders.has_files(version)
 
     def refresh(self) -> None:
         """Take over what others published and moved upstream."""
@@ -336,8 +334,7 @@ class Registry:
         name, digest = reference.partition("@")[::2]
         name, alias = name.partition(":")[::2]
         if digest:
-            version = self._folders.find(name, digest)
-            if version is None:
+            if (version := self._folders.find(name, digest)) is None:
                 raise RegistryError(f"no artifact {reference} in {self.root}")
             return version
         if self._audit.links(name):

@@ -31,7 +31,7 @@ from flywheel.traffic import feedback, monitor
 
 OVERRIDES = (
     "data.image_size=8 tracking.wandb=disabled sweep.epochs=4 gate.floor_accuracy=0 gate.margin=1 gate.class_margin=1 "
-    "gate.allow_unlearned_classes=true retrain.epochs=2 retrain.min_failures=1"
+    "gate.allow_unlearned_classes=true retrain.epochs=2 retrain.min_failures=1 retrain.learning_rate_scale=0.01"
 )
 # Learning rate (its place in the range), batch size and accuracies of each trial; the second was stopped.
 TRIALS = ((0.7, 64, (0.5, 0.6, 0.7, 0.8)), (0.1, 128, (0.2,)), (0.9, 32, (0.4, 0.5, 0.5, 0.6)), (0.4, 64, (0.3,) * 4))
