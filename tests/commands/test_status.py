@@ -30,7 +30,7 @@ def test_verifying_tells_what_is_damaged_from_what_was_never_downloaded(tmp_path
     elsewhere, here = Registry(tmp_path / "elsewhere"), Registry(tmp_path / "here")
     here.publish("thing", "test", {"a": tmp_path / "a"})
     here.add_manifest(elsewhere.publish("other", "test", {"b": tmp_path / "b"}))
-    assert [line.split()[3:] for line in status.verify(here)] == [["on", "W&B,", "not", "downloaded"], ["intact"]]
+    assert [line.split()[3:] for line in status.verify(here)] == [["not", "in", "this", "store"], ["intact"]]
     shutil.rmtree(tmp_path / "here" / "registry" / "versions" / "thing" / "v0" / "files")
     with pytest.raises(RegistryError, match=r"^damaged: thing:v0$"):
         list(status.verify(here))

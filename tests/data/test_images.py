@@ -369,6 +369,10 @@ def test_an_image_of_more_pixels_than_asked_for_is_not_decoded() -> None:
         assert decode(data, 8, most_pixels=1200).shape == (8, 8, 3)
         with pytest.raises(images.ManyPixels, match="more than 1,199 pixels"):
             decode(data, 8, most_pixels=1199)
+    progressive = encode(np.zeros((30, 40, 3), np.uint8), "JPEG", progressive=True)
+    assert decode(progressive, 8).shape == (8, 8, 3)
+    with pytest.raises(images.ManyPixels, match="or progressive"):
+        decode(progressive, 8, most_pixels=1200)
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ import torch
 from served import CLASSES, ROOT, Server, free_port, make_server, png, publish
 from waiting import wait_until
 
+from flywheel.machine.ray_address import RayError
 from flywheel.models.classifier import Classifier
 from flywheel.params import Params
 from flywheel.params import file as params_file
 from flywheel.pipeline import fingerprint, server_record
-from flywheel.serving import ServingError, on_cluster, settings
+from flywheel.pipeline.server_record import Served
+from flywheel.serving import ServingError, host, on_cluster, settings
 from flywheel.traffic import keys, records
 
 
@@ -311,6 +313,19 @@ def test_on_a_cluster_an_application_that_does_not_answer_from_here_can_be_stopp
     on_cluster.stop(params, served)
     assert done == ["deploy", "delete"]
     assert server_record.read(params) is None
+
+
+def test_a_cluster_that_is_gone_is_named_with_the_record_to_remove(make_params: Callable[..., Params]) -> None:
+    params = make_params()
+    address = f"127.0.0.1:{free_port()}"
+    served = Served("http://127.0.0.1:1", None, "then", "model-1:v0", "digest", address=address)
+    server_record.write(params, served)
+    with pytest.raises(
+        ServingError, match=rf"profile demo is served on the cluster at {address} .*; make stop PROFILE"
+    ):
+        host._check_cluster(params)
+    with pytest.raises(RayError, match=rf"the cluster at {address}.* cannot be reached; if it is gone, remove .*serve"):
+        on_cluster.stop(params, served)
 
 
 def replicas(server: Server) -> set[str]:

@@ -87,11 +87,6 @@ def other(base: Path, double: WandbDouble, code: str) -> Done:
     return done
 
 
-def a_file(folder: Path, text: str) -> dict[str, Path]:
-    (folder / text).write_text(text)
-    return {"a": folder / text}
-
-
 def told(done: Done) -> dict[str, list[Any]]:
     return {row[0]: row[1:] for line in done.lines if line.startswith("[") for row in [json.loads(line)]}
 
@@ -275,39 +270,6 @@ def test_contract_of_the_registry_holds_online(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_feedback_of_others_that_follows_ours_is_taken_over(double: WandbDouble, tmp_path: Path) -> None:
-    label = """
-registry = mirrored(params)
-registry.refresh()
-name = params.feedback_name
-before = [registry.resolve(name).ref] if registry.count(name) else []
-made = publish(registry, name, "{}", type="feedback", inputs={"previous": before})
-run = Tracker(params, registry).start("collect", "{}", {{}})
-run.made(made)
-run.finish()
-""".replace('{"previous": before}', '{{"previous": before}}')
-    latest = "registry.refresh(); print(registry.resolve(params.feedback_name).label)"
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for base, text in ((ours, "cat"), (theirs, "dog")):
-        assert python(base, label.format(text, text), **double.environment).errors == ""
-    followed = other(ours, double, latest)
-    assert followed.lines[-2:] == ["W&B: digits-feedback:v1 follows digits-feedback:v0", "digits-feedback:v1"]
-    here = Registry(store_of(ours))
-    made = here.publish(
-        "digits-feedback",
-        "feedback",
-        a_file(tmp_path, "bird"),
-        inputs={"previous": [here.resolve("digits-feedback").ref]},
-    )
-    assert other(ours, double, latest).lines[-1] == made.label  # not on W&B yet, and it follows what is there
-    assert python(theirs, label.format("frog", "frog"), **double.environment).errors == ""
-    both = other(ours, double, latest)
-    assert both.lines[-2:] == [
-        "W&B: digits-feedback:v3 was made there and digits-feedback:v2 here; digits-feedback:v2 is used",
-        "digits-feedback:v2",
-    ]
-
-
 def test_aliases_moved_on_w_and_b_are_followed_and_those_moved_in_both_are_named(
     one: Path, double: WandbDouble, tmp_path: Path
 ) -> None:

@@ -30,6 +30,13 @@ def predicted(paths: StorePaths, age_s: float = 3600) -> str:
     return made
 
 
+def nested(depth: int) -> list[object]:
+    made: list[object] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
 def statuses(log: LabelLog, *rows: object) -> list[str]:
     return [answer.status for answer in log.add(rows)]
 
@@ -108,6 +115,7 @@ def test_only_so_many_labels_wait_for_their_predictions(paths: StorePaths, monke
         ({"prediction_id": "\ud800", "label": "cat"}, r"not a prediction_id: '\ud800'"),
         ({"prediction_id": "ID", "label": "\ud800"}, r"'\ud800' is not a class of the model"),
         ({"prediction_id": "ID", "label": "cat", "\ud800": 1}, r"unknown key '\ud800'"),
+        ({"prediction_id": "ID", "label": nested(10_000)}, "recursion"),
         ({"prediction_id": "ID", "label": "wolf"}, "'wolf' is not a class of the model"),
         ({"prediction_id": "ID", "label": 1}, "1 is not a class of the model"),
         ({"prediction_id": "ID", "label": ["cat"]}, "['cat'] is not a class"),

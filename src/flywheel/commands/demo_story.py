@@ -107,10 +107,11 @@ def draw(parts: Sequence[Part], retrained: RetrainReport | None, path: Path) -> 
             axis.text(start + count / 2, 117, part.title, ha="center", color=INK, fontweight="bold")
             axis.text(start + count / 2, 109, f"{part.accuracy:.1%} right", ha="center", color=MUTED)
             if part.alarm_after:
-                axis.axvline(start + part.alarm_after[1], color=BAD, linewidth=2)
+                at, late = start + part.alarm_after[1], part.alarm_after[1] > count / 2
+                axis.vlines(at, 0, 100, color=BAD, linewidth=2)
                 axis.text(
-                    start + part.alarm_after[1] + 2, 3, f"{_alarm(part).replace('ALARM', 'alarm')},\nwithout a label",
-                    color=BAD, va="bottom", fontsize=9,
+                    at - 2 if late else at + 2, 3, f"{_alarm(part).replace('ALARM', 'alarm')},\nwithout a label",
+                    color=BAD, ha="right" if late else "left", va="bottom", fontsize=9,
                 )  # fmt: skip
             else:
                 axis.text(start + 4, 3, "no alarm", color=MUTED, va="bottom", fontsize=9)

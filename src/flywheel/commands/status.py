@@ -79,7 +79,7 @@ def verify(registry: Registry) -> Iterator[str]:
         yield reason
     for version in _versions(registry):
         try:
-            state = "intact" if registry.verify(version) else "on W&B, not downloaded"
+            state = "intact" if registry.verify(version) else "not in this store"
             yield f"{version.label:<28}{human_size(version.size):>10}  {state}"
         except RegistryError as error:
             damaged.append(version.label)

@@ -69,7 +69,7 @@ class ImageError(DataError):
 
 
 class ManyPixels(ImageError):
-    """The image has more pixels than the caller wants to decode now."""
+    """The image takes longer to decode than the caller wants to wait."""
 
 
 def image_format(head: bytes, name: str = "") -> str | None:
@@ -92,7 +92,7 @@ def decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     profile. Grey of more than 8 bits is scaled from the image's own darkest to its brightest value, because most such
     images use a part of the range only; of colours the upper 8 bits are kept. Raises ImageError for bytes that are
     empty, not an image, truncated, animated, or of more than MAX_PIXELS, and ManyPixels, before it takes time, for
-    one of more than `most_pixels`. Metadata never makes an image unusable.
+    one of more than `most_pixels`, and with such a limit for progressive ones. Metadata never makes an image unusable.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -136,8 +136,9 @@ def _decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             stored = image.size
-            if stored[0] * stored[1] > most_pixels:
-                raise ManyPixels(f"more than {most_pixels:,} pixels")
+            # Each scan of a progressive JPEG takes as long as a picture, and a few bytes are a scan.
+            if stored[0] * stored[1] > most_pixels or (most_pixels < math.inf and image.info.get("progressive")):
+                raise ManyPixels(f"more than {most_pixels:,} pixels, or progressive")
             image.draft(None, (DRAFT_SCALE * size, DRAFT_SCALE * size))  # JPEG only
             _refuse(image, *stored)
             return to_square(_to_rgb(_upright(image)), size)

@@ -277,7 +277,7 @@ def _listens_there(params: Params) -> bool:
 def _check_cluster(params: Params) -> None:
     """Raise ServingError while this profile is served on a cluster: without its record, nobody could stop it."""
     served = server_record.read(params)
-    if served is not None and served.address is not None and served.answers():
+    if served is not None and served.address is not None:
         raise ServingError(
             f"profile {params.profile} is served on the cluster at {served.address} ({served.url}); "
             f"make stop PROFILE={params.profile} ends that server"

@@ -51,6 +51,10 @@ def start(params: Params, address: str) -> Served:
 def stop(params: Params, served: Served) -> None:
     """Delete the application from its cluster. Raises RayError."""
     assert served.address is not None
-    with ray_address.connect(served.address):
-        application.delete(params)
+    try:
+        with ray_address.connect(served.address):
+            application.delete(params)
+    except ray_address.RayError:
+        reason = f"the cluster at {served.address}, which serves this profile, cannot be reached"
+        raise ray_address.RayError(f"{reason}; if it is gone, remove {params.store_paths.server}") from None
     server_record.remove(params)

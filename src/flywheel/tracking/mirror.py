@@ -187,28 +187,12 @@ class Mirror:
         self.pull_aliases(self.params.registered_model)
         for name in (self.params.dataset_name, self.params.feedback_name, RETRAINED_NAME):
             latest, versions = self.remote.latest(name), self.local.versions(name)
-            if latest is None:
-                continue
-            if all(version.digest != latest.digest for version in versions):  # else those before it are here, too
-                for version in self.remote.versions(name):
-                    self.local.add_manifest(version)
+            if latest is None or any(version.digest == latest.digest for version in versions):
+                continue  # nothing new: the manifests before it were added with it
+            for version in self.remote.versions(name):
+                self.local.add_manifest(version)
             if not versions:
                 self.local.set_latest(self.local.resolve(latest.ref))
-            elif name == self.params.feedback_name:
-                self._follow_feedback(latest.ref)
-
-    def _follow_feedback(self, ref: str) -> None:
-        """Take over newer feedback: every version lists the labels of its input `previous`, and more."""
-        lock = self.params.store_paths.lock("feedback")
-        with contextlib.suppress(files.Locked), files.lock(lock):  # else another process publishes now
-            here, there = self.local.resolve(self.params.feedback_name), self.local.resolve(ref)
-            if here.ref == there.ref:
-                return
-            if here.ref in {ancestor.ref for ancestor in self.local.lineage(there)}:
-                self.local.set_latest(there)
-                log.info(f"W&B: {there.label} follows {here.label}")
-            elif there.ref not in {ancestor.ref for ancestor in self.local.lineage(here)}:
-                log.info(f"W&B: {there.label} was made there and {here.label} here; {here.label} is used")
 
     def _label(self, ref: str | None) -> str:
         """Return name:vN of a ref, without asking W&B."""

@@ -171,7 +171,7 @@ class LabelLog:
         """
         try:
             return self._take(rows)
-        except OSError:
+        except BaseException:
             self._hours.clear()  # what was not written is not known
             raise
 
@@ -188,7 +188,7 @@ class LabelLog:
         for row in rows:
             try:
                 given = _checked(row, names)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 shown = row.get("prediction_id") if isinstance(row, dict) else None
                 shown = shown if isinstance(shown, str) and not LONE_SURROGATE.search(shown) else None
                 answers.append(Answer(shown, "invalid", str(error)))
