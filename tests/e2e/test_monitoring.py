@@ -24,7 +24,9 @@ from flywheel.training.loop import TrainingData
 
 SMALL = (
     "data.drift={rotation: 5, noise: 0, blur: 0, brightness: 0, contrast: 0} tracking.wandb=disabled "
-    "simulate.truth=none retrain.control=false retrain.epochs=10 gate.margin=0.1 gate.class_margin=1 label.budget=200 "
+    "data.image_size=32 recipe.optimizer=muon recipe.learning_rate=0.04 recipe.batch_size=64 recipe.momentum=0.6 "
+    "recipe.translate=2 simulate.truth=none retrain.control=false retrain.epochs=10 gate.margin=0.1 "
+    "gate.class_margin=1 label.budget=200 "
     # The retrained model is still less sure of the images with drift than of the test images, and may be.
     "monitor.tolerance=0.08"
 )
