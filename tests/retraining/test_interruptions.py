@@ -110,17 +110,17 @@ def test_killed_after_the_promotion_it_is_not_judged_again(
     root: Path, params: Params, registry: Registry, collect: Collect, failed: list[int]
 ) -> None:
     """Production was moved on by hand meanwhile; the next run completes the reports and leaves production alone."""
-    little = "gate.floor_accuracy=0 gate.allow_unlearned_classes=true retrain.learning_rate_scale=0.001"
+    extra = "gate.floor_accuracy=0 gate.allow_unlearned_classes=true retrain.learning_rate_scale=0.001"
     collect(failed)
     (params.store / "audit.jsonl").unlink()
     parent = registry.resolve("model-1")
     registry.link(parent, params.registered_model, ("best",), reason="nothing is in production")
-    ended = run_until(root, "flywheel.retraining.plots.draw", f"retrain.epochs=1 {little}")
+    ended = run_until(root, "flywheel.retraining.plots.draw", f"retrain.epochs=1 {extra}")
     assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
     (made,) = registry.versions("retrained-model")
     assert registry.aliases(params.registered_model)["production"] == made.ref
     registry.link(parent, params.registered_model, ("production",), reason="rolled back by hand")
-    done = run(root, little)
+    done = run(root, extra)
     assert done.returncode == 0
     assert "since then production was moved; make history shows" in done.stdout
     assert registry.aliases(params.registered_model)["production"] == parent.ref

@@ -324,7 +324,7 @@ def test_a_cluster_that_is_gone_is_named_with_the_record_to_remove(make_params: 
         ServingError, match=rf"profile demo is served on the cluster at {address} .*; make stop PROFILE"
     ):
         host._check_cluster(params)
-    with pytest.raises(RayError, match=rf"the cluster at {address}.* cannot be reached; if it is gone, remove .*serve"):
+    with pytest.raises(RayError, match=rf"{address}: no answer .*; if that cluster is gone, remove .*serve.json"):
         on_cluster.stop(params, served)
 
 

@@ -211,6 +211,11 @@ def test_lost_file_is_downloaded_again(one: Path, double: WandbDouble, tmp_path:
     (here.open(here.resolve("model-a")) / "a").unlink()
     done = python(one, OTHER + 'tell("model-a")', **double.environment)
     assert told(done)["model-a"][1] == "weights of a"
+    latest = here.resolve("digits_dataset")
+    (here.open(here.resolve("digits_dataset:v0")) / "a").unlink()
+    found = told(python(one, OTHER + 'tell("digits_dataset:v0", "digits_dataset")', **double.environment))
+    assert found["digits_dataset:v0"][1] == "old images"
+    assert found["digits_dataset"][0] == latest.ref  # a download moves no pointer
 
 
 @pytest.mark.parametrize("how", [500, "hang", "drop"])

@@ -174,6 +174,15 @@ def test_a_disk_that_refuses_raises_and_the_rows_can_be_sent_again(paths: StoreP
     assert statuses(log, row(made, "dog")) == ["replaced"]
 
 
+def test_after_any_error_the_rows_can_be_sent_again(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, log = predicted(paths), log_of(paths)
+    with monkeypatch.context() as broken:
+        broken.setattr(labels.files, "append_json_lines", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            log.add([row(made, "cat")])
+    assert statuses(log, row(made, "cat")) == ["accepted"]
+
+
 def test_few_hours_stay_in_memory(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "MAX_CACHED_IDS", 3)
     ids, log = [predicted(paths, hours * 3600) for hours in range(1, 9)], log_of(paths)

@@ -68,8 +68,8 @@ class ImageError(DataError):
     """Bytes are not a usable image; the message is the reason."""
 
 
-class ManyPixels(ImageError):
-    """The image takes longer to decode than the caller wants to wait."""
+class SlowToDecode(ImageError):
+    """The image may take longer to decode than the caller wants to wait."""
 
 
 def image_format(head: bytes, name: str = "") -> str | None:
@@ -91,8 +91,8 @@ def decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     scaled (bilinear, antialiased) and cropped at the centre to the square. CMYK is converted without its colour
     profile. Grey of more than 8 bits is scaled from the image's own darkest to its brightest value, because most such
     images use a part of the range only; of colours the upper 8 bits are kept. Raises ImageError for bytes that are
-    empty, not an image, truncated, animated, or of more than MAX_PIXELS, and ManyPixels, before it takes time, for
-    one of more than `most_pixels`, and with such a limit for progressive ones. Metadata never makes an image unusable.
+    empty, not an image, truncated, animated, or of more than MAX_PIXELS. Metadata never makes an image unusable. With
+    `most_pixels`, raises SlowToDecode at once for an image of more pixels and for a progressive JPEG.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -136,9 +136,9 @@ def _decode(data: bytes, size: int, most_pixels: float = math.inf) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             stored = image.size
-            # Each scan of a progressive JPEG takes as long as a picture, and a few bytes are a scan.
+            # A progressive JPEG is decoded once for each of its scans, and a scan may have a few bytes.
             if stored[0] * stored[1] > most_pixels or (most_pixels < math.inf and image.info.get("progressive")):
-                raise ManyPixels(f"more than {most_pixels:,} pixels, or progressive")
+                raise SlowToDecode(f"more than {most_pixels:,} pixels, or progressive")
             image.draft(None, (DRAFT_SCALE * size, DRAFT_SCALE * size))  # JPEG only
             _refuse(image, *stored)
             return to_square(_to_rgb(_upright(image)), size)

@@ -54,7 +54,6 @@ def stop(params: Params, served: Served) -> None:
     try:
         with ray_address.connect(served.address):
             application.delete(params)
-    except ray_address.RayError:
-        reason = f"the cluster at {served.address}, which serves this profile, cannot be reached"
-        raise ray_address.RayError(f"{reason}; if it is gone, remove {params.store_paths.server}") from None
+    except ray_address.RayError as error:
+        raise ray_address.RayError(f"{error}; if that cluster is gone, remove {params.store_paths.server}") from None
     server_record.remove(params)
