@@ -18,7 +18,7 @@ import scripts
 from flywheel.data.dataset import Dataset
 from flywheel.params import Params
 from flywheel.registry import Registry
-from flywheel.tracking import run_files
+from flywheel.tracking import media, run_files
 
 OVERRIDES = "data.image_size=8 tracking.wandb=disabled simulate.concurrency=4"
 
@@ -80,15 +80,15 @@ def test_a_simulation_that_is_ended_publishes_nothing_and_the_next_one_everythin
 
 def check_wandb(params: Params, opened: Dataset, server: Any, failed: set[int]) -> None:
     """The table of right predictions is bounded, and nothing names the host."""
-    (table,) = (params.store / "wandb" / "wandb").glob("offline-run-*/files/media/table/right_*.json")
-    content = json.loads(table.read_text())
+    (recorded,) = run_files.records(params.store)
+    (table,) = [one for one in recorded.media if one.name == "right"]
+    content = json.loads(media.path(params.store, table).read_text())
     assert content["columns"] == ["id", "image", "label", "prediction", "confidence", "model"]
-    assert len(content["data"]) == 7
-    for row in content["data"]:
+    assert len(content["rows"]) == 7
+    for row in content["rows"]:
         assert row[0] not in failed
         assert row[2] == row[3]
         assert row[4:] == [pytest.approx(0.9), "model-1:v0"]
-    (recorded,) = run_files.records(params.store)
     assert server.url not in f"{recorded.config} {recorded.summary}"  # an address may name a host
 
 

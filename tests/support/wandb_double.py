@@ -104,6 +104,7 @@ class Run:
     used: list[Artifact] = field(default_factory=list)
     logged: list[Artifact] = field(default_factory=list)
     state: str = "running"
+    exit_code: int | None = None
 
     def node(self) -> Json:
         given = self.fields
@@ -549,7 +550,8 @@ class WandbDouble:
             elif name == "wandb-summary.json":
                 found.summary = json.loads(chunk["content"][-1])
         if body.get("complete"):
-            found.state = "finished" if body.get("exitcode") == 0 else "failed"
+            found.exit_code = body.get("exitcode")
+            found.state = "finished" if found.exit_code == 0 else "failed"
         return {"exitcode": None, "limits": {}, "stopped": False}
 
 

@@ -14,6 +14,7 @@ import scripts
 from wandb_double import ENTITY, WandbDouble
 
 from flywheel.params import Params
+from flywheel.tracking import run_files
 from flywheel.tracking.connection import PROBE_TIMEOUT_S, Connection, WandbError, base_url, choose_mode
 
 KEY = "0" * 40
@@ -96,7 +97,8 @@ def test_a_run_is_recorded_offline_despite_an_invalid_address(tmp_path: Path, ad
     )
     told = [line for line in (done.stdout + done.stderr).splitlines() if "W&B" in line]
     assert told == [f"W&B: offline (WANDB_BASE_URL={address} is not an http address)"]
-    assert list(tmp_path.rglob("offline-run-*/*.wandb"))
+    (record,) = run_files.records(tmp_path / "store" / "demo")
+    assert (record.job_type, record.finished) == ("data", "finished")
 
 
 def test_auto_is_online_with_a_key_that_the_host_knows(monkeypatch: pytest.MonkeyPatch, double: WandbDouble) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 from wandb_double import WandbDouble
-from wandb_process import clean_environment, end, python, start, store_of
+from wandb_process import end, python, start, store_of
 
 from flywheel.params import Params
 from flywheel.registry import Registry
@@ -51,17 +50,6 @@ print("waited", tracker.connection.waited_s)
 """
 HEALTHY = STAGE % ""
 AFTER_THE_END = 'run.log({"x": 2})\nrun.summarize({"y": 3})\nrun.finish(failed=True)\n'
-
-
-def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the summary and the records of a run that wandb recorded, as its own tool reads them."""
-    environment = clean_environment(folder, WANDB_ERROR_REPORTING="false", WANDB_MODE="offline")
-    ask = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    said = [
-        subprocess.run([*ask, *more, str(folder)], capture_output=True, text=True, check=True, env=environment).stdout
-        for more in (["--summary"], [])
-    ]
-    return json.loads(said[0]), [json.loads(line) for line in said[1].splitlines()]
 
 
 def recorded(base: Path) -> dict[str, run_files.RunRecord]:
@@ -135,25 +123,27 @@ def test_inputs_that_w_and_b_lacks_are_logged_once_and_left_for_sync(tmp_path: P
     assert not recorded(tmp_path)["the sweep"].confirmed
 
 
-def test_offline_everything_is_recorded_in_the_store_and_nowhere_else(tmp_path: Path) -> None:
-    done = python(tmp_path, HEALTHY + AFTER_THE_END, wandb="offline")
+def test_offline_everything_is_recorded_in_the_store_and_wandb_is_not_imported(tmp_path: Path) -> None:
+    began = time.time()
+    done = python(tmp_path, HEALTHY + AFTER_THE_END + 'print("wandb" in sys.modules)', wandb="offline")
     assert (done.code, done.errors) == (0, "")
-    assert done.lines[0] == "W&B: offline (tracking.wandb)"
+    assert (done.lines[0], done.lines[-1]) == ("W&B: offline (tracking.wandb)", "False")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "store"}
-    for name, record in recorded(tmp_path).items():
-        (folder,) = record.folders
-        assert not record.confirmed
-        if name not in ("the sweep", "compact-002"):
-            continue
-        summary, lines = inspect(store_of(tmp_path) / "wandb" / folder)
-        assert summary["state"] == ("failed" if name == "compact-002" else "finished")
-        rows = [line for line in lines if line["type"] == "history"]
-        assert len(rows) == len(record.rows) == (1 if name == "the sweep" else 3)
-        assert record.finished == summary["state"]
-        assert "y" not in record.summary
+    records = recorded(tmp_path)
+    assert [path.name for path in (store_of(tmp_path) / "wandb").iterdir()] == ["runs"]
+    assert {name: record.finished for name, record in records.items()} == {
+        "data": "finished", "the sweep": "finished", "compact-000": "finished", "compact-001": "finished",
+        "compact-002": "failed",
+    }  # fmt: skip
+    assert not any(record.confirmed or record.url for record in records.values())
+    assert [row["x"] for row in records["the sweep"].rows] == [1.5]
+    assert records["the sweep"].summary == {"artifact": records["the sweep"].made[0], "interval": [0.7, 0.9]}
+    for epoch, row in enumerate(records["compact-002"].rows, start=1):
+        assert began < row.pop("_timestamp") < time.time()
+        assert row == {"epoch": epoch, "accuracy": 0.5 + epoch / 10, "loss": "NaN", "_step": epoch}
 
 
-def test_killed_and_interrupted_stages_are_marked_as_such(tmp_path: Path) -> None:
+def test_killed_and_interrupted_stages_are_marked_as_such(tmp_path: Path, double: WandbDouble) -> None:
     python(tmp_path, STAGE % "time.sleep(0.5); os.kill(os.getpid(), 9)", wandb="offline")
     killed = recorded(tmp_path)["the sweep"]
     assert (killed.finished, killed.running) == (None, False)
@@ -161,12 +151,10 @@ def test_killed_and_interrupted_stages_are_marked_as_such(tmp_path: Path) -> Non
     other = tmp_path / "other"
     ctrl_c = "try:\n    raise KeyboardInterrupt\nexcept BaseException:\n    run.finish(failed=True)\n    raise"
     interrupted = STAGE % f"tracker._idle.wait(60)  # until W&B's process runs\n{ctrl_c}"
-    done = python(other, interrupted, wandb="offline")
+    done = python(other, interrupted, **double.environment)
     assert done.code != 0
-    record = recorded(other)["the sweep"]
-    assert record.finished == "interrupted"
-    summary, _ = inspect(store_of(other) / "wandb" / record.folders[0])
-    assert (summary["state"], summary["exit_code"]) == ("failed", 255)
+    assert recorded(other)["the sweep"].finished == "interrupted"
+    assert double.run_of(PROJECT, "sweep").exit_code == 255
 
 
 FAILURES: dict[str, Callable[[WandbDouble], object]] = {
@@ -187,7 +175,7 @@ def test_failure_at_the_start_costs_the_probe_and_the_run_is_recorded_offline(
     assert (done.code, done.errors) == (0, "")
     assert done.lines[0].startswith("W&B: offline (127.0.0.1 ")
     assert len(done.lines) == 2
-    assert all(record.folders for record in recorded(tmp_path).values())
+    assert {record.finished for record in recorded(tmp_path).values()} == {"finished", "failed"}
 
 
 @pytest.mark.long
@@ -249,7 +237,7 @@ def test_death_of_w_and_bs_process_is_logged_once_and_fails_nothing(tmp_path: Pa
 class Broken:
     """A W&B run of which everything fails."""
 
-    offline, calls = True, 0
+    calls = 0
 
     def __getattr__(self, name: str) -> Any:
         self.calls += 1

@@ -88,6 +88,8 @@ def check_uploaded(base: Path, double: WandbDouble) -> None:
     data, model = registry.resolve("digits_dataset"), registry.resolve("model-a")
     train = double.projects[PROJECT].runs["train0"]
     assert [row["accuracy"] for row in train.history if "accuracy" in row] == [epoch / 10 for epoch in range(5)]
+    (record,) = [one for one in run_files.records(store_of(base)) if one.key == "train0"]
+    assert [row["_timestamp"] for row in train.history[:4]] == [row["_timestamp"] for row in record.rows[:4]]
     assert train.summary["accuracy"] == 0.4
     assert train.config["rate"]["value"] == 0.1
     assert (train.fields["groupName"], train.fields["jobType"], train.state) == ("round-1", "sweep", "finished")
@@ -150,14 +152,6 @@ def test_offline_exits_1_and_says_so(base: Path, double: WandbDouble) -> None:
     double.fail("Viewer", 401)
     said = sync(base, double, code=1)
     assert "error: W&B is not online, nothing was uploaded: 127.0.0.1 refuses the key (401)" in said
-
-
-@pytest.mark.long
-def test_lost_wandb_recordings_are_replaced_from_the_run_files(base: Path, double: WandbDouble) -> None:
-    for path in (store_of(base) / "wandb" / "wandb").rglob("*.wandb"):
-        path.unlink()
-    sync(base, double)
-    check_uploaded(base, double)
 
 
 @pytest.mark.long

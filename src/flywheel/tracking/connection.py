@@ -79,11 +79,10 @@ class Connection:
                 began = time.monotonic()
                 self._mode = ask() if self.upload else choose_mode(self.params.tracking.wandb)
                 self.waited_s += time.monotonic() - began
-                if self._mode.name != "disabled":
+                if self._mode.name == "online":
                     if (url := base_url()) != BASE_URL:
-                        # The settings files are not wandb's from here on. With no real address it would record nothing.
-                        os.environ["WANDB_BASE_URL"] = url if _is_http(url) else BASE_URL
-                    configure(self._mode.name, self.params)
+                        os.environ["WANDB_BASE_URL"] = url  # the settings files are not wandb's from here on
+                    configure(self.params)
             return self._mode
 
     @property
@@ -114,7 +113,6 @@ class Connection:
             before, self.gave_up = self.gave_up, True
             if self._mode is not None and self._mode.name == "online":
                 self._mode = Mode("offline", "after an error")
-                os.environ["WANDB_MODE"] = "offline"
         if not before:
             log.info(f"W&B: {one_line(error)}; {consequence}")
 

@@ -1,4 +1,4 @@
-"""Set the environment variables that wandb reads when it is imported: its mode, its folders, what it may send."""
+"""Set the environment variables that wandb reads when it is imported: its folders, and what it may send."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HIDE_MACHINE = {
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
 
-def configure(mode: str, params: Params) -> None:
-    """Set W&B's mode and folders, and what it prints and sends."""
+def configure(params: Params) -> None:
+    """Set W&B's folders, and what it prints and sends."""
     folder = params.store_paths.wandb
-    os.environ.update(QUIET, WANDB_MODE=mode)
+    os.environ.update(QUIET, WANDB_MODE="online")
     if not params.tracking.machine_info:
         os.environ.update(HIDE_MACHINE)
     for name in FOLDERS:
@@ -45,7 +45,7 @@ def user_settings() -> Path:
 def _anonymous_link(folder: Path) -> Path:
     """Return a link to a folder, the same each time, whose path names neither user nor folder.
 
-    W&B's manifest of a table has the path of its staged files, and `make sync` looks for them there.
+    W&B's manifest of a table has the path of its staged files.
     """
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     link = Path(tempfile.gettempdir()) / f"flywheel-{os.getuid()}-{name}"

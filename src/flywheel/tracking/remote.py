@@ -156,7 +156,6 @@ class Remote:
     def init_run(
         self,
         record: RunRecord,
-        mode: str,
         *,
         start_timeout_s: int = START_TIMEOUT_S,
         finish_timeout_s: int = FINISH_TIMEOUT_S,
@@ -177,7 +176,7 @@ class Remote:
             group=record.group,
             config=dict(record.config),
             resume=resume,  # type: ignore[arg-type]
-            mode=mode,  # type: ignore[arg-type]  # explicit, since wandb reads WANDB_MODE once a process
+            mode="online",  # explicit, since wandb reads WANDB_MODE once a process
             reinit="create_new",
             settings=settings,
         )
@@ -239,7 +238,7 @@ def ref_of(artifact: Any) -> str:
 
 
 def kill_wandb() -> None:
-    """Kill W&B's process, so that Python does not wait for it at exit; its recorded data stays on disk."""
+    """Kill W&B's process, so that Python does not wait for it at exit."""
     import psutil
 
     for process in wandb_processes():

@@ -1,6 +1,6 @@
 """Record each W&B run in a local file first, so that nothing is lost when an upload fails.
 
-<store>/wandb/runs/<key>.jsonl: one event per line, only appended: start, folder, log, summary, media, use, make,
+<store>/wandb/runs/<key>.jsonl: one event per line, only appended: start, online, log, summary, media, use, make,
 finish, waited, confirmed. `make sync` uploads what these files hold and W&B does not.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from flywheel import files
 from flywheel.params import StorePaths
 
-STEP = "_step"  # W&B's name of a row's step
+STEP, TIME = "_step", "_timestamp"  # W&B's names of a row's step and time (seconds since 1970)
 WEB = re.compile("https?://")
 
 
@@ -34,10 +34,9 @@ class MediaFile(NamedTuple):
 class RunRecord:
     """A run as its file describes it.
 
-    `key` is its id in W&B, `folders` are where wandb recorded it, relative to its folder in the store. `media` are the
-    last of their names. `used` and `made` are refs. `finished` is how it ended: None while it runs, and if its process
-    was killed. `waited_s` is how long the stage waited for W&B, None for a trial. `confirmed` are the W&B projects that
-    were seen to hold all of it.
+    `key` is its id in W&B. `media` are the last of their names. `used` and `made` are refs. `finished` is how it ended:
+    None while it runs, and if its process was killed. `waited_s` is how long the stage waited for W&B, None for a
+    trial. `confirmed` are the W&B projects that were seen to hold all of it. `url` is its page, None if it ran offline.
     """
 
     key: str
@@ -48,7 +47,6 @@ class RunRecord:
     started: str
     pid: int
     pid_started: float
-    folders: tuple[str, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     media: tuple[MediaFile, ...] = ()
@@ -100,12 +98,12 @@ class RunFile:
             events[line.get("event", "")].append(line)
         if not events["start"]:
             return None
-        start, folders, media = events["start"][0], events["folder"], events["media"]
+        start, media = events["start"][0], events["media"]
+        pages = events["online"] + events["folder"]  # folder: of earlier code
         return RunRecord(
             key=self.path.stem,
             **{name: start[name] for name in ("job_type", "name", "group", "config", "pid", "pid_started")},
             started=start["at"],
-            folders=tuple(dict.fromkeys(line["path"] for line in folders)),
             rows=tuple(line["values"] for line in events["log"]),
             summary={key: value for line in events["summary"] for key, value in line["values"].items()},
             media=tuple({m["name"]: MediaFile(m["kind"], m["name"], m["file"]) for m in media}.values()),
@@ -114,7 +112,7 @@ class RunFile:
             finished=next((line["how"] for line in events["finish"][::-1]), None),
             waited_s=next((line["seconds"] for line in events["waited"][::-1]), None),
             confirmed=tuple(line["where"] for line in events["confirmed"]),
-            url=next((line["url"] for line in folders if WEB.match(str(line.get("url")))), None),
+            url=next((line["url"] for line in pages if WEB.match(str(line.get("url")))), None),
         )
 
 

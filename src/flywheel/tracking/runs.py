@@ -12,8 +12,8 @@ import queue
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from flywheel.tracking import media
 from flywheel.tracking.connection import INTERRUPTED_TIMEOUT_S, Connection, WandbError
 from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.remote import kill_wandb
-from flywheel.tracking.run_files import STEP, MediaFile, RunFile, RunRecord, plain
+from flywheel.tracking.run_files import STEP, TIME, MediaFile, RunFile, RunRecord, plain
 from flywheel.tracking.verify import missing_parts
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is W&B's code for Ctrl-C
@@ -45,7 +45,8 @@ class Run:
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics."""
-        self._record("log", values=plain(metrics) if step is None else {**plain(metrics), STEP: step})
+        row = plain(metrics) | {TIME: time.time()}
+        self._record("log", values=row if step is None else row | {STEP: step})
         self._send(lambda run: run.log(dict(metrics), step=step))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
@@ -110,10 +111,10 @@ class Run:
     # -- in the tracker's thread ------------------------------------------------------------------------
 
     def start_on_wandb(self, record: RunRecord) -> None:
-        """Start W&B's run and record its folder."""
-        self._run, folder = self._tracker.init_on_wandb(record)
-        if self._run is not None and self._file is not None:
-            self._file.append("folder", path=folder, url=None if self._run.offline else self._run.url)
+        """Start W&B's run and record its page."""
+        self._run = self._tracker.mirror.remote.init_run(record)
+        if self._file is not None:
+            self._file.append("online", url=self._run.url)
 
     def _send(self, action: Callable[[Any], object]) -> None:
         """Have the tracker's thread apply an action to W&B's run. After the first error this run sends nothing more."""
@@ -150,7 +151,7 @@ class Run:
 
     def _finish_on_wandb(self, how: str, stage: bool) -> None:
         tracker, run = self._tracker, self._run
-        online = tracker.connection.online and run is not None and not run.offline
+        online = tracker.connection.online and run is not None
         try:
             if online and stage:
                 tracker.upload(run, self._used, self._made)
@@ -193,14 +194,14 @@ class Tracker:
 
     def start(self, job_type: str, name: str, config: Mapping[str, Any], id: str | None = None) -> Run:
         """Start a run of the tracker's group; the first one logs the mode."""
-        mode = self.connection.mode.name
         self.connection.log_mode()
-        if mode == "disabled":
+        if self.connection.mode.name == "disabled":
             return Run(self, None)
         file = RunFile(self.params.store, id or secrets.token_hex(4))
         record = file.start(job_type, name, self.group, config)
         run = Run(self, file)
-        self.enqueue(lambda: run.start_on_wandb(record))
+        if self.connection.online:
+            self.enqueue(lambda: run.start_on_wandb(record))
         return run
 
     def enqueue(self, job: Callable[[], None]) -> None:
@@ -224,21 +225,8 @@ class Tracker:
 
         return guarded
 
-    def init_on_wandb(self, record: RunRecord) -> tuple[Any, str]:
-        """Start W&B's run, offline if it does not start online. Returns it and its folder, below W&B's."""
-        mode, init_run = self.connection.mode.name, self.mirror.remote.init_run
-        try:
-            run = init_run(record, mode)
-        except Exception as error:
-            self.connection.give_up(error, OFFLINE)
-            if mode != "online":
-                return None, ""
-            # Another id, because wandb's process keeps the first; `make sync` uploads it under the first.
-            run = init_run(replace(record, key=f"{record.key}-offline"), "offline")
-        return run, str(Path(run.settings.sync_dir).relative_to(self.params.store_paths.wandb))
-
     def wait(self, hurry: bool = False) -> None:
-        """Wait until no job is pending. On a timeout, W&B's process is killed; its recorded data stays on disk."""
+        """Wait until no job is pending. On a timeout, W&B's process is killed."""
         connection = self.connection
         if not connection.wait(self._idle, INTERRUPTED_TIMEOUT_S if hurry else None):
             if not hurry:

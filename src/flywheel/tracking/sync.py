@@ -2,20 +2,15 @@
 
 In this order: runs with their rows and final values, artifacts as outputs of their runs, inputs, links and aliases. A
 run's file notes when W&B was seen to hold all of it, so a second call, or one after a kill, continues from there.
-`wandb sync` exits 0 even when artifacts were lost, and a second call of it duplicates the rows of a run. So it uploads
-only runs of which W&B has nothing; whatever is missing afterwards is logged again from the run's own file.
+A run is resumed and logged from its own file: only what W&B lacks of it, so a second call duplicates no row.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from flywheel import FlywheelError, files
@@ -32,7 +27,6 @@ from flywheel.tracking.verify import missing_media, missing_parts, missing_rows
 log = logging.getLogger(__name__)
 
 STALL_TIMEOUT_S = 30  # for each item; then this call ends
-UPLOAD_TIMEOUT_S = 3600  # of `wandb sync` for one run
 START_TIMEOUT_S, FINISH_TIMEOUT_S = 30, 60
 LATE = "sync"  # the job type of the run that uploads artifacts whose run is unknown
 
@@ -68,12 +62,12 @@ def sync(params: Params, *, keep: str | None = None) -> Report:
         except StalledError:
             syncing.report.missing.append("W&B does not answer any more; the remaining items were not compared")
         finally:
-            syncing.end()
+            kill_wandb()
         return syncing.report
 
 
 class _Sync:
-    """One call of sync: its report, and the processes that it started."""
+    """One call of sync, and its report."""
 
     def __init__(self, mirror: Mirror, keep: str | None):
         self.mirror = mirror
@@ -83,7 +77,6 @@ class _Sync:
         self.store = mirror.params.store
         self.keep = keep
         self.report = Report()
-        self._uploads: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
         """Sync runs, then artifacts, then aliases."""
@@ -104,13 +97,6 @@ class _Sync:
         for model in self.registry.registered_models():
             self._do(f"aliases of {model}", partial(self._sync_aliases, model))
 
-    def end(self) -> None:
-        """End the processes that this call started."""
-        for process in self._uploads:
-            process.kill()
-            process.wait()
-        kill_wandb()
-
     def _do(self, item: str, action: Callable[[], list[str]]) -> None:
         """Sync one item in bounded time and report what is missing afterwards. Raises StalledError."""
         self.connection.stall_budget_s = STALL_TIMEOUT_S
@@ -119,7 +105,7 @@ class _Sync:
         except StalledError:
             self.report.missing.append(f"{item}: W&B does not answer")
             raise
-        except (WandbError, RegistryError, OSError, subprocess.TimeoutExpired) as error:
+        except (WandbError, RegistryError, OSError) as error:
             missing = [f"{item}: {one_line(error)}"]
         if missing:
             self.report.missing += missing
@@ -135,13 +121,6 @@ class _Sync:
             log.info(f"sync: {', '.join(one.name for one in lost)} of {_title(record)}: the file is gone, left out")
             record = replace(record, media=tuple(one for one in record.media if one not in lost))
         run = self.remote.run(record.key)
-        if run is None or not dict(run.summary_metrics):  # W&B has nothing of it; otherwise rows would be duplicated
-            folders = [self.mirror.params.store_paths.wandb / path for path in record.folders]
-            if recorded := [folder for folder in folders if list(folder.glob("*.wandb"))]:
-                for folder in recorded:
-                    self._upload(record, folder)
-                missing_parts(self.remote, replace(record, used=(), made=()))  # waits until W&B shows the upload
-                run = self.remote.run(record.key)
         made = [self.registry.resolve(ref) for ref in record.made]
         missing = ["all"] if run is None else missing_parts(self.remote, record, settling_s=0)
         if any("its input" not in reason for reason in missing):
@@ -154,26 +133,13 @@ class _Sync:
             return []
         return missing_inputs or missing
 
-    def _upload(self, record: RunRecord, folder: Path) -> None:
-        """Have wandb upload its recording of a run: rows, final values, pictures. Its exit code is meaningless."""
-        command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
-        command += ["--id", record.key, "--entity", self.connection.mode.entity, "--project", self.connection.project]
-        quiet, environment = subprocess.DEVNULL, {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
-        process = subprocess.Popen([*command, str(folder)], stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
-        self._uploads.append(process)
-        process.wait(timeout=UPLOAD_TIMEOUT_S)
-
     def _resume(self, record: RunRecord, made: list[Version], run: Any) -> None:
         """Resume a run, log what W&B lacks of it, and end it as the record says."""
         rows = record.rows if run is None else missing_rows(record.rows, run)
         lost = record.media if run is None else missing_media(record, run)
         with wandb_errors():
             resumed = self.remote.init_run(
-                record,
-                mode="online",
-                resume="allow",
-                start_timeout_s=START_TIMEOUT_S,
-                finish_timeout_s=FINISH_TIMEOUT_S,
+                record, resume="allow", start_timeout_s=START_TIMEOUT_S, finish_timeout_s=FINISH_TIMEOUT_S
             )
         try:
             with wandb_errors():

@@ -8,7 +8,7 @@ from typing import Any
 
 from flywheel.tracking import media
 from flywheel.tracking.remote import Remote, ref_of, wandb_errors
-from flywheel.tracking.run_files import STEP, MediaFile, RunRecord, plain
+from flywheel.tracking.run_files import STEP, TIME, MediaFile, RunRecord, plain
 
 SETTLING_S = 5  # W&B may show an upload a little later
 
@@ -34,7 +34,7 @@ def rows_after(rows: Sequence[Mapping[str, Any]], uploaded: Sequence[Mapping[str
     """Return the rows from the first one on that does not follow its predecessor among the uploaded ones."""
     remaining = iter(uploaded)
     for index, row in enumerate(rows):
-        wanted = {key: value for key, value in row.items() if key != STEP}
+        wanted = {key: value for key, value in row.items() if key not in (STEP, TIME)}
         if not any(_equal(other, wanted) for other in remaining):
             return list(rows[index:])
     return []

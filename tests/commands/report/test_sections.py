@@ -213,7 +213,7 @@ def test_runs_come_from_the_files_that_tracking_keeps(empty: Facts, tmp_path: Pa
     ):
         run = run_files.RunFile(tmp_path, key)
         run.start(job_type, key, "round-1", {})
-        run.append("folder", path="offline-run", url=address)
+        run.append("online", url=address)
         time.sleep(0.002)  # they are ordered by the millisecond
     run_files.RunFile(tmp_path, "abc").append("confirmed", where="there")
     run_files.RunFile(tmp_path, "torn").append("log", values={}, url="javascript:alert(1)")
