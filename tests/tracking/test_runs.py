@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from wandb_process import end, python, start, store_of
 from flywheel.params import Params
 from flywheel.registry import Registry
 from flywheel.tracking import run_files
+from flywheel.tracking.connection import Mode
 from flywheel.tracking.runs import Run, Tracker
 
 Make = Callable[..., Params]
@@ -176,6 +178,28 @@ def test_failure_at_the_start_costs_the_probe_and_the_run_is_recorded_offline(
     assert done.lines[0].startswith("W&B: offline (127.0.0.1 ")
     assert len(done.lines) == 2
     assert {record.finished for record in recorded(tmp_path).values()} == {"finished", "failed"}
+
+
+def test_after_a_failure_no_queued_run_asks_w_and_b(
+    make_params: Make, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    params, queued, asked = make_params("tracking.wandb=online"), threading.Event(), []
+
+    def hang(record: run_files.RunRecord) -> None:
+        asked.append(record.name)
+        queued.wait(60)
+        raise TimeoutError("no answer")
+
+    tracker = Tracker(params, Registry(params.store))
+    tracker.connection._mode = Mode("online", "")
+    monkeypatch.setattr(tracker.mirror.remote, "init_run", hang)
+    runs = [tracker.start("trial", name, {}) for name in "abc"]
+    queued.set()
+    for run in runs:
+        run.end("finished")
+    assert tracker._idle.wait(60)
+    assert asked == ["a"]
+    assert said[1:] == ["W&B: no answer; continuing offline; make sync uploads the rest"]
 
 
 @pytest.mark.long

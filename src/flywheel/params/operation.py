@@ -220,7 +220,7 @@ class Tracking(Section):
         "null: wandb-registry-model/<data.name>-classifier"
     )
     machine_info: Annotated[bool, NOT_IDENTITY] = Field(
-        description="send host name, paths, command line, git state and machine load to W&B"
+        description="send host name, paths, command line, git state and machine load to W&B, of runs that are online"
     )
 
 

@@ -36,6 +36,7 @@ PROBE_TIMEOUT_S = 3
 STALL_TIMEOUT_S = 12
 INTERRUPTED_TIMEOUT_S = 3  # after a failure or an interruption: a sweep must end 8 s after the signal
 PRIVATE_FIRST = ("disabled", "offline", "online")  # of several wishes, the first one of these counts
+LOOK_S = 3.0  # between looks whether data moves, which it does in bursts
 UPLOADING_BYTES_PER_S = 20_000  # W&B's process reads and writes at least this much when it uploads; retries are less
 
 T = TypeVar("T")
@@ -82,7 +83,8 @@ class Connection:
                 if self._mode.name == "online":
                     if (url := base_url()) != BASE_URL:
                         os.environ["WANDB_BASE_URL"] = url  # the settings files are not wandb's from here on
-                    configure(self.params)
+                    # Of a run that is uploaded later, this machine's facts would be wrong.
+                    configure(self.params, machine_info=self.params.tracking.machine_info and not self.upload)
             return self._mode
 
     @property
@@ -127,7 +129,7 @@ class Connection:
         count_bytes = count_bytes or _bytes_moved
         last_look, moved = time.monotonic(), count_bytes()
         until = None if at_most_s is None else last_look + at_most_s
-        while not done.wait(min(1.0, max(self.stall_budget_s, 0.01))):
+        while not done.wait(max(min(LOOK_S, self.stall_budget_s, at_most_s or LOOK_S), 0.01)):
             now, total = time.monotonic(), count_bytes()
             self.waited_s += now - last_look
             if not self._computing and total - moved < UPLOADING_BYTES_PER_S * (now - last_look):

@@ -23,17 +23,17 @@ HIDE_MACHINE = {
 FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
 
-def configure(params: Params) -> None:
-    """Set W&B's folders, and what it prints and sends."""
+def configure(params: Params, *, machine_info: bool) -> None:
+    """Set W&B's folders, what it prints, and whether it sends facts of this machine."""
     folder = params.store_paths.wandb
-    os.environ.update(QUIET, WANDB_MODE="online")
-    if not params.tracking.machine_info:
+    os.environ.update(QUIET)
+    if not machine_info:
         os.environ.update(HIDE_MACHINE)
     for name in FOLDERS:
         if name != "WANDB_CONFIG_DIR" or not user_settings().exists():
             os.environ[name] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not params.tracking.machine_info:
+    if not machine_info:
         os.environ["WANDB_DATA_DIR"] = str(_anonymous_link(folder))
 
 

@@ -176,7 +176,7 @@ class Remote:
             group=record.group,
             config=dict(record.config),
             resume=resume,  # type: ignore[arg-type]
-            mode="online",  # explicit, since wandb reads WANDB_MODE once a process
+            mode="online",  # explicit: make sync uploads whatever WANDB_MODE says
             reinit="create_new",
             settings=settings,
         )

@@ -12,7 +12,6 @@ import queue
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from flywheel.tracking import media
 from flywheel.tracking.connection import INTERRUPTED_TIMEOUT_S, Connection, WandbError
 from flywheel.tracking.mirror import Mirror
 from flywheel.tracking.remote import kill_wandb
-from flywheel.tracking.run_files import STEP, TIME, MediaFile, RunFile, RunRecord, plain
+from flywheel.tracking.run_files import STEP, MediaFile, RunFile, RunRecord, plain
 from flywheel.tracking.verify import missing_parts
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # 255 is W&B's code for Ctrl-C
@@ -45,8 +44,7 @@ class Run:
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics."""
-        row = plain(metrics) | {TIME: time.time()}
-        self._record("log", values=row if step is None else row | {STEP: step})
+        self._record("log", values=plain(metrics) if step is None else {**plain(metrics), STEP: step})
         self._send(lambda run: run.log(dict(metrics), step=step))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
@@ -111,9 +109,9 @@ class Run:
     # -- in the tracker's thread ------------------------------------------------------------------------
 
     def start_on_wandb(self, record: RunRecord) -> None:
-        """Start W&B's run and record its page."""
-        self._run = self._tracker.mirror.remote.init_run(record)
-        if self._file is not None:
+        """Start W&B's run and record its page, unless W&B failed since this was queued."""
+        if self._file is not None and self._tracker.connection.online:
+            self._run = self._tracker.mirror.remote.init_run(record)
             self._file.append("online", url=self._run.url)
 
     def _send(self, action: Callable[[Any], object]) -> None:
@@ -200,8 +198,7 @@ class Tracker:
         file = RunFile(self.params.store, id or secrets.token_hex(4))
         record = file.start(job_type, name, self.group, config)
         run = Run(self, file)
-        if self.connection.online:
-            self.enqueue(lambda: run.start_on_wandb(record))
+        self.enqueue(lambda: run.start_on_wandb(record))
         return run
 
     def enqueue(self, job: Callable[[], None]) -> None:

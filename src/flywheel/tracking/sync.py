@@ -27,7 +27,7 @@ from flywheel.tracking.verify import missing_media, missing_parts, missing_rows
 log = logging.getLogger(__name__)
 
 STALL_TIMEOUT_S = 30  # for each item; then this call ends
-START_TIMEOUT_S, FINISH_TIMEOUT_S = 30, 60
+START_TIMEOUT_S, FINISH_TIMEOUT_S = 30, 3600  # of a run; the stall timeout ends a stalled upload much earlier
 LATE = "sync"  # the job type of the run that uploads artifacts whose run is unknown
 
 
@@ -146,8 +146,8 @@ class _Sync:
                 for row in rows:
                     step = row.get(STEP, -1)
                     values = {key: value for key, value in row.items() if key != STEP}
-                    # Steps cannot decrease; a row without one gets its own, since W&B merges rows of the same step.
-                    resumed.log(values, step=step if step >= resumed.step else None)
+                    # Steps cannot decrease. Without commit, the next picture would join the row and replace its time.
+                    resumed.log(values, step=step if step >= resumed.step else None, commit=True)
                 for one in lost:
                     resumed.log({one.name: media.wandb_object(self.store, one)})
                 resumed.summary.update(dict(record.summary))

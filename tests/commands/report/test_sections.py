@@ -206,23 +206,24 @@ def test_forced_moves_are_marked_and_many_are_cut(empty: Facts) -> None:
 
 def test_runs_come_from_the_files_that_tracking_keeps(empty: Facts, tmp_path: Path) -> None:
     url = "https://wandb.example/ann/flywheel-demo/runs/abc"
-    for key, job_type, address in (
-        ("abc", "sweep", url),
-        ("ghi", "trial", None),
-        ("def", "evaluate", "javascript:alert(1)"),
+    for key, job_type, event, address in (
+        ("abc", "sweep", "folder", url),  # as earlier code wrote it
+        ("ghi", "trial", "folder", None),
+        ("jkl", "retrain", "online", f"{url}d"),
+        ("def", "evaluate", "online", "javascript:alert(1)"),
     ):
         run = run_files.RunFile(tmp_path, key)
         run.start(job_type, key, "round-1", {})
-        run.append("online", url=address)
+        run.append(event, url=address)
         time.sleep(0.002)  # they are ordered by the millisecond
     run_files.RunFile(tmp_path, "abc").append("confirmed", where="there")
     run_files.RunFile(tmp_path, "torn").append("log", values={}, url="javascript:alert(1)")
     found = [*run_files.records(tmp_path)][::-1]
     assert [(run.key, bool(run.confirmed), run.url) for run in found] == [
-        ("def", False, None), ("ghi", False, None), ("abc", True, url)
+        ("def", False, None), ("jkl", False, f"{url}d"), ("ghi", False, None), ("abc", True, url)
     ]  # fmt: skip
     text = shown(replace(empty, runs=tuple(found)))
-    assert "2 of 3 are in the store only; <code>make sync PROFILE=demo</code> uploads them." in text
+    assert "3 of 4 are in the store only; <code>make sync PROFILE=demo</code> uploads them." in text
     assert f'<a href="{url}">abc</a>' in text
     assert "and 1 runs of trials" in text
     assert "javascript:" not in text
