@@ -17,6 +17,8 @@ import processes
 import psutil
 import pytest
 import scripts
+from waiting import wait_until
+from wandb_double import WandbDouble
 
 from flywheel import files
 from flywheel.registry import Registry
@@ -44,7 +46,9 @@ def journal(folder: Path) -> SweepRecord:
 
 
 @contextlib.contextmanager
-def sweeping(folder: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterator[subprocess.Popen[str]]:
+def sweeping(
+    folder: Path, overrides: str = LENGTHY, epochs: int = 1, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
     """Start a sweep and yield when its journal has so many more epochs; kill it at the end if it still runs."""
     journals = folder / "store" / "demo" / "journal"
 
@@ -53,7 +57,8 @@ def sweeping(folder: Path, overrides: str = LENGTHY, epochs: int = 1) -> Iterato
 
     assert run(folder, "data", overrides).returncode == 0
     before = count()
-    process = scripts.start(folder, "sweep", overrides, PYTHONUNBUFFERED="1", FLYWHEEL_TEST_FOLDER=str(folder))
+    variables |= {"PYTHONUNBUFFERED": "1", "FLYWHEEL_TEST_FOLDER": str(folder)}
+    process = scripts.start(folder, "sweep", overrides, **variables)
     with processes.once(process, lambda: count() >= before + epochs, timeout_s=300):
         yield process
 
@@ -160,9 +165,10 @@ def test_an_interrupted_sweep_leaves_no_process_and_can_be_resumed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_signal_ends_a_sweep_even_if_wandb_hangs(tmp_path: Path, signals: int) -> None:
+def test_a_signal_ends_a_sweep_even_if_wandb_hangs(tmp_path: Path, double: WandbDouble, signals: int) -> None:
     """W&B's process is stopped (SIGSTOP), so no call to it returns; the grace period or a second signal ends it all."""
-    with sweeping(tmp_path) as process:
+    with sweeping(tmp_path, f"{LENGTHY} tracking.wandb=auto", **double.environment) as process:
+        wait_until(lambda: {run.fields.get("jobType") for run in double.runs("flywheel-demo")} == {"sweep", "trial"})
         (core,) = [one for one in psutil.Process(process.pid).children() if "wandb-core" in one.name()]
         core.suspend()
         process.send_signal(signal.SIGINT)

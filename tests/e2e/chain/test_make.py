@@ -145,9 +145,6 @@ def test_promote_rollback_and_history_by_hand(built: Built, tmp_path: Path) -> N
     assert "is in production by force" in forced.stdout
     recorded = [path.read_text() for path in (copy.folder / "store/demo/wandb/runs").glob("*.jsonl")]
     assert sum("gate/test/low" in run for run in recorded if '"promote"' in run) == 2  # the refused and the forced one
-    tracked = [path.read_bytes() for path in (copy.folder / "store/demo/wandb").rglob("*.wandb")]
-    cut_short = sum("W&B: it does not answer" in done.stdout for done in (refused, forced))  # on a busy machine
-    assert sum(b"gate/test/low" in run for run in tracked) == 2 - cut_short  # in W&B too
     assert copy.make("rollback", "REASON=second thoughts").returncode == 0
     shown = copy.make("history").stdout.splitlines()
     assert len(shown) == 3
