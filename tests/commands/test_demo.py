@@ -147,8 +147,12 @@ def test_the_demo_runs_and_leaves_no_process(tmp_path: Path) -> None:
         assert (tmp_path / "reports" / "demo" / name).exists()
     report = files.read_json(tmp_path / "reports" / "demo" / "retrain.json")
     served = files.read_json(tmp_path / "reports" / "demo" / "simulation.json")
+    assert "an earlier demo" not in printed
     if report["promoted"]:
         assert list(served["models"]) == ["retrained-model:v0"]
+        process, _ = start(tmp_path)
+        again = process.communicate(timeout=900)[0]
+        assert f"an earlier demo had retrained on these images; remove {store} for the story from its start" in again
     registry = Registry(store)
     assert {one.ref.partition("@")[0] for one in registry.lineage(registry.resolve("retrained-model"))} >= {
         "digits_dataset", "digits-feedback",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import requests
 
 from flywheel import FlywheelError, files
-from flywheel.params import Params
+from flywheel.params import RETRAINED_NAME, Params
 from flywheel.pipeline import server_record
 from flywheel.registry import Registry
 from flywheel.retraining.report import RetrainReport
@@ -85,6 +85,7 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
     parts: list[Part] = []
     registry, sent = Registry(params.store), Counter[str]()
     before, between, part = _retrained(params), (0.0, 0.0), ""
+    continued = registry.aliases(params.registered_model).get("production", "").startswith(f"{RETRAINED_NAME}@")
     with _sigterm_interrupts():
         try:
             for step in STEPS:
@@ -108,6 +109,8 @@ def run(params: Params, arguments: Sequence[str], overrides: str) -> None:
     for line in demo_story.table(parts, new):
         log.info(line)
     log.info(f"requests while make retrain ran and production changed: {sent['sent']}, failed: {sent['failed']}")
+    if continued:
+        log.info(f"an earlier demo had retrained on these images; remove {params.store} for the story from its start")
     log.info(f"\npicture: {demo_story.draw(parts, new, params.reports / 'demo.png')}")
     _script("report", [*arguments, "--set", overrides])
     log.info(NEXT.format(profile=params.profile))
