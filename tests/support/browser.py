@@ -97,7 +97,7 @@ def chromium() -> Iterator[Page]:
                 time.sleep(0.1)
             tabs = requests.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=30).json()
             (tab,) = [tab for tab in tabs if tab["type"] == "page"]
-            with connect(tab["webSocketDebuggerUrl"], max_size=None) as socket:
+            with connect(tab["webSocketDebuggerUrl"], max_size=None, close_timeout=1) as socket:
                 yield Page(socket)
         finally:
             process.kill()

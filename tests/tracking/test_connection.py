@@ -90,8 +90,8 @@ def test_invalid_address_is_named(monkeypatch: pytest.MonkeyPatch, address: str)
     assert choose_mode("auto").why == f"WANDB_BASE_URL={address.rstrip('/')} is not an http address"
 
 
-@pytest.mark.parametrize("address", ["foo", "http://[::1"])
-def test_a_run_is_recorded_offline_despite_an_invalid_address(tmp_path: Path, address: str) -> None:
+def test_a_run_is_recorded_offline_despite_an_invalid_address(tmp_path: Path) -> None:
+    address = "http://[::1"
     done = scripts.run(
         tmp_path, "data", "data.image_size=8 tracking.wandb=auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=address
     )
