@@ -35,10 +35,10 @@ class MediaFile(NamedTuple):
 class RunRecord:
     """A run as its file describes it.
 
-    `key` is its id in W&B. `media` are the last of their names. `used` and `made` are refs. `finished` is how it ended:
-    None while it runs, and if its process was killed. `waited_s` is how long the stage waited for W&B, None for a
-    trial. `confirmed` are the W&B projects that were seen to hold all of it. `url` is its page, None if it never ran
-    online.
+    `key` is its id in W&B. `rows` have a TIME, and a STEP if one was given. `media` are the last of their names. `used`
+    and `made` are refs. `finished` is how it ended: None while it runs, and if its process was killed. `waited_s` is
+    how long the stage waited for W&B, None for a trial. `confirmed` are the W&B projects that were seen to hold all of
+    it. `url` is its page, None if it never ran online.
     """
 
     key: str
@@ -106,7 +106,9 @@ class RunFile:
             key=self.path.stem,
             **{name: start[name] for name in ("job_type", "name", "group", "config", "pid", "pid_started")},
             started=start["at"],
-            rows=tuple({**line["values"], TIME: _seconds(line["at"])} for line in events["log"]),
+            rows=tuple(
+                {**line["values"], TIME: datetime.fromisoformat(line["at"]).timestamp()} for line in events["log"]
+            ),
             summary={key: value for line in events["summary"] for key, value in line["values"].items()},
             media=tuple({m["name"]: MediaFile(m["kind"], m["name"], m["file"]) for m in media}.values()),
             used=tuple(dict.fromkeys(line["ref"] for line in events["use"])),
@@ -122,10 +124,6 @@ def records(store: Path) -> Iterator[RunRecord]:
     """Yield the records of all runs of a store, oldest first."""
     found = (RunFile(store, path.stem).read() for path in sorted(StorePaths(store).wandb_runs.glob("*.jsonl")))
     yield from sorted((record for record in found if record), key=lambda record: record.started)
-
-
-def _seconds(at: str) -> float:
-    return datetime.fromisoformat(at).timestamp()
 
 
 def plain(value: Any) -> Any:
